@@ -1,0 +1,1 @@
+"""nutlet: a small model in a hard shell."""

@@ -1,0 +1,215 @@
+"""Labelled examples in memory, and how a training set is split so that the test set stays untouched.
+
+Images stay ``uint8`` as they were read; a batch is turned into normalised ``float32`` when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nutlet.errors import DataError
+
+__all__ = ["Augment", "Data", "Examples", "flip_and_crop", "split"]
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""A hook ``(batch, generator) -> batch`` applied to training batches; all randomness comes from the generator."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs and integer labels, indexable in batches.
+
+    Args:
+        x: inputs, ``(N, ...)``; ``uint8`` images are ``(N, C, H, W)`` and are scaled to [0, 1] on the way out.
+        y: labels, ``(N,)`` int64.
+        mean: subtracted per channel after scaling; empty for none.
+        std: divides per channel after scaling; empty for none.
+    """
+
+    x: Tensor
+    y: Tensor
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @staticmethod
+    def from_arrays(
+        x: np.ndarray | Tensor,
+        y: np.ndarray | Tensor,
+        *,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+    ) -> Examples:
+        """Check arrays as users have them and bring them into the layout of a model.
+
+        ``uint8`` arrays ``(N, H, W)`` and ``(N, H, W, C)`` with 1, 3 or 4 channels become ``(N, C, H, W)``;
+        floating inputs are taken as they are.
+
+        Raises:
+            DataError: the numbers of inputs and labels differ, a dtype is not understood, labels are negative,
+                inputs hold NaN or infinity, or ``mean`` and ``std`` do not fit the channels.
+
+        >>> Examples.from_arrays(np.zeros((5, 28, 28), "uint8"), np.arange(5)).batch([0, 1])[0].shape
+        torch.Size([2, 1, 28, 28])
+        """
+        inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+            raise DataError(
+                f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected one class index "
+                "per example, shape (N,), integers (one-hot labels: take argmax over the last axis)"
+            )
+        if inputs.ndim < 2 or len(inputs) != len(labels):
+            raise DataError(
+                f"inputs have shape {tuple(inputs.shape)} and there are {len(labels)} labels; "
+                "expected inputs (N, ...) with as many rows as labels"
+            )
+        if len(labels) == 0:
+            raise DataError("found no examples; expected at least one")
+        if int(labels.min()) < 0:
+            raise DataError(f"the smallest label is {int(labels.min())}; expected class indices from 0 up")
+        if inputs.dtype == torch.uint8:
+            if inputs.ndim == 3:
+                inputs = inputs.unsqueeze(1)
+            elif inputs.ndim == 4 and inputs.shape[-1] in (1, 3, 4):
+                inputs = inputs.permute(0, 3, 1, 2).contiguous()
+            elif inputs.ndim != 4 or inputs.shape[1] not in (1, 3, 4):
+                raise DataError(
+                    f"uint8 inputs have shape {tuple(inputs.shape)}; expected images (N, H, W) or (N, H, W, C) "
+                    "with 1, 3 or 4 channels; convert other data to float32"
+                )
+        elif inputs.is_floating_point():
+            inputs = inputs.float()
+            if not bool(torch.isfinite(inputs).all()):
+                raise DataError("the inputs hold NaN or infinity; expected finite numbers: clean or impute them first")
+        else:
+            raise DataError(f"inputs have dtype {inputs.dtype}; expected uint8 images or floating point")
+        examples = Examples(inputs, labels.long(), tuple(mean), tuple(std))
+        channels = inputs.shape[1]
+        for name, values in (("mean", examples.mean), ("std", examples.std)):
+            if len(values) not in (0, 1, channels):
+                raise DataError(f"{name} has {len(values)} values; expected 1 or {channels}, one per channel")
+        if any(value == 0 for value in examples.std):
+            raise DataError("std holds a zero; expected positive numbers")
+        return examples
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def classes(self) -> int:
+        """One more than the largest label."""
+        return int(self.y.max()) + 1
+
+    def batch(self, indices: list[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Return inputs ``(B, ...)`` as normalised float32 and labels ``(B,)``."""
+        x = self.x[indices]
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.clone()
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        if self.mean:
+            x -= torch.tensor(self.mean).view(shape)
+        if self.std:
+            x /= torch.tensor(self.std).view(shape)
+        return x, self.y[indices]
+
+    def batches(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all examples in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.batch(slice(start, start + size))
+
+    def subset(self, indices: Tensor | slice) -> Examples:
+        """Return the examples at ``indices``."""
+        return replace(self, x=self.x[indices], y=self.y[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a compression run may look at; made by :func:`split`.
+
+    ``train`` is fitted, ``calibration`` (a part of ``train``) sets ranges and scores what may be removed,
+    ``validation`` decides between checkpoints and fills the history, ``test`` is for the final report alone.
+    """
+
+    train: Examples
+    validation: Examples
+    calibration: Examples
+    test: Examples | None = None
+    augment: Augment | None = None
+
+    @property
+    def classes(self) -> int:
+        """Number of classes seen in the training data."""
+        return max(self.train.classes, self.validation.classes)
+
+
+def split(
+    train: Examples,
+    test: Examples | None = None,
+    *,
+    validation: float = 0.1,
+    calibration: int = 512,
+    augment: Augment | None = None,
+    seed: int = 0,
+) -> Data:
+    """Take validation and calibration examples from the training set.
+
+    Args:
+        validation: share of the training set held out, at most 5,000 examples.
+        calibration: number of training examples used for ranges and scores.
+
+    Raises:
+        DataError: the training set is too small for the asked split, or shapes of train and test differ.
+
+    >>> data = split(Examples.from_arrays(np.zeros((100, 4), "float32"), np.arange(100) % 3), calibration=10)
+    >>> len(data.train), len(data.validation), len(data.calibration)
+    (90, 10, 10)
+    """
+    if not 0 < validation < 1:
+        raise DataError(f"validation is {validation}; expected a share between 0 and 1")
+    held = min(max(int(len(train) * validation), 1), 5000)
+    if calibration < 1 or len(train) - held < calibration:
+        raise DataError(
+            f"found {len(train)} training examples, of which {held} go to validation; expected at least one "
+            f"calibration example and {calibration} to take; lower `calibration` or add data"
+        )
+    if test is not None and test.x.shape[1:] != train.x.shape[1:]:
+        raise DataError(
+            f"test inputs have shape {tuple(test.x.shape[1:])}, training inputs {tuple(train.x.shape[1:])}; "
+            "expected the same shape"
+        )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    fitted = train.subset(order[held:])
+    return Data(
+        train=fitted,
+        validation=train.subset(order[:held]),
+        calibration=fitted.subset(slice(0, calibration)),
+        test=test,
+        augment=augment,
+    )
+
+
+def flip_and_crop(padding: int = 4, *, flip: bool = True) -> Augment:
+    """Return the usual augmentation of small images: a random shift within zero padding, and a mirror image.
+
+    Args:
+        padding: largest shift in pixels.
+        flip: mirror half of the images left to right (leave it out for digits and text).
+    """
+
+    def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+        n, _, height, width = x.shape
+        if flip:
+            mirrored = torch.rand(n, generator=generator) < 0.5
+            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
+        shift = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+        padded = torch.nn.functional.pad(x, (padding,) * 4)
+        rows = (shift[0] + torch.arange(height))[:, None, :, None]
+        columns = (shift[1] + torch.arange(width))[:, None, None, :]
+        return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+
+    return augment

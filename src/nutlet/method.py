@@ -1,0 +1,180 @@
+"""What a compression method is, and the registry that finds one by name.
+
+A method is plain data (a frozen dataclass) with up to three verbs:
+
+``decide``   looks at the model and the data and returns a *plan*: plain JSON that says what is to be done;
+``execute``  carries the plan out on the model, without data (loading a saved model replays exactly this);
+``train``    changes values only, not structure (fine-tuning and distillation).
+
+Splitting deciding from doing is what lets a compressed model be rebuilt from JSON and tensors, without pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from nutlet.data import Data
+from nutlet.errors import ConfigError, nearest
+from nutlet.progress import Progress
+
+__all__ = ["Context", "Method", "Plan", "methods", "register"]
+
+Plan = dict[str, Any]
+"""What a method decided, as plain JSON; the key ``notes`` holds sentences for the history."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """All run-time objects a method may use; no globals, no hidden seed.
+
+    Args:
+        data: the splits; methods look at ``calibration`` and ``train``, never at ``test``.
+        teacher: the original model in evaluation mode, never changed.
+        seed: the only source of randomness.
+        workdir: where long training keeps its checkpoints; ``None`` keeps none.
+        progress: shows bars.
+    """
+
+    data: Data
+    teacher: nn.Module
+    seed: int = 0
+    workdir: Path | None = None
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+
+    @property
+    def example(self) -> Tensor:
+        """Two calibration inputs, the example every walk and export uses."""
+        return self.data.calibration.batch(slice(0, 2))[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods: validated data that round-trips through JSON and YAML.
+
+    Args:
+        include: patterns of module names the method may touch (``fnmatch``: ``layer1.*``); all by default.
+        exclude: patterns of module names it must leave alone.
+    """
+
+    when: ClassVar[str] = ""
+    """One line: when to pick this method."""
+    recoverable: ClassVar[bool] = False
+    """Whether fine-tuning after this method wins back accuracy, so that ``recover=`` follows it."""
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check option types; subclasses extend this to check values."""
+        for option in dataclasses.fields(self):
+            _check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
+
+    def decide(self, model: nn.Module, context: Context) -> Plan:
+        """Return what is to be done to ``model``; must not change it."""
+        return {}
+
+    @staticmethod
+    def execute(model: nn.Module, plan: Plan) -> nn.Module:
+        """Carry out ``plan`` on ``model``, in place where possible, and return the result."""
+        return model
+
+    def train(self, model: nn.Module, context: Context) -> list[str]:
+        """Change the values of ``model``, not its structure; return notes for the history."""
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{name: {option: value}}`` with only the options that differ from their defaults."""
+        changed = {
+            option.name: list(value) if isinstance(value, tuple) else value
+            for option in dataclasses.fields(self)
+            if (value := getattr(self, option.name)) != option.default
+        }
+        return {type(self).__name__: changed}
+
+    @staticmethod
+    def from_dict(spec: Mapping[str, Any] | str) -> Method:
+        """Rebuild a method from what :meth:`to_dict` returned, or from its bare name.
+
+        Raises:
+            ConfigError: unknown method or option (the nearest name is suggested), or a bad value.
+        """
+        if isinstance(spec, str):
+            spec = {spec: {}}
+        if not isinstance(spec, Mapping) or len(spec) != 1:
+            raise ConfigError(f"found the step {spec!r}; expected one method name with its options, as `Quantize: {{}}`")
+        ((name, options),) = spec.items()
+        known = methods()
+        if name not in known:
+            raise ConfigError(f"found the method {name!r}, which does not exist; {nearest(str(name), known)}")
+        kind = known[name]
+        options = {} if options is None else options
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"the options of {name} are {options!r}; expected a mapping of option to value")
+        accepted = {option.name for option in dataclasses.fields(kind)}
+        for option in options:
+            if option not in accepted:
+                raise ConfigError(f"{name} has no option {option!r}; {nearest(str(option), accepted)}")
+        missing = [o.name for o in dataclasses.fields(kind) if o.default is dataclasses.MISSING and o.name not in options]
+        if missing:
+            raise ConfigError(f"{name} needs the option {missing[0]!r}; see `nutlet methods`")
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+Kind = TypeVar("Kind", bound=type[Method])
+
+_registry: dict[str, type[Method]] = {}
+_plugins_loaded = False
+
+
+def register(kind: Kind) -> Kind:
+    """Class decorator: make a method known by its class name to recipes, the command line and the docs."""
+    if kind.__name__ in _registry and _registry[kind.__name__] is not kind:
+        raise ConfigError(f"a method named {kind.__name__!r} is registered already; expected a new name")
+    _registry[kind.__name__] = kind
+    return kind
+
+
+def methods() -> dict[str, type[Method]]:
+    """Return every known method by name: ours, and those of installed packages (entry point ``nutlet.methods``)."""
+    global _plugins_loaded
+    import nutlet.compress  # noqa: F401  registers ours
+
+    if not _plugins_loaded:
+        _plugins_loaded = True
+        for entry in importlib.metadata.entry_points(group="nutlet.methods"):
+            register(entry.load())
+    return dict(sorted(_registry.items()))
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _check_type(method: str, option: str, value: Any, hint: Any) -> None:
+    """Raise ConfigError unless ``value`` fits the annotation (str, int, float, bool, tuples and unions of them)."""
+    if not _fits(value, hint):
+        wanted = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
+        raise ConfigError(f"{method}.{option} is {value!r} ({type(value).__name__}); expected {wanted}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if arguments:  # a union
+        return any(_fits(value, choice) for choice in arguments)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)

@@ -1,0 +1,60 @@
+"""Progress of long work, as the user sees it: a bar with the time left, or silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["Progress", "Task"]
+
+
+@dataclass
+class Task:
+    """One running bar; ``advance`` moves it and may change the text beside it."""
+
+    _bar: object = None
+    _id: object = None
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Move the bar by ``steps`` and show ``note`` beside it."""
+        if self._bar is not None:
+            self._bar.update(self._id, advance=steps, note=note)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Shows progress bars on standard error; ``quiet`` shows nothing.
+
+    >>> with Progress(quiet=True).task("training", total=3) as task:
+    ...     task.advance()
+    """
+
+    quiet: bool = False
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        """Show a bar of ``total`` steps while the block runs."""
+        if self.quiet:
+            yield Task()
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield Task(bars, bars.add_task(title, total=total, note=""))
+
+    def say(self, text: str) -> None:
+        """Print one line on standard error, unless quiet."""
+        if not self.quiet:
+            from rich.console import Console
+
+            Console(stderr=True).print(text, highlight=False)

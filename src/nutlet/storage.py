@@ -1,0 +1,74 @@
+"""Files written aside and renamed, so that a killed or failed write leaves the old file or none."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nutlet.errors import StorageError
+
+__all__ = ["digest", "write_atomic", "write_json", "write_text"]
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then rename it to ``path``.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except Exception as error:
+        reason = _storage_reason(error)
+        if reason is None:
+            raise
+        raise StorageError(f"could not write {path}: {reason}; nothing was left half-written") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, aside and renamed."""
+    write_atomic(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, aside and renamed."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def digest(*parts: bytes | str) -> str:
+    """Return a hexadecimal SHA-256 over ``parts``, each preceded by its length.
+
+    >>> digest("ab", "c") == digest("a", "bc")
+    False
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "big"))
+        sha.update(data)
+    return sha.hexdigest()
+
+
+def _storage_reason(error: BaseException) -> str | None:
+    """Say in words why the file system refused, or None where it is another kind of error."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno == errno.ENOSPC:
+            return "the disk is full; free some space or choose another folder"
+        return f"{error.strerror}; choose a folder that can be written"
+    # Writers in Rust and C++ (safetensors, torch) wrap the error of the system in their own.
+    if "No space left" in text or "PytorchStreamWriter" in text:
+        return "the disk is full; free some space or choose another folder"
+    return None
