@@ -25,7 +25,7 @@ from nutlet.data import Data
 from nutlet.errors import ConfigError, nearest
 from nutlet.progress import Progress
 
-__all__ = ["Context", "Method", "Plan", "methods", "register"]
+__all__ = ["Context", "Method", "Plan", "known_methods", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON; the key ``notes`` holds sentences for the history."""
@@ -82,8 +82,11 @@ class Method:
         return {}
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan) -> nn.Module:
-        """Carry out ``plan`` on ``model``, in place where possible, and return the result."""
+    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        """Carry out ``plan`` on ``model``, in place where possible, and return the result.
+
+        ``example`` has the shape of two inputs, for walking the model; its values do not matter.
+        """
         return model
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
@@ -109,9 +112,11 @@ class Method:
         if isinstance(spec, str):
             spec = {spec: {}}
         if not isinstance(spec, Mapping) or len(spec) != 1:
-            raise ConfigError(f"found the step {spec!r}; expected one method name with its options, as `Quantize: {{}}`")
+            raise ConfigError(
+                f"found the step {spec!r}; expected one method name with its options, as `Quantize: {{}}`"
+            )
         ((name, options),) = spec.items()
-        known = methods()
+        known = known_methods()
         if name not in known:
             raise ConfigError(f"found the method {name!r}, which does not exist; {nearest(str(name), known)}")
         kind = known[name]
@@ -122,7 +127,9 @@ class Method:
         for option in options:
             if option not in accepted:
                 raise ConfigError(f"{name} has no option {option!r}; {nearest(str(option), accepted)}")
-        missing = [o.name for o in dataclasses.fields(kind) if o.default is dataclasses.MISSING and o.name not in options]
+        missing = [
+            o.name for o in dataclasses.fields(kind) if o.default is dataclasses.MISSING and o.name not in options
+        ]
         if missing:
             raise ConfigError(f"{name} needs the option {missing[0]!r}; see `nutlet methods`")
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
@@ -142,10 +149,10 @@ def register(kind: Kind) -> Kind:
     return kind
 
 
-def methods() -> dict[str, type[Method]]:
+def known_methods() -> dict[str, type[Method]]:
     """Return every known method by name: ours, and those of installed packages (entry point ``nutlet.methods``)."""
     global _plugins_loaded
-    import nutlet.compress  # noqa: F401  registers ours
+    import nutlet.methods  # noqa: F401  registers ours
 
     if not _plugins_loaded:
         _plugins_loaded = True

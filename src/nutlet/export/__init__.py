@@ -1,0 +1,1 @@
+"""The shipped file: one exporter to a file."""

@@ -1,0 +1,129 @@
+"""The shipped ONNX file: integers stored as integers, and nothing in it of the code it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.errors import ExportError
+from nutlet.graph.finalize import finalize
+from nutlet.storage import write_atomic
+
+__all__ = ["export_onnx"]
+
+OPSET = 20
+
+
+def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
+    """Write ``model`` as an ONNX file with a dynamic batch, one input ``x`` and one output ``y``.
+
+    Quantized weights are stored as int8 and quantized activations appear as QuantizeLinear / DequantizeLinear pairs,
+    which runtimes fuse to integer kernels. Names, doc strings, stack traces and shape hints are removed.
+
+    Args:
+        model: any module or result of the chain; constraints are baked on a copy.
+        path: where the file goes; it is written aside and renamed.
+        example: two inputs, batch first.
+
+    Raises:
+        ExportError: the model cannot be traced, or the result is not valid ONNX.
+        StorageError: the file cannot be written.
+    """
+    import onnx
+
+    path = Path(path)
+    baked = finalize(model)
+    proto = _trace(baked, example)
+    _strip(proto)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+    write_atomic(path, lambda aside: aside.write_bytes(proto.SerializeToString(deterministic=True)))
+    return path
+
+
+def _trace(model: nn.Module, example: Tensor) -> Any:
+    batch = torch.export.Dim("batch")
+    noise = io.StringIO()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(noise):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["x"],
+                output_names=["y"],
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+                optimize=True,
+            )
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps the reason several times
+            cause = cause.__cause__
+        raise ExportError(
+            f"torch could not export this model to ONNX: {str(cause).splitlines()[0]}\n"
+            "Expected a forward that torch.export can trace with a dynamic batch (no shapes read into Python numbers, "
+            "no branches on data). Try torch.export.export(model, (x,)) for the full explanation"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    return program.model_proto
+
+
+def _strip(proto: Any) -> None:
+    """Remove everything a runtime does not need: it is most of the file's overhead and tells how the model was made."""
+    from onnx import helper
+
+    graph = proto.graph
+    for holder in (proto, graph):
+        holder.doc_string = ""
+        del holder.metadata_props[:]
+    proto.producer_name, proto.producer_version, proto.domain, graph.name = "", "", "", "g"
+    del graph.value_info[:]
+    del proto.functions[:]
+    short: dict[str, str] = {"": "", "x": "x", "y": "y"}
+
+    def rename(name: str) -> str:
+        return short.setdefault(name, helper_name(len(short) - 3))
+
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for tensor in graph.initializer:
+        tensor.name = rename(tensor.name)
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    for node in graph.node:
+        node.name, node.doc_string = "", ""
+        del node.metadata_props[:]
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]
+    used = {node.domain for node in graph.node}
+    kept = [opset for opset in proto.opset_import if opset.domain in used or opset.domain == ""]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+
+
+def helper_name(number: int) -> str:
+    """Return the shortest name not given before: a, b, … z, aa, ab, …"""
+    letters = ""
+    number += 1
+    while number:
+        number, digit = divmod(number - 1, 26)
+        letters = chr(ord("a") + digit) + letters
+    return letters + "_" if letters in ("x", "y") else letters

@@ -1,0 +1,177 @@
+"""Where activations are quantized, in which ranges, and by what.
+
+Placement follows what integer kernels want: the input, and the end of each convolution, dense layer, addition,
+concatenation and average *after* its batch norm and ReLU, where another such operation reads it. Calls that only move
+values (views, slices, max pools) pass the quantization of their input on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+
+from nutlet.errors import ModelError
+from nutlet.graph.constraints import WeightQuantizer, constraints
+from nutlet.graph.sites import Edited, Record, Site, evaluating, walk
+
+__all__ = ["ActivationQuantizer", "attach", "calibrate", "place"]
+
+WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"}) | {f"conv_transpose{d}d" for d in (1, 2, 3)}
+INTEGER = WEIGHTED | {"matmul", "bmm", "add", "cat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "pad"}
+"""Operations with integer kernels in the runtimes."""
+TAIL = frozenset({"batch_norm", "relu", "relu6", "hardtanh", "clamp"})
+"""Operations that runtimes fuse into the integer operation before them."""
+MOVES = frozenset(
+    {"view", "reshape", "flatten", "unflatten", "getitem", "get", "chunk", "split", "narrow", "select", "unbind"}
+    | {"transpose", "permute", "movedim", "squeeze", "unsqueeze", "contiguous", "expand", "repeat"}
+    | {"max_pool1d", "max_pool2d", "dropout", "dropout2d", "feature_dropout"}
+)
+"""Operations whose results are values of their input."""
+
+Activations = dict[str, dict[str, Any]]
+"""Site name to ``{"scale": float, "zero_point": int}`` or ``{"same_as": site name}``: plain JSON, part of a plan."""
+
+
+class ActivationQuantizer(nn.Module):
+    """Unsigned 8-bit affine quantization of a whole tensor: ``q = clamp(round(x / s) + z, 0, 255)``.
+
+    In training the gradient passes straight through inside the range (Bengio et al. 2013, arXiv:1308.3432);
+    in evaluation and export it is the pair of operations every runtime knows.
+    """
+
+    def __init__(self, scale: float, zero_point: int) -> None:
+        super().__init__()
+        # Plain numbers, as they stand in the plan: exporters want constants here, not tensors.
+        self.scale = scale
+        self.zero_point = zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the nearest representable values."""
+        if self.training:
+            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, 255)
+        grid = (self.scale, self.zero_point, 0, 255, torch.uint8)
+        codes = torch.ops.quantized_decomposed.quantize_per_tensor(x, *grid)
+        values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(codes, *grid)
+        return values
+
+
+class _Range(nn.Module):
+    """Lets a tensor through and remembers its smallest and largest value; zero is always inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = 0.0
+        self.high = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.low = min(self.low, float(x.min()))
+        self.high = max(self.high, float(x.max()))
+        return x
+
+
+def place(model: nn.Module, record: Record) -> dict[str, str | None]:
+    """Return the sites to quantize, each with the site whose scale it must share, or ``None``.
+
+    A weighted call counts as an integer operation where its layer carries a :class:`WeightQuantizer`, another one
+    where all its inputs come from integer operations; so the scope of the weights is the scope of the activations.
+    The model's output stays in floating point: its integer kernel writes floats at no cost, and ties are avoided.
+    """
+    modules = dict(model.named_modules())
+    integer: set[str] = set()
+    for site in record.sites.values():
+        if site.op in WEIGHTED:
+            layer = modules.get(site.module)
+            if layer is not None and any(isinstance(c, WeightQuantizer) for c in constraints(layer)):
+                integer.add(site.name)
+        elif site.op in INTEGER:
+            feeding = [_source(record, record.sites[name], MOVES | TAIL) for name in site.inputs]
+            if feeding and all(source.name in integer or source.op == "input" for source in feeding):
+                integer.add(site.name)
+    chosen: dict[str, str | None] = {}
+    for site in record.sites.values():
+        if site.op != "input" and site.name not in integer:
+            continue
+        end = _tail_end(record, site)
+        if end.name not in record.outputs and _read_by(record, end, integer):
+            # A zero padding of quantized values is exact in their own scale.
+            source = _source(record, record.sites[site.inputs[0]], MOVES).name if site.op == "pad" else None
+            chosen[end.name] = source if source in chosen and end is site else None
+    for name in integer:
+        site = record.sites[name]
+        if site.op in WEIGHTED and site.inputs:
+            chosen.setdefault(_source(record, record.sites[site.inputs[0]], MOVES).name, None)
+    return {name: chosen[name] for name in record.sites if name in chosen}
+
+
+def calibrate(model: nn.Module, record: Record, batches: Iterable[Tensor]) -> Activations:
+    """Return scale and zero point of every site to quantize, from the smallest and largest value in ``batches``.
+
+    Raises:
+        ModelError: a site gives NaN or infinity, or ``batches`` is empty.
+    """
+    placed = place(model, record)
+    ranges = {name: _Range() for name, tied in placed.items() if tied is None}
+    observed = Edited(model, record, ranges)
+    seen = 0
+    try:
+        with evaluating(observed), torch.no_grad():
+            for x in batches:
+                observed(x)
+                seen += len(x)
+    finally:
+        observed.take_off()
+    if not seen:
+        raise ModelError("found no calibration inputs; expected at least one batch to set activation ranges")
+    result: Activations = {}
+    for name, tied in placed.items():
+        if tied is not None:
+            result[name] = {"same_as": tied}
+            continue
+        low, high = ranges[name].low, ranges[name].high
+        scale = (high - low) / 255 or 1.0
+        if not 0 < scale < float("inf"):
+            raise ModelError(f"the activations at {name} range from {low} to {high}; expected finite numbers")
+        result[name] = {"scale": scale, "zero_point": round(-low / scale)}
+    return result
+
+
+def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edited:
+    """Return ``model`` with a quantizer at every site of ``activations``."""
+    quantizers: dict[str, nn.Module] = {}
+    for name, values in activations.items():
+        quantizers[name] = (
+            quantizers[values["same_as"]]
+            if "same_as" in values
+            else ActivationQuantizer(values["scale"], values["zero_point"])
+        )
+    return Edited(model, walk(model, example), quantizers)
+
+
+def _tail_end(record: Record, site: Site) -> Site:
+    """Follow batch norm and activation functions that alone read the result."""
+    while site.name not in record.outputs:
+        users = record.consumers(site.name)
+        if len(users) != 1 or users[0].op not in TAIL:
+            break
+        site = users[0]
+    return site
+
+
+def _source(record: Record, site: Site, through: frozenset[str]) -> Site:
+    """Go back through calls of the given kinds, to the one that computed the values."""
+    while site.op in through and site.inputs:
+        site = record.sites[site.inputs[0]]
+    return site
+
+
+def _read_by(record: Record, site: Site, readers: set[str]) -> bool:
+    """Whether one of the sites ``readers`` reads the result, directly or through calls that only move values."""
+    return any(
+        user.name in readers
+        or (user.op in MOVES and user.name not in record.outputs and _read_by(record, user, readers))
+        for user in record.consumers(site.name)
+    )

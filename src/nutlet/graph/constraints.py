@@ -1,0 +1,192 @@
+"""A weight seen through a stack of constraints.
+
+Every weight-level method is a :mod:`torch.nn.utils.parametrize` parametrization of the dense weight. They stack, so
+fine-tuning after the second method still respects the first. Structural methods *carry* the stack (select the kept
+slices), *recompute* parts of it (scales), or *dissolve* it (bake it into the values), and say so in the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = [
+    "Constraint",
+    "Mask",
+    "WeightQuantizer",
+    "constrain",
+    "constrained_weight",
+    "constraints",
+    "output_axis",
+    "raw_weight",
+    "take_off",
+]
+
+
+class Constraint(nn.Module):
+    """A function of one weight, ``forward(w) -> w`` of the same shape, that can follow structural changes."""
+
+    def select(self, dim: int, keep: Tensor) -> Constraint:
+        """Return the constraint of ``w.index_select(dim, keep)``."""
+        raise NotImplementedError
+
+    def refit(self, weight: Tensor) -> None:
+        """Recompute what depends on the values of the weight, after a method changed them."""
+
+
+class Mask(Constraint):
+    """Keeps the weights where ``mask`` is true and makes the others exactly zero.
+
+    >>> Mask(torch.tensor([True, False]))(torch.tensor([3.0, 4.0]))
+    tensor([3., 0.])
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return ``weight`` with zeros where the mask is false."""
+        return weight * self.mask
+
+    def select(self, dim: int, keep: Tensor) -> Mask:
+        """Return the mask of the kept slices."""
+        return Mask(self.mask.index_select(dim, keep))
+
+
+class WeightQuantizer(Constraint):
+    """Symmetric signed 8-bit integers with one scale per output channel; zero stays exactly zero.
+
+    ``q = clamp(round(w / s), -127, 127)`` and ``w' = s q`` with ``s = max|w| / 127`` per channel (Krishnamoorthi
+    2018, arXiv:1806.08342, section 2). The gradient passes straight through inside the range.
+
+    ``portable`` widens a scale where needed so that the codes of two inputs that lie side by side sum to at most 128
+    in either direction. x86 processors without VNNI multiply such pairs by 8-bit activations into 16 bits, which
+    saturate above 32,767: 255 x 128 does not. Halving the range of all weights, the usual remedy, costs a whole bit.
+
+    Args:
+        scale: ``(channels,)`` positive.
+        axis: axis of the output channels in the weight.
+        portable: whether :meth:`refit` keeps pairs from saturating.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    limit = 127
+
+    def __init__(self, scale: Tensor, axis: int = 0, *, portable: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int32))
+        self.axis = axis
+        self.portable = portable
+
+    @staticmethod
+    def fit(weight: Tensor, axis: int = 0, *, portable: bool = True) -> WeightQuantizer:
+        """Return the quantizer whose ranges just cover ``weight``."""
+        quantizer = WeightQuantizer(torch.ones(weight.shape[axis]), axis, portable=portable)
+        quantizer.refit(weight)
+        return quantizer
+
+    def refit(self, weight: Tensor) -> None:
+        """Set the scales so that they just cover ``weight``."""
+        channels = weight.detach().movedim(self.axis, 0)
+        scale = channels.flatten(1).abs().amax(1) / self.limit
+        if self.portable:
+            # Two roundings may add one to a pair's sum, hence 127.5 and not 128.
+            scale = torch.maximum(scale, _largest_pair(channels) / 127.5)
+        self.scale = scale.clamp_min(1e-12)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the nearest representable weights."""
+        return torch.fake_quantize_per_channel_affine(
+            weight, self.scale, self.zero_point, self.axis, -self.limit, self.limit
+        )
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the int8 codes of ``weight``, which must lie on the grid already (as after :meth:`forward`)."""
+        shape = [1] * weight.ndim
+        shape[self.axis] = -1
+        return torch.round(weight / self.scale.view(shape)).clamp(-self.limit, self.limit).to(torch.int8)
+
+    def select(self, dim: int, keep: Tensor) -> WeightQuantizer:
+        """Return the quantizer of the kept slices; ranges stay, they still cover what is left."""
+        scale = self.scale.index_select(0, keep) if dim == self.axis else self.scale.clone()
+        return WeightQuantizer(scale, self.axis, portable=self.portable)
+
+
+def _largest_pair(channels: Tensor) -> Tensor:
+    """Return per output channel the largest sum, in either direction, of two weights that a kernel multiplies at once.
+
+    Kernels run over positions first and input channels inside; an odd number of input channels is either padded or
+    runs on into the next position, so both are looked at. Depthwise kernels do not work in pairs.
+    """
+    inputs = channels.movedim(1, -1)  # (outputs, positions..., inputs)
+    width = inputs.shape[-1]
+    if width == 1 and inputs.ndim > 2:
+        return torch.zeros(len(channels), device=channels.device)
+    layouts = [inputs.reshape(len(channels), -1, width)]
+    if width % 2:
+        layouts.append(inputs.reshape(len(channels), 1, -1))
+    largest = torch.zeros(len(channels), device=channels.device)
+    for layout in layouts:
+        padded = torch.nn.functional.pad(layout, (0, layout.shape[-1] % 2)).unflatten(-1, (-1, 2))
+        for sign in (1, -1):
+            largest = torch.maximum(largest, (sign * padded).clamp_min(0).sum(-1).flatten(1).amax(1))
+    return largest
+
+
+def output_axis(layer: nn.Module) -> int:
+    """Return the axis of the output channels in the weight of a layer."""
+    return 1 if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)) else 0
+
+
+def constraints(layer: nn.Module) -> list[Constraint]:
+    """Return the constraints on the weight of ``layer``, in the order they apply."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return []
+    return list(layer.parametrizations["weight"])  # type: ignore[union-attr,index,arg-type]
+
+
+def raw_weight(layer: nn.Module) -> nn.Parameter:
+    """Return the dense weight below all constraints, the one that is trained."""
+    if parametrize.is_parametrized(layer, "weight"):
+        return layer.parametrizations["weight"].original  # type: ignore[union-attr,index,return-value]
+    return layer.weight  # type: ignore[return-value]
+
+
+def constrained_weight(layer: nn.Module) -> Tensor:
+    """Return the weight as the layer uses it, detached."""
+    with torch.no_grad():
+        weight: Tensor = layer.weight.detach()  # type: ignore[assignment,operator,union-attr]
+        return weight
+
+
+def constrain(layer: nn.Module, stack: list[Constraint]) -> None:
+    """Put ``stack`` on the weight of ``layer``, after what is there already."""
+    for constraint in stack:
+        parametrize.register_parametrization(layer, "weight", constraint.to(raw_weight(layer).device))
+
+
+def take_off(layer: nn.Module, *, bake: bool = False) -> list[Constraint]:
+    """Remove all constraints of ``layer`` and return them; ``bake`` leaves the constrained values, not the raw ones."""
+    stack = constraints(layer)
+    if stack:
+        # A deep copy shares the class that torch made for the original, and removal deletes the class's property
+        # `weight`: without a class of its own, taking constraints off a copy would break the original.
+        kind = type(layer)
+        layer.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=bake)
+    return stack
+
+
+def constrained_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the name and module of every layer that carries constraints."""
+    for name, module in model.named_modules():
+        if constraints(module):
+            yield name, module

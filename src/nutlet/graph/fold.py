@@ -1,0 +1,80 @@
+"""Batch norms folded into the layers before them (Jacob et al. 2018, arXiv:1712.05877, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.graph.constraints import constraints, output_axis, raw_weight
+from nutlet.graph.scope import Layer
+from nutlet.graph.sites import Record
+
+__all__ = ["fold", "foldable"]
+
+
+def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
+    """Return pairs ``(layer, batch norm)`` of module names where the norm reads nothing but the layer's output.
+
+    A layer or norm that runs more than once, or whose output is also read elsewhere, is left alone.
+    """
+    modules = dict(model.named_modules())
+    pairs = []
+    for site in record.sites.values():
+        if site.op != "batch_norm" or len(site.inputs) != 1:
+            continue
+        source = record.sites[site.inputs[0]]
+        norm, layer = modules.get(site.module), modules.get(source.module)
+        if (
+            isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+            and norm.running_mean is not None
+            and isinstance(layer, Layer)
+            and len(record.of_module(site.module)) == 1
+            and len(record.of_module(source.module)) == 1
+            and record.consumers(source.name) == (site,)
+            and source.name not in record.outputs
+        ):
+            pairs.append((source.module, site.module))
+    return pairs
+
+
+def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
+    """Fold each batch norm of ``pairs`` into its layer, in place; the norm becomes an identity.
+
+    ``w' = w g / sqrt(v + e)`` per output channel and ``b' = (b - m) g / sqrt(v + e) + beta``. Masks are carried
+    (a scaled zero is zero), scales are recomputed.
+    """
+    for layer_name, norm_name in pairs:
+        layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+        assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        gain = torch.ones_like(mean) if norm.weight is None else norm.weight.detach()
+        shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach()
+        factor = gain / torch.sqrt(variance + norm.eps)
+        weight = raw_weight(layer)
+        axis = output_axis(layer)
+        shape = [1] * weight.ndim
+        shape[axis] = -1
+        groups = getattr(layer, "groups", 1)
+        # A grouped transposed convolution lists its outputs per group along axis 1.
+        spread = factor if axis == 0 or groups == 1 else None
+        with torch.no_grad():
+            if spread is not None:
+                weight.mul_(spread.view(shape))
+            else:
+                per_group = factor.view(groups, 1, -1, *[1] * (weight.ndim - 2))
+                weight.copy_((weight.view(groups, -1, *weight.shape[1:]) * per_group).view_as(weight))
+            old: Tensor = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach()  # type: ignore[assignment]
+            layer.bias = nn.Parameter((old - mean) * factor + shift)
+        masked = weight.detach()
+        for constraint in constraints(layer):
+            constraint.refit(masked)
+            masked = constraint(masked)
+        replace(model, norm_name, nn.Identity())
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` in the place of the submodule ``name``."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,377 @@
+"""The walk: every call of a forward pass that returns a float tensor, named and connected.
+
+A user's ``forward`` is free Python (``F.relu``, ``x + y``, ``x.mean((2, 3))``), so neither hooks on modules nor a
+traced graph see all of it. One :class:`torch.overrides.TorchFunctionMode` does. It names each call
+``module.path/op/k``: the k-th float result of that operation in that module during one forward. The same mode,
+entered around ``forward``, lets an edit change the result at chosen sites (:class:`Edited`): so the quantizers of
+activations act in training, in evaluation and while exporting alike, and the user's module stays what it is.
+
+Names, not counters over the whole model, because structure changes between steps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nutlet.errors import ModelError
+
+__all__ = ["Edited", "Record", "Site", "walk"]
+
+_WEIGHT = "parametrizations."
+"""Part of the path of modules that compute a weight, not a step of the data flow."""
+_REFLECTED = {"radd": "add", "iadd": "add", "isub": "sub", "rsub": "sub", "imul": "mul", "rmul": "mul"}
+_REFLECTED |= {"itruediv": "div", "rtruediv": "div", "truediv": "div", "rmatmul": "matmul"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One float tensor returned by a call.
+
+    Args:
+        name: ``module.path/op/k``; the input of the model is ``/input/0``.
+        module: path of the module whose forward made the call, ``""`` for the root.
+        op: the operation's plain name: ``conv2d``, ``add``, ``relu`` (``x + y``, ``x.add_(y)`` are both ``add``).
+        inputs: names of the sites that feed the call, in order; tensors that no site produced are left out.
+        operands: shapes of all tensor arguments, weights included.
+        shape: shape of the result.
+        inplace: whether the result is the first argument itself.
+    """
+
+    name: str
+    module: str
+    op: str
+    inputs: tuple[str, ...]
+    operands: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+    inplace: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """All sites of one forward pass in order of execution, and which of them leave the model."""
+
+    sites: dict[str, Site]
+    outputs: frozenset[str]
+
+    @cached_property
+    def _consumers(self) -> dict[str, tuple[Site, ...]]:
+        users: dict[str, list[Site]] = {name: [] for name in self.sites}
+        for site in self.sites.values():
+            for source in dict.fromkeys(site.inputs):
+                users[source].append(site)
+        return {name: tuple(sites) for name, sites in users.items()}
+
+    def consumers(self, name: str) -> tuple[Site, ...]:
+        """Return the sites that read the result at ``name``."""
+        return self._consumers[name]
+
+    def of_module(self, path: str) -> tuple[Site, ...]:
+        """Return the sites whose call was made by the module at ``path`` itself."""
+        return tuple(site for site in self.sites.values() if site.module == path)
+
+
+class _State(threading.local):
+    """Where the running forward is: per thread, and empty again in every copy."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.stack: list[str] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _State:
+        return _State()
+
+    def __reduce__(self) -> tuple[type[_State], tuple[()]]:
+        return _State, ()
+
+
+@dataclass(eq=False)
+class _Enter:
+    """Forward pre-hook that notes which module is running; an object, so that models can be copied and pickled."""
+
+    state: _State
+    path: str
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if not self.state.active:
+            if _WEIGHT in self.path:
+                return  # somebody reads a weight
+            raise ModelError(
+                f"module {self.path!r} of a model with quantized activations ran outside of that model; expected "
+                "calls to the whole model. Activation checkpointing does this when it recomputes: switch it off"
+            )
+        self.state.stack.append(self.path)
+
+
+@dataclass(eq=False)
+class _Leave:
+    state: _State
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.state.active and self.state.stack:
+            self.state.stack.pop()
+
+
+def _hook(model: nn.Module, state: _State) -> list[Any]:
+    """Make every module below ``model`` announce itself to ``state``; return the handles."""
+    handles: list[Any] = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(_Enter(state, path), prepend=True))
+        handles.append(module.register_forward_hook(_Leave(state), always_call=True))
+    return handles
+
+
+class _Mode(TorchFunctionMode):
+    """Names the result of every call and hands it to ``visit``, which may return another tensor in its place."""
+
+    def __init__(self, state: _State, visit: _Visitor) -> None:
+        super().__init__()
+        self.state = state
+        self.visit = visit
+        self.counts: dict[tuple[str, str], int] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        path = self.state.stack[-1] if self.state.stack else ""
+        # What a parametrization computes is part of a weight, not of the data flow.
+        if _WEIGHT in path:
+            return func(*args, **kwargs)
+        op = _plain_name(func)
+        first = self.counts.get((path, op), 0)
+        args = self.visit.before(f"{path}/{op}/{first}", args)
+        result = func(*args, **kwargs)
+        operands = list(_tensors((args, kwargs)))
+
+        def name_it(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            k = self.counts.get((path, op), 0)
+            self.counts[path, op] = k + 1
+            return self.visit.result(f"{path}/{op}/{k}", path, op, operands, tensor)
+
+        return _rebuild(result, name_it)
+
+
+class _Visitor:
+    """What is done with the results the mode sees."""
+
+    def before(self, name: str, args: Any) -> Any:
+        """Return the arguments with which the call whose first result is ``name`` is made."""
+        return args
+
+    def result(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> Tensor:
+        """Take note of ``tensor``, and return it or another in its place."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class _Recorder(_Visitor):
+    sites: dict[str, Site] = field(default_factory=dict)
+    # Producer by identity; the tensors are kept alive, or an identity could be used again within the walk.
+    producer: dict[int, str] = field(default_factory=dict)
+    alive: list[Tensor] = field(default_factory=list)
+
+    def result(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> Tensor:
+        self.note(name, path, op, operands, tensor)
+        return tensor
+
+    def note(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> None:
+        self.sites[name] = Site(
+            name=name,
+            module=path,
+            op=op,
+            inputs=tuple(self.producer[id(t)] for t in operands if id(t) in self.producer),
+            operands=tuple(tuple(t.shape) for t in operands),
+            shape=tuple(tensor.shape),
+            inplace=bool(operands) and tensor is operands[0] and op not in _RETURNS_ITSELF,
+        )
+        self.producer[id(tensor)] = name
+        self.alive.append(tensor)
+
+
+# Calls that may hand back their argument unchanged without having written to it.
+_RETURNS_ITSELF = frozenset({"contiguous", "to", "float", "dropout", "type_as", "expand_as", "requires_grad"})
+
+
+@dataclass(eq=False)
+class _Editor(_Visitor):
+    record: Record
+    edits: Mapping[str, nn.Module]
+    expected: Iterator[str]
+
+    def before(self, name: str, args: Any) -> Any:
+        site = self.record.sites.get(name)
+        if site is None or not site.inplace or name not in self.edits:
+            return args
+        # The call runs on a copy: autograd may keep its result, which the edit must not overwrite.
+        self.target = args[0]
+        return (args[0].clone(), *args[1:])
+
+    def result(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> Tensor:
+        self.check(name)
+        if name not in self.edits:
+            return tensor
+        edited: Tensor = self.edits[name](tensor)
+        if self.record.sites[name].inplace:
+            # Written back, because the caller may ignore what an in-place call returns.
+            self.target.copy_(edited)
+            return self.target
+        return edited
+
+    def check(self, name: str | None) -> None:
+        expected = next(self.expected, None)
+        if name != expected:
+            raise ModelError(
+                f"this forward pass reached {name or 'its end'!r} where the recorded one reached "
+                f"{expected or 'its end'!r}; expected the same path for every input. Control flow that depends on "
+                "data or on train/eval mode cannot carry activation quantizers: make it unconditional"
+            )
+
+
+class Edited(nn.Module):
+    """A model whose results at chosen sites pass through other modules.
+
+    Args:
+        model: the user's module, unchanged but for hooks that tell which submodule is running.
+        record: the walk of ``model``; every later forward must take the same path.
+        edits: site name to the module that replaces its tensor, shape kept.
+
+    Raises:
+        ModelError: in forward, when a run takes another path than the record, and when a submodule is run from
+            outside (activation checkpointing does so, and would give silently wrong gradients).
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    >>> record = walk(model, torch.zeros(1, 2))
+    >>> zeroed = Edited(model, record, {"1/relu/0": nn.Threshold(1e9, 0.0)})
+    >>> float(zeroed(torch.ones(1, 2)).detach().abs().sum())
+    0.0
+    """
+
+    def __init__(self, model: nn.Module, record: Record, edits: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        unknown = [name for name in edits if name not in record.sites]
+        if unknown:
+            raise ModelError(
+                f"found no site {unknown[0]!r} in the model; expected one of its {len(record.sites)} sites"
+            )
+        self.model = model
+        self.record = record
+        # A ModuleDict does not take dots in its keys.
+        self.edits = nn.ModuleDict({name.replace(".", ":"): edit for name, edit in edits.items()})
+        self.state = _State()
+        self.handles = _hook(model, self.state)
+
+    @property
+    def by_site(self) -> dict[str, nn.Module]:
+        """The edits by site name."""
+        return {key.replace(":", "."): edit for key, edit in self.edits.items()}
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the model with its edits in force."""
+        editor = _Editor(self.record, self.by_site, iter(self.record.sites))
+        self.state.stack.clear()
+        self.state.active = True
+        try:
+            if x.is_floating_point():
+                x = editor.result("/input/0", "", "input", [], x)
+            with _Mode(self.state, editor):
+                output = self.model(x)
+            editor.check(None)
+        finally:
+            self.state.active = False
+        return output
+
+    def rewrap(self, model: nn.Module) -> Edited:
+        """Return ``model``, which has the same sites, with the same edits; this wrapper is of no use afterwards."""
+        self.take_off()
+        return Edited(model, self.record, self.by_site)
+
+    def take_off(self) -> nn.Module:
+        """Remove the hooks and return the model as it was; this wrapper is of no use afterwards."""
+        for handle in self.handles:
+            handle.remove()
+        return self.model
+
+
+def walk(model: nn.Module, x: Tensor) -> Record:
+    """Run ``model`` once in evaluation mode and record its sites.
+
+    Args:
+        model: any module; its mode is put back afterwards. For an :class:`Edited` one its record is returned.
+        x: what its forward takes, batch first.
+
+    >>> record = walk(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.zeros(2, 3))
+    >>> list(record.sites), sorted(record.outputs)
+    (['/input/0', '0/linear/0', '1/relu/0'], ['1/relu/0'])
+    """
+    if isinstance(model, Edited):
+        return model.record
+    state, recorder = _State(), _Recorder()
+    handles = _hook(model, state)
+    state.active = True
+    try:
+        with evaluating(model), torch.no_grad():
+            if x.is_floating_point():
+                recorder.note("/input/0", "", "input", [], x)
+            with _Mode(state, recorder):
+                output = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    leaving = {recorder.producer[id(t)] for t in _tensors(output) if id(t) in recorder.producer}
+    return Record(recorder.sites, frozenset(leaving))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode for the block, and each of its modules back into its own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _plain_name(func: Callable[..., Any]) -> str:
+    name = getattr(func, "__name__", type(func).__name__).strip("_")
+    return _REFLECTED.get(name, name)
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    """All tensors in nested arguments or results, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _rebuild(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Copy a nested result with every tensor changed; tuples, lists, named tuples and dicts keep their type."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_rebuild(item, change) for item in value))
+    if isinstance(value, tuple) and type(value) is not tuple:
+        # Results such as torch.return_types.max are built from one sequence; torch.Size holds no tensors.
+        return type(value)([_rebuild(item, change) for item in value]) if any(True for _ in _tensors(value)) else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rebuild(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _rebuild(item, change) for key, item in value.items()}
+    return value

@@ -1,0 +1,129 @@
+"""Low-rank factorization of dense layers and convolutions by truncated SVD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.errors import ConfigError
+from nutlet.graph.constraints import Mask, WeightQuantizer, constrain, constrained_weight, constraints, take_off
+from nutlet.graph.fold import replace
+from nutlet.graph.scope import weighted_layers
+from nutlet.method import Context, Method, Plan, register
+
+__all__ = ["Factorize"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Factorize(Method):
+    """Replace a layer by two thinner ones, from the SVD of its weight; where that does not pay, leave it.
+
+    A dense ``(m, n)`` weight becomes ``(r, n)`` and ``(m, r)``; a convolution ``(m, n, k, k)``, seen as a matrix
+    ``(m, n k k)``, becomes the same convolution to ``r`` channels and a 1x1 one to ``m`` (Denton et al. 2014,
+    arXiv:1404.0736; Zhang et al. 2015, arXiv:1505.06798). It pays where ``r (m + n k k) < m n k k``.
+
+    Args:
+        energy: keep the smallest rank whose squared singular values add up to this share.
+        rank: keep this rank instead.
+
+    Raises:
+        ConfigError: ``energy`` outside (0, 1], or ``rank`` below 1 or larger than a matrix allows.
+
+    >>> weight = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
+    >>> [round(float(s), 4) for s in torch.linalg.svdvals(weight)[:2]]
+    [16.8481, 1.0684]
+    """
+
+    when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
+    recoverable: ClassVar[bool] = True
+
+    energy: float = 0.9
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.energy <= 1:
+            raise ConfigError(f"Factorize.energy is {self.energy}; expected a share above 0 up to 1")
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"Factorize.rank is {self.rank}; expected 1 or more")
+
+    def decide(self, model: nn.Module, context: Context) -> Plan:
+        """Return the rank of each layer that gets cheaper."""
+        plan: Plan = {"ranks": {}, "notes": []}
+        for name, layer in weighted_layers(model, self, (nn.Linear, nn.Conv1d, nn.Conv2d)).items():
+            if getattr(layer, "groups", 1) > 1:
+                plan["notes"].append(f"{name}: grouped convolution, left as it is")
+                continue
+            matrix = constrained_weight(layer).flatten(1)
+            rows, columns = matrix.shape
+            if self.rank is not None and self.rank > min(rows, columns):
+                if self.include != ("*",):
+                    raise ConfigError(
+                        f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
+                        f"expected at most {min(rows, columns)}"
+                    )
+                plan["notes"].append(f"{name}: rank at most {min(rows, columns)}, left as it is")
+                continue
+            rank = self.rank or _rank_for_energy(torch.linalg.svdvals(matrix), self.energy)
+            if rank * (rows + columns) >= rows * columns:
+                plan["notes"].append(f"{name}: rank {rank} would not be smaller than {rows} x {columns}, left as it is")
+                continue
+            plan["ranks"][name] = rank
+            if any(isinstance(c, Mask) for c in constraints(layer)):
+                plan["notes"].append(f"{name}: its mask was dissolved, the factors are dense")
+            if any(isinstance(c, WeightQuantizer) for c in constraints(layer)):
+                plan["notes"].append(f"{name}: its quantizer was recomputed for the two factors")
+        if not plan["ranks"]:
+            plan["notes"].append("nothing factorized: no layer in scope would have become smaller")
+        return plan
+
+    @staticmethod
+    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        """Replace each layer of the plan by its two factors."""
+        for name, rank in plan["ranks"].items():
+            layer = model.get_submodule(name)
+            quantized = any(isinstance(c, WeightQuantizer) for c in take_off(layer, bake=True))
+            factors = _factors(layer, rank)
+            if quantized:
+                for factor in factors:
+                    constrain(factor, [WeightQuantizer.fit(factor.weight)])  # type: ignore[arg-type]
+            factors.train(layer.training)
+            replace(model, name, factors)
+        return model
+
+
+def _rank_for_energy(singular: Tensor, energy: float) -> int:
+    share = singular.square().cumsum(0) / singular.square().sum().clamp_min(1e-30)
+    return min(int((share < energy - 1e-7).sum()) + 1, len(singular))
+
+
+def _factors(layer: nn.Module, rank: int) -> nn.Sequential:
+    """Split a layer; the singular values are shared out evenly, so that both factors train and quantize alike."""
+    weight = layer.weight.detach()  # type: ignore[operator,union-attr]
+    left, singular, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)  # type: ignore[operator]
+    root = singular[:rank].sqrt()
+    left, right = left[:, :rank] * root, right[:rank] * root[:, None]
+    has_bias = layer.bias is not None
+    first: nn.Module
+    second: nn.Module
+    if isinstance(layer, nn.Linear):
+        first = nn.Linear(layer.in_features, rank, bias=False)
+        second = nn.Linear(rank, layer.out_features, bias=has_bias)
+    else:
+        assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
+        kind = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+        first = kind(
+            layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+            bias=False, padding_mode=layer.padding_mode,
+        )  # fmt: skip
+        second = kind(rank, layer.out_channels, 1, bias=has_bias)
+    with torch.no_grad():
+        first.weight.copy_(right.reshape(first.weight.shape))  # type: ignore[operator,union-attr,arg-type]
+        second.weight.copy_(left.reshape(second.weight.shape))  # type: ignore[operator,union-attr,arg-type]
+        if has_bias:
+            second.bias.copy_(layer.bias)  # type: ignore[operator,union-attr,arg-type]
+    return nn.Sequential(first, second)

@@ -1,0 +1,33 @@
+"""Fine-tuning on the labels of the training data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from nutlet.method import Context, Method, register
+from nutlet.train import Training, cross_entropy, fit
+
+__all__ = ["FineTune"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Training, Method):
+    """Train what is left on hard labels; every constraint stays in force.
+
+    >>> FineTune(epochs=2).to_dict()
+    {'FineTune': {'epochs': 2}}
+    """
+
+    when: ClassVar[str] = "recover accuracy after pruning or factorization, when labels are all there is"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check(type(self).__name__)
+
+    def train(self, model: nn.Module, context: Context) -> list[str]:
+        """Run the training loop with cross entropy."""
+        return fit(model, context, self, cross_entropy, title="fine-tuning")

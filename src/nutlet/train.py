@@ -1,0 +1,257 @@
+"""The training loop: fine-tuning, distillation and quantization-aware training all run through :func:`fit`.
+
+It runs on Hugging Face Accelerate, so that one CPU, one GPU or many is a matter of launching. An epoch's randomness
+comes from the seed and its number alone: a run that was killed goes on from its last epoch and ends the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from nutlet.data import Examples
+from nutlet.errors import ConfigError, ModelError
+from nutlet.graph.sites import evaluating
+from nutlet.method import Context
+from nutlet.storage import write_atomic
+
+__all__ = ["LossTerm", "Training", "evaluate", "fit", "predict"]
+
+LossTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(inputs, outputs, labels) -> scalar``, the mean over the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long and how a model is trained; part of every method that trains.
+
+    Args:
+        epochs: passes over the training data.
+        lr: peak learning rate.
+        batch_size: examples per step.
+        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
+        schedule: ``one-cycle`` (linear up over the first 20 %, then to zero along a cosine) or ``cosine``.
+        weight_decay: decoupled for AdamW, L2 for SGD; not applied to biases and norms.
+        patience: stop after this many epochs without a better validation accuracy, and keep the best; none keeps the
+            last epoch.
+        precision: ``bf16`` or ``fp32``; ``auto`` takes bf16 where the processor computes in it.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    epochs: int = 5
+    lr: float = 0.02
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    weight_decay: float = 5e-4
+    patience: int | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def check(self, owner: str) -> None:
+        """Raise ConfigError, in the name of the method ``owner``, for a value out of range."""
+        for option, least in (("epochs", 1), ("batch_size", 2)):
+            if getattr(self, option) < least:
+                raise ConfigError(f"{owner}.{option} is {getattr(self, option)}; expected {least} or more")
+        if not 0 < self.lr < 100:
+            raise ConfigError(f"{owner}.lr is {self.lr}; expected a positive learning rate")
+        if not 0 <= self.weight_decay < 1:
+            raise ConfigError(f"{owner}.weight_decay is {self.weight_decay}; expected 0 up to but not including 1")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"{owner}.patience is {self.patience}; expected 1 or more epochs")
+
+
+def fit(
+    model: nn.Module, context: Context, settings: Training, loss: LossTerm, *, title: str = "training"
+) -> list[str]:
+    """Train ``model`` in place and return notes for the history.
+
+    Checkpoints go to ``context.workdir`` after each epoch, and a run found there is continued.
+
+    Raises:
+        ModelError: the loss became NaN or infinite.
+    """
+    from accelerate import Accelerator
+
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _computes_in_bf16())
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    batches = _Batches(context, settings.batch_size)
+    loader = DataLoader(batches, sampler=batches.sampler, batch_size=None)
+    if context.example.ndim == 4:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _optimizer(model, settings)
+    steps = settings.epochs * len(batches.sampler)
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    checkpoint = _Checkpoint(context.workdir / "training.pt" if context.workdir else None, model, optimizer)
+    start, best = checkpoint.resume()
+    notes = [f"continued from epoch {start}"] if start else []
+    epoch = start
+    with context.progress.task(title, total=steps) as task:
+        task.advance(start * len(batches.sampler))
+        for epoch in range(start, settings.epochs):
+            batches.begin(epoch)
+            prepared.train()
+            average = 0.0
+            for k, (x, y) in enumerate(loader):
+                rate = _rate(settings, (epoch * len(batches.sampler) + k) / steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                with accelerator.autocast():
+                    value = loss(x, prepared(x), y)
+                if not math.isfinite(value.item()):
+                    raise ModelError(
+                        f"{title}: the loss became {value.item()} in epoch {epoch + 1}; expected a finite number. "
+                        "Lower `lr`, or look for extreme inputs"
+                    )
+                optimizer.zero_grad()
+                accelerator.backward(value)
+                optimizer.step()
+                average += (value.item() - average) / (k + 1)
+                task.advance(note=f"epoch {epoch + 1} loss {average:.3f} best {best.accuracy:.2%}")
+            accuracy = evaluate(model, context.data.validation)
+            if accuracy > best.accuracy:
+                best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()) if settings.patience else {})
+            checkpoint.save(epoch + 1, best)
+            if settings.patience and epoch - best.epoch >= settings.patience:
+                notes.append(f"stopped after epoch {epoch + 1}, no better for {settings.patience}")
+                break
+    if settings.patience:
+        model.load_state_dict(best.state)
+        notes.append(f"kept epoch {best.epoch + 1} of {epoch + 1}, the best on validation")
+    for parameter in model.parameters():
+        parameter.grad = None
+    model.eval()
+    checkpoint.remove()
+    return notes
+
+
+def predict(model: nn.Module, examples: Examples) -> Tensor:
+    """Return the outputs ``(N, classes)`` for all examples, in evaluation mode."""
+    with evaluating(model), torch.inference_mode():
+        return torch.cat([model(x) for x, _ in examples.batches()])
+
+
+def evaluate(model: nn.Module, examples: Examples) -> float:
+    """Return top-1 accuracy, 0 to 1."""
+    return float((predict(model, examples).argmax(1) == examples.y).float().mean())
+
+
+def cross_entropy(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    """Return the usual loss on hard labels."""
+    return F.cross_entropy(outputs, y)
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Serves whole batches, cut and augmented at once: far cheaper than one example at a time."""
+
+    def __init__(self, context: Context, size: int) -> None:
+        self.data = context.data
+        self.seed = context.seed
+        self.generator = torch.Generator()
+        # A last batch of one example would break batch norm.
+        self.sampler = BatchSampler(_Shuffled(self), size, drop_last=len(context.data.train) >= size)
+
+    def begin(self, epoch: int) -> None:
+        """Set all randomness of an epoch from the seed and its number."""
+        self.generator.manual_seed(self.seed * 100_003 + epoch)
+        torch.manual_seed(self.seed * 100_003 + epoch)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        x, y = self.data.train.batch(indices)
+        if self.data.augment is not None:
+            x = self.data.augment(x, self.generator)
+        return (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x), y
+
+    def __len__(self) -> int:
+        return len(self.data.train)
+
+
+class _Shuffled(Sampler[int]):
+    def __init__(self, batches: _Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(len(self.batches), generator=self.batches.generator).tolist())
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@dataclass
+class _Best:
+    accuracy: float = 0.0
+    epoch: int = -1
+    state: Any = None
+
+
+@dataclass
+class _Checkpoint:
+    """The state after the last whole epoch, on disk; tensors and plain values only, read without unpickling code."""
+
+    path: Path | None
+    model: nn.Module
+    optimizer: Any
+
+    def resume(self) -> tuple[int, _Best]:
+        if self.path is None or not self.path.exists():
+            return 0, _Best()
+        saved = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return saved["epoch"], _Best(**saved["best"])
+
+    def save(self, epoch: int, best: _Best) -> None:
+        if self.path is None:
+            return
+        state = {
+            "epoch": epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": {"accuracy": best.accuracy, "epoch": best.epoch, "state": best.state},
+        }
+        write_atomic(self.path, lambda aside: torch.save(state, aside))
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
+
+
+def _rate(settings: Training, progress: float) -> float:
+    """Learning rate after ``progress`` (0 to 1) of all steps; one-cycle as in Smith 2018, arXiv:1803.09820."""
+    warm = 0.2 if settings.schedule == "one-cycle" else 0.0
+    if progress < warm:
+        return settings.lr * (0.04 + 0.96 * progress / warm)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+
+
+def _computes_in_bf16() -> bool:
+    """Whether the device has bf16 arithmetic; without it bf16 is emulated, and many times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
