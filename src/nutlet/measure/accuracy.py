@@ -1,0 +1,172 @@
+"""Top-1 accuracy and agreement, each with a 95 % interval: a share of finitely many examples is an estimate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from nutlet.data import Examples
+from nutlet.errors import DataError, ModelError
+
+__all__ = ["Estimate", "agreement", "difference", "predict_module", "top1", "wilson"]
+
+Array = npt.NDArray[Any]
+
+_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: two-sided 95 %
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share, or a difference of shares, with its 95 % interval and the number of examples behind it."""
+
+    value: float
+    low: float
+    high: float
+    examples: int
+
+
+def wilson(successes: int, total: int, z: float = _Z) -> tuple[float, float]:
+    r"""Return the Wilson score interval of a proportion (Wilson 1927).
+
+    .. math:: \frac{p + z^2/2n \pm z\sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}
+
+    Unlike the textbook interval it stays within [0, 1] and does not shrink to nothing at 0 % or 100 %.
+
+    Args:
+        successes: how many of ``total``.
+        total: number of trials, at least 1.
+        z: quantile of the normal distribution; the default gives 95 %.
+
+    Raises:
+        DataError: there are no trials, or more successes than trials.
+
+    >>> low, high = wilson(81, 263)
+    >>> f"{low:.4f} {high:.4f}"
+    '0.2553 0.3662'
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise DataError(
+            f"found {successes} successes in {total} trials; expected 0 <= successes <= trials, trials >= 1"
+        )
+    p = successes / total
+    centre = p + z * z / (2 * total)
+    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    # Rounding must not put the estimate outside its own interval at 0 % and 100 %.
+    return max(min((centre - spread) / scale, p), 0.0), min(max((centre + spread) / scale, p), 1.0)
+
+
+def top1(outputs: Array, labels: Array) -> Estimate:
+    """Return the share of rows whose largest output is at the label.
+
+    Args:
+        outputs: scores ``(N, classes)``.
+        labels: class indices ``(N,)``.
+
+    Raises:
+        DataError: the numbers of rows and labels differ, or a label has no column.
+
+    >>> top1(np.eye(4, dtype="float32"), np.array([0, 1, 2, 0])).value
+    0.75
+    """
+    if len(outputs) != len(labels):
+        raise DataError(f"found {len(outputs)} rows of outputs for {len(labels)} labels; expected as many of each")
+    if int(labels.max()) >= outputs.shape[1]:
+        raise DataError(
+            f"the largest label is {int(labels.max())}, but the model gives {outputs.shape[1]} classes; "
+            f"expected labels from 0 to {outputs.shape[1] - 1}: use the data the model was trained on"
+        )
+    return _share(outputs.argmax(1) == labels)
+
+
+def agreement(outputs: Array, others: Array) -> Estimate:
+    """Return the share of rows on which two models, ``(N, classes)`` each, choose the same class.
+
+    Raises:
+        DataError: the shapes differ.
+    """
+    if outputs.shape != others.shape:
+        raise DataError(
+            f"the outputs have shapes {outputs.shape} and {others.shape}; expected the same examples and classes: "
+            "compare models of one task on one data set"
+        )
+    return _share(outputs.argmax(1) == others.argmax(1))
+
+
+def difference(right: Array, others_right: Array) -> Estimate:
+    """Return how much smaller the first share is than the second, both counted on the same examples.
+
+    The interval is the paired one of Newcombe (1998, method 10): two models mostly fail on the same examples,
+    which the intervals of the two shares taken apart would not know.
+
+    Args:
+        right: for each example, whether the first model is right, ``(N,)`` bool.
+        others_right: the same for the second model.
+    """
+    n = len(right)
+    both = int((right & others_right).sum())
+    only_second, only_first = int(others_right.sum()) - both, int(right.sum()) - both
+    neither = n - both - only_first - only_second
+    p, q = (both + only_second) / n, (both + only_first) / n
+    (p_low, p_high), (q_low, q_high) = wilson(both + only_second, n), wilson(both + only_first, n)
+    margins = (both + only_second) * (only_first + neither) * (both + only_first) * (only_second + neither)
+    cross: float = both * neither - only_first * only_second
+    if cross > 0:
+        cross = max(cross - n / 2, 0)  # the continuity correction of method 10
+    phi = cross / math.sqrt(margins) if margins else 0.0
+    down, up = (p - p_low, q_high - q), (p_high - p, q - q_low)
+
+    def joint(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+    return Estimate(p - q, p - q - joint(*down), p - q + joint(*up), n)
+
+
+def predict_module(model: nn.Module, examples: Examples, *, batch: int = 64) -> npt.NDArray[np.float32]:
+    """Return the outputs ``(N, classes)`` of a module in evaluation mode; its own mode is put back after.
+
+    Raises:
+        ModelError: the outputs are not one finite tensor ``(N, classes)``.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    rows = []
+    model.eval()
+    try:
+        with torch.no_grad():
+            for x, _ in examples.batches(batch):
+                y = model(x.to(place))
+                if not isinstance(y, torch.Tensor) or y.ndim != 2 or len(y) != len(x):
+                    found = f"shape {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
+                    raise ModelError(
+                        f"the module returns {found} for {len(x)} examples; expected one tensor (N, classes): "
+                        "wrap it in a module that returns only the scores"
+                    )
+                rows.append(y.float().cpu().numpy())
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    outputs: npt.NDArray[np.float32] = np.concatenate(rows)
+    check_finite("the module", outputs)
+    return outputs
+
+
+def check_finite(name: str, outputs: Array) -> None:
+    """Raise ModelError where outputs hold NaN or plus infinity: their argmax would count as an answer."""
+    broken = np.flatnonzero((np.isnan(outputs) | np.isposinf(outputs)).any(1))
+    if len(broken):
+        raise ModelError(
+            f"{name} gives NaN or infinity for {len(broken):,} of {len(outputs):,} examples, the first at index "
+            f"{broken[0]}; expected finite scores: look for a zero scale, a division by zero, or float16 overflow"
+        )
+
+
+def _share(hits: Array) -> Estimate:
+    count, total = int(hits.sum()), len(hits)
+    return Estimate(count / max(total, 1), *wilson(count, total), total)

@@ -1,0 +1,50 @@
+"""Run by :mod:`nutlet.measure.memory` in a process of its own: load one file, run it, print the peak of memory.
+
+It imports nothing of nutlet, whose own memory would hide that of the file.
+"""
+
+import json
+import sys
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process ever held in RAM, in bytes.
+
+    On Linux this is VmHWM: ``ru_maxrss`` starts at the peak of the *parent*, which it keeps through fork and exec.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main(argument: str) -> None:
+    """Load and run as ``argument`` (JSON) says; print the peak before and after as JSON."""
+    import numpy as np
+    import onnxruntime as ort
+
+    wanted = json.loads(argument)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    before = peak_bytes()
+    session = ort.InferenceSession(wanted["path"], options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    for batch in wanted["batches"]:
+        session.run(None, {name: np.zeros((batch, *wanted["shape"]), wanted["dtype"])})
+    print(json.dumps({"before": before, "after": peak_bytes()}))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except Exception as error:  # the runtime's exceptions have no common base
+        sys.exit((str(error).splitlines() or [type(error).__name__])[0])

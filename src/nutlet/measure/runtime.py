@@ -1,0 +1,273 @@
+"""A shipped ONNX file in ONNX Runtime, opened as a file of unknown origin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nutlet.data import Examples
+from nutlet.errors import DataError, ModelError, StorageError
+from nutlet.measure.accuracy import check_finite
+from nutlet.measure.environment import cores
+from nutlet.progress import Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["LARGEST_FILE", "Runtime", "read_onnx"]
+
+LARGEST_FILE = 2 * 2**30
+"""Bytes; a protobuf message, hence an ONNX file without external data, cannot be larger."""
+
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+
+
+def read_onnx(path: str | Path) -> bytes:
+    """Read an ONNX file and check that it is one, whole, within bounds, and on its own.
+
+    External data are refused: such a file names other files to read, which a file of unknown origin must not.
+
+    Raises:
+        StorageError: there is no such file, it is larger than :data:`LARGEST_FILE`, it is not ONNX (or cut off),
+            or it points to external data.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    path = Path(path)
+    if not path.is_file():
+        found = "is not a regular file" if path.exists() else "does not exist"
+        raise StorageError(f"{path} {found}; expected an ONNX file: give the path of one")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = b"" if size > LARGEST_FILE else file.read(LARGEST_FILE)
+    except OSError as error:
+        raise StorageError(f"could not read {path}: {error.strerror}; expected a readable ONNX file") from error
+    if size > LARGEST_FILE:
+        raise StorageError(
+            f"{path} has {size:,} bytes; expected an ONNX file of at most {LARGEST_FILE:,}: "
+            "none without external data is larger"
+        )
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise StorageError(
+            f"{path} ({len(content):,} bytes) is not ONNX, or cut off; expected a whole ONNX file: export it again"
+        ) from error
+    if not model.HasField("graph") or not model.graph.output:
+        raise StorageError(
+            f"{path} ({len(content):,} bytes) holds no ONNX graph with an output; expected a whole ONNX file: "
+            "export it again"
+        )
+    for tensor in _tensors(model):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise StorageError(
+                f"{path} keeps the tensor {tensor.name!r} in another file; expected all weights inside: "
+                "save it with onnx.save_model(model, path, save_as_external_data=False)"
+            )
+    return content
+
+
+class Runtime:
+    """A shipped file, opened in ONNX Runtime on the CPU with all graph optimisations.
+
+    The checks keep a strange file from reading other files; they do not bound the work its graph may ask for.
+    Open files from strangers in a container with limits on memory and time.
+
+    Args:
+        path: the ONNX file: one input ``(N, ...)``, one output ``(N, classes)``.
+        threads: threads for one operator; 0 for all cores. ``self.threads`` holds the true count.
+
+    Raises:
+        StorageError: see :func:`read_onnx`.
+        ModelError: ONNX Runtime refuses the file, or it has not one floating-point input and one output.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 0) -> None:
+        self.path = Path(path)
+        self._open(read_onnx(path), threads)
+
+    def reopened(self, threads: int) -> Runtime:
+        """Return the same bytes opened with another number of threads."""
+        other = object.__new__(Runtime)
+        other.path = self.path
+        other._open(self.content, threads)
+        return other
+
+    def _open(self, content: bytes, threads: int) -> None:
+        import onnxruntime as ort
+
+        self.content = content
+        self.threads = threads or cores()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 4
+        # The bytes were checked as ONNX: they must not be read as the runtime's own format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        # Idle threads of one session would otherwise go on spinning while another session is timed.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's exceptions have no common base
+            raise ModelError(
+                f"ONNX Runtime {ort.__version__} refuses {self.path}: {_first_line(error)}; expected a file it can "
+                "run on the CPU: export it again, with operators and an opset this version knows"
+            ) from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise ModelError(
+                f"{self.path} has the inputs {[i.name for i in inputs]} and the outputs {[o.name for o in outputs]}; "
+                "expected one of each: export a module that takes one tensor and returns one, (N, classes)"
+            )
+        if inputs[0].type not in _DTYPES or not inputs[0].shape:
+            raise ModelError(
+                f"{self.path} takes {inputs[0].type} of shape {inputs[0].shape}; expected a batch of floating-point "
+                f"examples, one of {', '.join(_DTYPES)}: export it with such an input"
+            )
+        self.input_name: str = inputs[0].name
+        self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
+        self.dtype: str = _DTYPES[inputs[0].type]
+        self._output: str = outputs[0].name
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size the file takes, or None where it takes any."""
+        first = self.input_shape[0]
+        return first if isinstance(first, int) else None
+
+    def predict(
+        self, examples: Examples, *, batch: int = 64, progress: Progress | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the outputs ``(N, classes)`` for all examples.
+
+        Args:
+            examples: inputs in the shape the file takes.
+            batch: examples at a time; a file of fixed batch size is fed that many, the last ones padded.
+            progress: shows a bar.
+
+        Raises:
+            DataError: the examples do not fit the input of the file.
+            ModelError: the file fails to run, or its outputs are not finite scores ``(N, classes)``.
+        """
+        progress = progress or Progress(quiet=True)
+        self.check(examples)
+        batch = self.fixed_batch or batch
+        rows = []
+        with progress.task(f"predicting with {self.path.name}", total=-(-len(examples) // batch)) as task:
+            for x, _ in examples.batches(batch):
+                rows.append(self.run(self._feed(x.numpy(), self.fixed_batch or len(x)))[: len(x)])
+                task.advance()
+        outputs: npt.NDArray[np.float32] = np.concatenate(rows)
+        check_finite(str(self.path), outputs)
+        return outputs
+
+    def run(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the outputs ``(B, classes)`` for one batch ``(B, ...)`` of the right dtype.
+
+        Raises:
+            ModelError: the file fails to run, or its outputs are not scores ``(B, classes)``.
+        """
+        y = self.run_raw(x)
+        shape = getattr(y, "shape", None)
+        if shape is None or len(shape) != 2 or shape[0] != len(x) or not np.issubdtype(y.dtype, np.floating):
+            found = f"{getattr(y, 'dtype', type(y).__name__)} of shape {shape}"
+            raise ModelError(
+                f"{self.path} gives {found} for {len(x)} examples; expected floating-point scores "
+                f"({len(x)}, classes): export the module that returns one row of scores per example"
+            )
+        return np.asarray(y, dtype=np.float32)
+
+    def run_raw(self, x: npt.NDArray[Any]) -> Any:
+        """Return what the runtime gives for one batch, unchecked: the call that is timed."""
+        try:
+            return self._session.run([self._output], {self.input_name: x})[0]
+        except Exception as error:  # the runtime's exceptions have no common base
+            raise ModelError(
+                f"{self.path} fails on a batch of {len(x)}: {_first_line(error)}; expected it to run: export it "
+                "again with a batch of two or more and a dynamic batch dimension"
+            ) from error
+
+    def batch_of(self, examples: Examples, size: int) -> npt.NDArray[Any]:
+        """Return ``size`` real examples in the dtype of the file, repeated where there are too few.
+
+        Raises:
+            DataError: the examples do not fit, or the file takes another batch size only.
+        """
+        self.check(examples)
+        if self.fixed_batch not in (None, size):
+            raise DataError(
+                f"{self.path} takes batches of {self.fixed_batch} only, asked for was {size}; export it with a "
+                f"dynamic batch dimension, or measure with batches=({self.fixed_batch},)"
+            )
+        return self._feed(examples.batch(slice(0, size))[0].numpy(), size)
+
+    def check(self, examples: Examples) -> None:
+        """Raise DataError unless there are examples of the shape the file takes."""
+        if len(examples) == 0:
+            raise DataError(f"found no examples to run {self.path} on; expected at least one")
+        found, expected = tuple(examples.x.shape[1:]), self.input_shape[1:]
+        fits = len(found) == len(expected) and all(
+            not isinstance(want, int) or want == have for have, want in zip(found, expected, strict=True)
+        )
+        if not fits:
+            mend = "give the data the file was exported for, in the same size and layout"
+            if len(found) == 3 and (found[1], found[2], found[0]) == tuple(expected):
+                mend = "the file takes channels last: permute the inputs, x.permute(0, 2, 3, 1)"
+            elif len(found) == 3 and (found[2], found[0], found[1]) == tuple(expected):
+                mend = "the file takes channels first: permute the inputs, x.permute(0, 3, 1, 2)"
+            raise DataError(
+                f"one example has shape {found}, but the input {self.input_name!r} of {self.path} expects "
+                f"({', '.join(map(str, expected))}); {mend}"
+            )
+
+    def _feed(self, x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+        """Repeat rows up to ``size`` and cast to the dtype of the file."""
+        if len(x) < size:
+            x = np.resize(x, (size, *x.shape[1:]))
+        return np.ascontiguousarray(x, dtype=self.dtype)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a model: weights, sparse weights, and constants in nodes, subgraphs and functions."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+        yield from _of_attributes(function.attribute_proto)
+    for training in model.training_info:
+        yield from _of_graph(training.initialization)
+        yield from _of_graph(training.algorithm)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        yield from _of_attributes(node.attribute)
+
+
+def _of_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in attributes:
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _of_graph(graph)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

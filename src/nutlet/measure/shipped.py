@@ -1,0 +1,119 @@
+"""``measure``: everything about a shipped file, in the runtime that will run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import zstandard
+from torch import nn
+
+from nutlet.data import Data, Examples
+from nutlet.errors import ConfigError
+from nutlet.measure.accuracy import Estimate, agreement, difference, predict_module, top1
+from nutlet.measure.environment import environment
+from nutlet.measure.latency import Latency, check_settings, latencies
+from nutlet.measure.memory import peak_memory
+from nutlet.measure.results import Figures, FileFigures, Measurement
+from nutlet.measure.runtime import Runtime
+from nutlet.progress import Progress
+
+__all__ = ["measure"]
+
+
+def measure(
+    path: str | Path,
+    data: Data | Examples,
+    against: str | Path | nn.Module | None = None,
+    *,
+    batches: Sequence[int] = (1, 32),
+    threads: Sequence[int] = (1, 0),
+    seconds: float = 2.0,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure a shipped ONNX file in ONNX Runtime: bytes, accuracy, latency and peak memory.
+
+    Args:
+        path: the ONNX file.
+        data: examples to predict; of a :class:`~nutlet.data.Data` its test split, or validation where it has none.
+        against: the original. Of an ONNX file everything is measured too, and both are timed in turn in one run;
+            of a module only accuracy and agreement.
+        batches: batch sizes for latency and memory.
+        threads: numbers of threads for latency; 0 for all cores. Those that come to the same are timed once.
+        seconds: time for one latency setting, all files together.
+        progress: shows bars; nothing by default.
+
+    Raises:
+        StorageError: a file is missing, too large, not ONNX, or needs other files.
+        ModelError: a file or the module does not run, or gives anything but finite scores ``(N, classes)``.
+        DataError: the examples do not fit.
+        ConfigError: a setting is out of range.
+    """
+    check_settings(batches, threads, seconds)
+    progress = progress or Progress(quiet=True)
+    examples, split = _examples(data)
+    if against is not None and not isinstance(against, (str, Path, nn.Module)):
+        raise ConfigError(f"against is {type(against).__name__}; expected the path of an ONNX file, a module or None")
+    runtimes = [Runtime(path)]
+    if isinstance(against, (str, Path)):
+        runtimes.append(Runtime(against))
+    for runtime in runtimes:  # what does not fit is said before any long work
+        for size in batches:
+            runtime.batch_of(examples, size)
+
+    labels = examples.y.numpy()
+    outputs = [runtime.predict(examples, progress=progress) for runtime in runtimes]
+    if isinstance(against, nn.Module):
+        outputs.append(predict_module(against, examples))
+    accuracies = [top1(output, labels) for output in outputs]
+    same = lost = None
+    if len(outputs) == 2:
+        same = agreement(*outputs)
+        right, others_right = (output.argmax(1) == labels for output in outputs)
+        lost = difference(right, others_right)
+
+    timed, speedups = latencies(
+        runtimes, examples, batches=batches, threads=threads, seconds=seconds, progress=progress
+    )
+    files = [_file(*row, examples, batches) for row in zip(runtimes, accuracies, timed, strict=False)]
+    original: Figures | None = files[1] if len(files) == 2 else None
+    if isinstance(against, nn.Module):
+        a = accuracies[1]
+        original = Figures(a.value, a.low, a.high, a.examples)
+    return Measurement(
+        compressed=files[0],
+        original=original,
+        agreement=same.value if same else None,
+        agreement_low=same.low if same else None,
+        agreement_high=same.high if same else None,
+        accuracy_drop_pp=100 * lost.value if lost else None,
+        accuracy_drop_pp_low=100 * lost.low if lost else None,
+        accuracy_drop_pp_high=100 * lost.high if lost else None,
+        speedups=speedups,
+        split=split,
+        environment=environment(),
+    )
+
+
+def _file(
+    runtime: Runtime, accuracy: Estimate, timed: tuple[Latency, ...], examples: Examples, batches: Sequence[int]
+) -> FileFigures:
+    memory = peak_memory(runtime, examples.x.shape[1:], batches=batches)
+    return FileFigures(
+        accuracy=accuracy.value,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
+        examples=accuracy.examples,
+        path=runtime.path.name,
+        bytes=len(runtime.content),
+        bytes_zstd=len(zstandard.ZstdCompressor(level=19).compress(runtime.content)),
+        latency=timed,
+        peak_memory_mib=memory.file_mib if memory else None,
+        peak_process_mib=memory.process_mib if memory else None,
+    )
+
+
+def _examples(data: Data | Examples) -> tuple[Examples, str]:
+    if isinstance(data, Examples):
+        return data, "given"
+    return (data.validation, "validation") if data.test is None else (data.test, "test")
