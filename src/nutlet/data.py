@@ -193,25 +193,26 @@ def split(
     )
 
 
-def flip_and_crop(padding: int = 4, *, flip: bool = True) -> Augment:
-    """Return the usual augmentation of small images: a random shift within zero padding, and a mirror image.
+@dataclass(frozen=True)
+class flip_and_crop:  # noqa: N801  reads as the function it is used as; a dataclass, so that it can be told apart by value
+    """The usual augmentation of small images: a random shift within zero padding, and a mirror image.
 
     Args:
         padding: largest shift in pixels.
         flip: mirror half of the images left to right (leave it out for digits and text).
     """
 
-    def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-        n, _, height, width = x.shape
-        if flip:
+    padding: int = 4
+    flip: bool = True
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return ``x`` ``(B, C, H, W)`` with every image shifted and perhaps mirrored by itself."""
+        n, channels, height, width = x.shape
+        if self.flip:
             mirrored = torch.rand(n, generator=generator) < 0.5
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
-        shift = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
-        padded = torch.nn.functional.pad(x, (padding,) * 4)
+        shift = torch.randint(0, 2 * self.padding + 1, (2, n, 1), generator=generator)
+        padded = torch.nn.functional.pad(x, (self.padding,) * 4)
         rows = (shift[0] + torch.arange(height))[:, None, :, None]
         columns = (shift[1] + torch.arange(width))[:, None, None, :]
-        return padded[
-            torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns
-        ]
-
-    return augment
+        return padded[torch.arange(n)[:, None, None, None], torch.arange(channels)[None, :, None, None], rows, columns]

@@ -86,7 +86,7 @@ def fit(
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _computes_in_bf16())
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     batches = _Batches(context, settings.batch_size)
-    loader = DataLoader(batches, sampler=batches.sampler, batch_size=None)
+    loader = DataLoader(batches, batch_sampler=batches.sampler, collate_fn=_as_is)
     if context.example.ndim == 4:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(model, settings)
@@ -166,7 +166,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         self.generator.manual_seed(self.seed * 100_003 + epoch)
         torch.manual_seed(self.seed * 100_003 + epoch)
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         x, y = self.data.train.batch(indices)
         if self.data.augment is not None:
             x = self.data.augment(x, self.generator)
@@ -174,6 +174,10 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.data.train)
+
+
+def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
 
 
 class _Shuffled(Sampler[int]):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.errors import ConfigError
+from nutlet.graph.fold import fold, foldable
+from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, register
 from nutlet.train import Training, cross_entropy, fit
 
@@ -51,6 +53,8 @@ class Distill(Training, Method):
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with the teacher's outputs as targets."""
         teacher = copy.deepcopy(context.teacher).eval()
+        # The same answers with fewer passes over memory; the teacher's forward is a third of the training time.
+        fold(teacher, foldable(teacher, walk(teacher, context.example)))
         if context.example.ndim == 4:
             teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError, StorageError
-from nutlet.measure import Runtime, runtime
+from nutlet.measurement import Runtime, runtime
 
 Save = Callable[..., Path]
 Linear = Callable[..., onnx.ModelProto]
@@ -257,6 +257,6 @@ def test_a_graph_that_fails_on_the_batch_is_an_error(tmp_path: Path, examples: E
 
 
 def test_the_runtime_is_imported_only_when_a_file_is_opened() -> None:
-    code = "import sys, nutlet.measure; print([m for m in ('onnxruntime', 'onnx', 'rich') if m in sys.modules])"
+    code = "import sys, nutlet.measurement; print([m for m in ('onnxruntime', 'onnx', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from nutlet.measure.latency import Latency, Speedup
+from nutlet.measurement.latency import Latency, Speedup
 from nutlet.table import Table
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Measurement:
         accuracy_drop_pp_high: upper end.
         speedups: how many times faster the file is, per setting, timed in turn in one run.
         split: which examples: ``test``, ``validation`` or ``given``.
-        environment: machine and versions, see :func:`nutlet.measure.environment`.
+        environment: machine and versions, see :func:`nutlet.measurement.environment`.
     """
 
     compressed: FileFigures

@@ -11,8 +11,8 @@ import numpy as np
 
 from nutlet.data import Examples
 from nutlet.errors import ConfigError
-from nutlet.measure.environment import cores
-from nutlet.measure.runtime import Runtime
+from nutlet.measurement.environment import cores
+from nutlet.measurement.runtime import Runtime
 from nutlet.progress import Progress
 
 __all__ = ["Latency", "Speedup", "check_settings", "interleaved", "latencies"]

@@ -10,8 +10,8 @@ import pytest
 
 from nutlet.data import Examples
 from nutlet.errors import ConfigError, DataError
-from nutlet.measure import Runtime, cores, environment, latencies, latency
-from nutlet.measure.latency import interleaved
+from nutlet.measurement import Runtime, cores, environment, latencies, latency
+from nutlet.measurement.latency import interleaved
 
 # By name: the function `environment` hides the module of that name in its package.
 ENVIRONMENT = sys.modules[environment.__module__]

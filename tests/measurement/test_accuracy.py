@@ -7,7 +7,7 @@ from torch import nn
 
 from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError
-from nutlet.measure import agreement, difference, predict_module, top1, wilson
+from nutlet.measurement import agreement, difference, predict_module, top1, wilson
 
 
 # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3.

@@ -10,12 +10,12 @@ from torch import nn
 
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
-from nutlet.measure.accuracy import Estimate, agreement, difference, predict_module, top1
-from nutlet.measure.environment import environment
-from nutlet.measure.latency import Latency, check_settings, latencies
-from nutlet.measure.memory import peak_memory
-from nutlet.measure.results import Figures, FileFigures, Measurement
-from nutlet.measure.runtime import Runtime
+from nutlet.measurement.accuracy import Estimate, agreement, difference, predict_module, top1
+from nutlet.measurement.environment import environment
+from nutlet.measurement.latency import Latency, check_settings, latencies
+from nutlet.measurement.memory import peak_memory
+from nutlet.measurement.results import Figures, FileFigures, Measurement
+from nutlet.measurement.runtime import Runtime
 from nutlet.progress import Progress
 
 __all__ = ["measure"]

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError, StorageError
-from nutlet.measure.accuracy import check_finite
-from nutlet.measure.environment import cores
+from nutlet.measurement.accuracy import check_finite
+from nutlet.measurement.environment import cores
 from nutlet.progress import Progress
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import nn
 
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError, DataError, ModelError
-from nutlet.measure import FileFigures, Measurement, Runtime, cores, measure, memory, peak_memory, probe
+from nutlet.measurement import FileFigures, Measurement, Runtime, cores, measure, memory, peak_memory, probe
 
 Save = Callable[..., Path]
 QUICK = {"batches": (1, 4), "threads": (1,), "seconds": 0.02}

@@ -1,4 +1,4 @@
-"""Run by :mod:`nutlet.measure.memory` in a process of its own: load one file, run it, print the peak of memory.
+"""Run by :mod:`nutlet.measurement.memory` in a process of its own: load one file, run it, print the peak of memory.
 
 It imports nothing of nutlet, whose own memory would hide that of the file.
 """

@@ -1,0 +1,174 @@
+"""The result of a chain: a module with its history, saved as tensors and JSON and rebuilt by replay."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nutlet.errors import NutletError, StorageError
+from nutlet.export.onnx import export_onnx
+from nutlet.graph.activations import attach
+from nutlet.graph.sites import Edited, walk
+from nutlet.history import Step
+from nutlet.method import Method, Plan
+from nutlet.recipe import dump_recipe
+from nutlet.storage import write_atomic, write_json, write_text
+from nutlet.table import Table
+
+__all__ = ["Compressed", "replay"]
+
+FORMAT = 1
+MANIFEST = "compressed.json"
+TENSORS = "model.safetensors"
+_MANIFEST_LIMIT = 64 << 20
+_EXAMPLE_LIMIT = 1 << 28
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A compressed model with the history of how it came about.
+
+    Args:
+        model: a module in evaluation mode that can be trained on and exported.
+        steps: what each step did; the first is the original.
+        seed: seed of the run.
+        example: two inputs of the shape the model takes; their values do not matter.
+    """
+
+    model: nn.Module
+    steps: tuple[Step, ...]
+    seed: int
+    example: Tensor
+
+    @property
+    def recipe(self) -> list[Method]:
+        """The methods that were applied, recovery steps included."""
+        return [Method.from_dict(step.method) for step in self.steps[1:]]
+
+    def export(self, path: Path | str) -> Path:
+        """Write the ONNX file that ships; see :func:`nutlet.export.onnx.export_onnx`."""
+        return export_onnx(self.model, path, self.example)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write tensors, history and recipe into ``folder``.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        # Cloned: safetensors refuses tensors that share memory, as tied weights do.
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.model.state_dict().items()}
+        write_atomic(folder / TENSORS, lambda aside: save_file(tensors, aside))
+        write_text(folder / "recipe.yaml", dump_recipe(self.recipe))
+        # Last, because its presence says that the rest is there.
+        write_json(
+            folder / MANIFEST,
+            {
+                "format": FORMAT,
+                "seed": self.seed,
+                "example": {"shape": list(self.example.shape), "dtype": str(self.example.dtype).removeprefix("torch.")},
+                "steps": [step.to_dict() for step in self.steps],
+            },
+        )
+        return folder
+
+    @staticmethod
+    def load(folder: Path | str, original: nn.Module) -> Compressed:
+        """Rebuild what :meth:`save` wrote; nothing is unpickled and no code named in the files is run.
+
+        Args:
+            folder: where it was saved.
+            original: a model of the original architecture; its weights do not matter and it is not changed.
+
+        Raises:
+            StorageError: a file is missing, damaged, or does not fit the architecture.
+        """
+        folder = Path(folder)
+        try:
+            manifest = _read_manifest(folder / MANIFEST)
+            steps = tuple(Step.from_dict(step) for step in manifest["steps"])
+            example = _example(manifest["example"])
+            model = copy.deepcopy(original).eval()
+            for step in steps[1:]:
+                model = replay(type(Method.from_dict(step.method)), model, step.plan, example)
+            model.load_state_dict(load_file(folder / TENSORS))
+        except NutletError:
+            raise
+        except OSError as error:
+            raise StorageError(f"could not read {folder}: {error.strerror or error}; expected a saved model") from error
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
+            raise StorageError(
+                f"{folder} does not hold a compressed form of this {type(original).__name__}: {error}; "
+                "expected files written by Compressed.save, and the architecture they came from"
+            ) from error
+        return Compressed(model.eval(), steps, int(manifest["seed"]), example)
+
+    def table(self) -> Table:
+        """Return the history as a table."""
+        rows = [
+            (
+                step.name,
+                f"{step.accuracy:.2%}",
+                f"{step.size.bytes:,}",
+                f"{step.size.bytes_zstd:,}",
+                f"{step.size.macs:,}",
+                f"{step.size.effective_macs:,}",
+                f"{step.seconds:.1f}",
+            )
+            for step in self.steps
+        ]
+        columns = ("step", "validation accuracy", "bytes", "after zstd", "MACs", "effective MACs", "seconds")
+        notes = [f"{step.name}: {note}" for step in self.steps for note in step.notes]
+        return Table("What each step did", columns, rows, tuple(notes))
+
+    def __rich__(self) -> Any:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def replay(kind: type[Method], model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    """Carry out one step's plan on ``model``, and put activation quantizers that were there back on.
+
+    A structural step that moved sites brings new ranges in its plan; otherwise the old quantizers are carried.
+    """
+    if not isinstance(model, Edited):
+        return kind.execute(model, plan, example)
+    quantizers = model.by_site
+    result = kind.execute(model.take_off(), plan, example)
+    if isinstance(result, Edited):
+        return result
+    if "activations" in plan:
+        return attach(result, plan["activations"], example)
+    return Edited(result, walk(result, example), quantizers)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size > _MANIFEST_LIMIT:
+        raise StorageError(f"{path} is {size:,} bytes; expected at most {_MANIFEST_LIMIT:,}: it is not from nutlet")
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if manifest["format"] != FORMAT:
+        raise StorageError(f"{path} has format {manifest['format']}; expected {FORMAT}: use the version that wrote it")
+    return manifest
+
+
+def _example(spec: dict[str, Any]) -> Tensor:
+    shape = [int(n) for n in spec["shape"]]
+    size = 1
+    for n in shape:
+        size *= n
+    if not shape or min(shape) < 1 or size > _EXAMPLE_LIMIT:
+        raise ValueError(f"an example input of shape {shape}")
+    if spec["dtype"] != "float32":
+        raise ValueError(f"an example input of dtype {spec['dtype']!r}")
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

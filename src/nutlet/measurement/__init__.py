@@ -1,0 +1,30 @@
+"""Figures of a shipped file, each taken in the runtime that will run it."""
+
+from nutlet.measurement.accuracy import Estimate, agreement, difference, predict_module, top1, wilson
+from nutlet.measurement.environment import cores, environment
+from nutlet.measurement.latency import Latency, Speedup, latencies
+from nutlet.measurement.memory import Memory, peak_memory
+from nutlet.measurement.results import Figures, FileFigures, Measurement
+from nutlet.measurement.runtime import Runtime
+from nutlet.measurement.shipped import measure
+
+__all__ = [
+    "Estimate",
+    "Figures",
+    "FileFigures",
+    "Latency",
+    "Measurement",
+    "Memory",
+    "Runtime",
+    "Speedup",
+    "agreement",
+    "cores",
+    "difference",
+    "environment",
+    "latencies",
+    "measure",
+    "peak_memory",
+    "predict_module",
+    "top1",
+    "wilson",
+]

@@ -1,0 +1,87 @@
+"""Size and work of a model in memory, as the exporter would store it."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import zstandard
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from nutlet.graph.constraints import constrained_weight
+from nutlet.graph.finalize import finalize
+from nutlet.graph.scope import Layer
+from nutlet.graph.sites import Edited, walk
+from nutlet.graph.work import site_macs
+from nutlet.history import LayerSize, Size
+
+__all__ = ["ZSTD_LEVEL", "size_of"]
+
+ZSTD_LEVEL = 19
+
+
+def size_of(model: nn.Module, example: Tensor) -> Size:
+    """Return the size of ``model`` with its constraints baked and its quantized weights as integers.
+
+    Args:
+        model: any module or intermediate result of a chain; it is not changed.
+        example: two inputs, batch first.
+
+    >>> size = size_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.zeros(2, 4))
+    >>> size.parameters, size.bytes, size.macs
+    (15, 60, 12)
+    """
+    record = walk(model, example)
+    work: dict[str, int] = {}
+    for site in record.sites.values():
+        work[site.module] = work.get(site.module, 0) + site_macs(site)
+    baked = finalize(model)
+    body = baked.model if isinstance(baked, Edited) else baked
+    seen: set[int] = set()
+    layers = []
+    content = bytearray()
+    parameters = 0
+    effective = sum(work.values())
+    for name, module in body.named_modules():
+        if "parametrizations" in name:
+            continue
+        own = [t for t in _stored(module) if t.data_ptr() not in seen or t.numel() == 0]
+        seen.update(t.data_ptr() for t in own)
+        weight = constrained_weight(module) if isinstance(module, Layer) else None
+        sparsity = 0.0 if weight is None else 1 - float(torch.count_nonzero(weight)) / weight.numel()
+        macs = work.get(name, 0)
+        effective -= round(macs * sparsity)
+        if not own:
+            continue
+        parameters += sum(t.numel() for t in own)
+        for tensor in own:
+            content += tensor.detach().cpu().contiguous().numpy().tobytes()
+        layers.append(
+            LayerSize(
+                name=name,
+                kind=parametrize.type_before_parametrizations(module).__name__,  # type: ignore[no-untyped-call]
+                shape=tuple((own[0] if weight is None else weight).shape),
+                bits=own[0].element_size() * 8,
+                bytes=sum(t.numel() * t.element_size() for t in own),
+                sparsity=sparsity,
+                macs=macs,
+            )
+        )
+    return Size(
+        parameters=parameters,
+        bytes=len(content),
+        bytes_zstd=len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(bytes(content))),
+        macs=sum(work.values()),
+        effective_macs=effective,
+        layers=tuple(layers),
+    )
+
+
+def _stored(module: nn.Module) -> list[Tensor]:
+    """Return the tensors a module itself keeps, those of its parametrizations included, the weight first."""
+    tensors = [t for name, t in module.state_dict(keep_vars=True).items() if "." not in name]
+    tensors += [t for name, t in module.state_dict(keep_vars=True).items() if name.startswith("parametrizations.")]
+    # A counter that no exporter writes, and zero points that are one shared zero.
+    kept = [t for t in tensors if t.numel() and not (t.dtype == torch.int64 and t.ndim == 0)]
+    return sorted((t for t in kept if prod(t.shape)), key=lambda t: -t.ndim)

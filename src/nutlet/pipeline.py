@@ -1,0 +1,182 @@
+"""The chain: steps run one after the other, each measured, kept and resumable."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.artifact import MANIFEST, Compressed
+from nutlet.data import Data, Examples
+from nutlet.errors import ConfigError
+from nutlet.graph.activations import attach, calibrate
+from nutlet.graph.sites import Edited, walk
+from nutlet.history import Size, Step
+from nutlet.measurement.size import size_of
+from nutlet.method import Context, Method
+from nutlet.progress import Progress
+from nutlet.recipe import load_recipe, parse_recipe, with_recovery
+from nutlet.storage import digest
+from nutlet.train import evaluate
+
+__all__ = ["compress"]
+
+
+def compress(
+    model: nn.Module,
+    recipe: Sequence[Method | dict[str, Any] | str] | Path | str,
+    data: Data,
+    *,
+    recover: Method | None = None,
+    seed: int = 0,
+    workdir: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Apply the steps of ``recipe`` to a copy of ``model``.
+
+    Args:
+        model: a module from one batch ``(B, ...)`` to outputs ``(B, classes)``; it is not changed.
+        recipe: methods in order, or the path of a YAML recipe.
+        data: splits, see :func:`nutlet.data.split`; the test split is not looked at.
+        recover: training inserted after every run of steps that it can repair.
+        seed: the only source of randomness.
+        workdir: keeps every intermediate by a hash of what made it, and the checkpoints of long training; a second
+            run, or one with other last steps, goes on from there. ``None`` keeps nothing.
+        progress: shows bars; silent by default.
+
+    Raises:
+        ConfigError: a step is unknown or has a bad option.
+        ModelError: a method finds nothing it can work on.
+        StorageError: ``workdir`` cannot be written.
+    """
+    steps = _methods(recipe, recover)
+    progress = progress or Progress(quiet=True)
+    original = copy.deepcopy(model).eval()
+    teacher = copy.deepcopy(original).requires_grad_(False)
+    keys = _keys(original, data, steps, seed) if workdir is not None else []
+    folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
+    result = _latest(folders, original, data, progress)
+    if result is None:
+        example = data.calibration.batch(slice(0, 2))[0]
+        first = _measured({}, {}, original, data, example, time.perf_counter())
+        result = Compressed(copy.deepcopy(original), (first,), seed, example)
+    for number in range(len(result.steps), len(steps) + 1):
+        folder = folders[number]
+        context = Context(data=data, teacher=teacher, seed=seed, workdir=folder, progress=progress)
+        result = _step(result, steps[number - 1], context)
+        if folder is not None:
+            result.save(folder)
+        progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
+    return result
+
+
+def _step(before: Compressed, method: Method, context: Context) -> Compressed:
+    start = time.perf_counter()
+    torch.manual_seed(context.seed)
+    model, record = before.model, None
+    if isinstance(model, Edited):
+        record, quantizers = model.record, model.by_site
+        model = model.take_off()
+    plan = method.decide(model, context)
+    notes = list(plan.pop("notes", []))
+    model = method.execute(model, plan, context.example)
+    if record is not None and not isinstance(model, Edited):
+        now = walk(model, context.example)
+        if now.sites == record.sites:
+            model = Edited(model, now, quantizers)
+        else:
+            inputs = (x for x, _ in context.data.calibration.batches())
+            plan["activations"] = calibrate(model, now, inputs)
+            model = attach(model, plan["activations"], context.example)
+            notes.append("activation quantizers were placed and calibrated anew")
+    notes += method.train(model, context)
+    step = _measured(method.to_dict(), plan, model.eval(), context.data, before.example, start, notes)
+    if type(method).train is Method.train and not _smaller(step.size, before.steps[-1].size):
+        step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
+    return Compressed(model, (*before.steps, step), before.seed, before.example)
+
+
+def _measured(
+    method: dict[str, Any],
+    plan: dict[str, Any],
+    model: nn.Module,
+    data: Data,
+    example: Tensor,
+    start: float,
+    notes: Sequence[str] = (),
+) -> Step:
+    accuracy = evaluate(model, data.validation)
+    size = size_of(model, example)
+    # Through JSON, so that a plan is the same whether it was just made or read back.
+    plan = json.loads(json.dumps(plan))
+    return Step(method, plan, accuracy, size, time.perf_counter() - start, tuple(notes))
+
+
+def _smaller(now: Size, before: Size) -> bool:
+    return (
+        now.bytes < before.bytes
+        or now.bytes_zstd < before.bytes_zstd
+        or now.macs < before.macs
+        or now.effective_macs < before.effective_macs
+    )
+
+
+def _summary(now: Step, before: Step) -> str:
+    return (
+        f"{now.name}: validation {before.accuracy:.2%} → {now.accuracy:.2%}, "
+        f"{before.size.bytes:,} → {now.size.bytes:,} bytes, "
+        f"{before.size.macs / 1e6:.2f} → {now.size.macs / 1e6:.2f} M MACs, {now.seconds:.1f} s"
+    )
+
+
+def _methods(recipe: Sequence[Method | dict[str, Any] | str] | Path | str, recover: Method | None) -> list[Method]:
+    if isinstance(recipe, (str, Path)):
+        steps = load_recipe(recipe)
+    elif not recipe:
+        raise ConfigError("the recipe is empty; expected at least one method, see `nutlet methods`")
+    else:
+        steps = [step if isinstance(step, Method) else parse_recipe([step])[0] for step in recipe]
+    return with_recovery(steps, recover)
+
+
+def _keys(model: nn.Module, data: Data, steps: Sequence[Method], seed: int) -> list[str]:
+    """Return one key per intermediate: a hash of everything that it came from."""
+    sha = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for examples in (data.train, data.validation, data.calibration):
+        _hash_examples(sha, examples)
+    augment = data.augment
+    sha.update(repr(augment if dataclasses.is_dataclass(augment) else getattr(augment, "__qualname__", "")).encode())
+    keys = [digest(sha.hexdigest(), str(seed), importlib.metadata.version("nutlet"))]
+    for step in steps:
+        # All options, not only those that differ from defaults: a changed default is another step.
+        options = json.dumps(dataclasses.asdict(step), sort_keys=True)
+        keys.append(digest(keys[-1], type(step).__name__, options))
+    return keys
+
+
+def _hash_examples(sha: Any, examples: Examples) -> None:
+    sha.update(repr((tuple(examples.x.shape), str(examples.x.dtype), examples.mean, examples.std)).encode())
+    sha.update(examples.x.numpy().tobytes())
+    sha.update(examples.y.numpy().tobytes())
+
+
+def _latest(folders: Sequence[Path | None], original: nn.Module, data: Data, progress: Progress) -> Compressed | None:
+    """Return the furthest intermediate that an earlier run left behind."""
+    for number in range(len(folders) - 1, 0, -1):
+        folder = folders[number]
+        if folder is not None and (folder / MANIFEST).exists():
+            progress.say(f"steps 1 to {number} were done before, going on from {folder}")
+            return Compressed.load(folder, original)
+    return None

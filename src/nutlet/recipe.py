@@ -1,0 +1,74 @@
+"""Recipes: the steps of a chain as a list of methods or a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nutlet.errors import ConfigError, nearest
+from nutlet.method import Method
+
+__all__ = ["Recipe", "dump_recipe", "load_recipe", "with_recovery"]
+
+Recipe = Sequence[Method]
+
+
+def with_recovery(steps: Recipe, recover: Method | None) -> list[Method]:
+    """Insert ``recover`` after every run of steps that fine-tuning can repair.
+
+    >>> from nutlet.methods import DropBlocks, FineTune, PruneChannels, Quantize
+    >>> chain = [DropBlocks(drop=1), PruneChannels(ratio=0.5), Quantize()]
+    >>> [type(step).__name__ for step in with_recovery(chain, FineTune())]
+    ['DropBlocks', 'PruneChannels', 'FineTune', 'Quantize']
+    """
+    if recover is None:
+        return list(steps)
+    expanded: list[Method] = []
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        expanded.append(step)
+        if step.recoverable and not (following is not None and following.recoverable):
+            expanded.append(recover)
+    return expanded
+
+
+def load_recipe(path: Path | str) -> list[Method]:
+    """Read a YAML recipe: ``steps``, a list of methods, and optionally ``recover``.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or names an unknown key, method or option.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"could not read the recipe {path}: {error.strerror}; expected a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}; expected `steps:` with a list of methods") from error
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: Any, origin: str = "the recipe") -> list[Method]:
+    """Turn what YAML or JSON gave into methods; see :func:`load_recipe`."""
+    if isinstance(content, list):
+        content = {"steps": content}
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{origin} holds {type(content).__name__}; expected `steps:` with a list of methods")
+    for key in content:
+        if key not in ("steps", "recover"):
+            raise ConfigError(f"{origin} has the unknown key {key!r}; {nearest(str(key), ['steps', 'recover'])}")
+    steps = content.get("steps")
+    if not isinstance(steps, list) or not steps:
+        raise ConfigError(f"{origin} has no steps; expected `steps:` with at least one method, see `nutlet methods`")
+    recover = content.get("recover")
+    return with_recovery(
+        [Method.from_dict(step) for step in steps], None if recover is None else Method.from_dict(recover)
+    )
+
+
+def dump_recipe(steps: Recipe) -> str:
+    """Return the YAML of a recipe; reading it gives equal methods."""
+    return yaml.safe_dump({"steps": [step.to_dict() for step in steps]}, sort_keys=False)
