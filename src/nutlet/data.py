@@ -210,8 +210,6 @@ def flip_and_crop(padding: int = 4, *, flip: bool = True) -> Augment:
         padded = torch.nn.functional.pad(x, (padding,) * 4)
         rows = (shift[0] + torch.arange(height))[:, None, :, None]
         columns = (shift[1] + torch.arange(width))[:, None, None, :]
-        return padded[
-            torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns
-        ]
+        return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
 
     return augment

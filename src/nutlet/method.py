@@ -109,9 +109,7 @@ class Method:
         if isinstance(spec, str):
             spec = {spec: {}}
         if not isinstance(spec, Mapping) or len(spec) != 1:
-            raise ConfigError(
-                f"found the step {spec!r}; expected one method name with its options, as `Quantize: {{}}`"
-            )
+            raise ConfigError(f"found the step {spec!r}; expected one method name with its options, as `Quantize: {{}}`")
         ((name, options),) = spec.items()
         known = methods()
         if name not in known:
@@ -124,9 +122,7 @@ class Method:
         for option in options:
             if option not in accepted:
                 raise ConfigError(f"{name} has no option {option!r}; {nearest(str(option), accepted)}")
-        missing = [
-            o.name for o in dataclasses.fields(kind) if o.default is dataclasses.MISSING and o.name not in options
-        ]
+        missing = [o.name for o in dataclasses.fields(kind) if o.default is dataclasses.MISSING and o.name not in options]
         if missing:
             raise ConfigError(f"{name} needs the option {missing[0]!r}; see `nutlet methods`")
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})

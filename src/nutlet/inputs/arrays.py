@@ -151,12 +151,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("NUTLET_CACHE") or Path.home() / ".cache" / "nutlet")
 
 
-def cached(files: list[Path], read: Callable[[], Arrays]) -> Arrays:
-    """Return what ``read`` returns, kept uncompressed in the cache while names, sizes and dates of ``files`` last."""
+def cached(source: Path, files: list[Path], read: Callable[[], Arrays]) -> Arrays:
+    """Return what ``read`` returns for ``source``, kept uncompressed in the cache while names, sizes and dates of ``files`` last."""
     stats = [(str(file.resolve()), file.stat()) for file in files if file.is_file()]
     if sum(stat.st_size for _, stat in stats) < _CACHED_FROM:
         return read()
-    key = digest(*(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats))[:32]
+    key = digest(str(source.resolve()), *(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats))[:32]
     folder = cache_folder() / "arrays" / key
     try:
         found = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("x", "y")}
@@ -171,7 +171,7 @@ def cached(files: list[Path], read: Callable[[], Arrays]) -> Arrays:
         if array is not None:
             try:
                 write_atomic(folder / f"{name}.npy", lambda aside, array=array: _save(aside, array))  # type: ignore[misc]
-            except StorageError:
+            except (StorageError, OSError):
                 break  # a cache that cannot be written only costs time
     return arrays
 

@@ -92,11 +92,15 @@ class _Rebuild:
         return module.eval()
 
     def _check_outputs(self) -> None:
+        nodes = self.program.graph["nodes"]
+        norms = [node for node in nodes if node["target"] == "torch.ops.aten.batch_norm.default"]
+        flags = [item for node in norms for item in node["inputs"] if item["name"] == "training"]
+        learning = any(item["arg"].get("as_bool") for item in flags)
         for spec in self.program.signature["output_specs"]:
-            if "buffer_mutation" in spec:
+            if learning or "buffer_mutation" in spec:
                 raise ModelError(
-                    f"{self.program.source} was exported in training mode (it updates the buffer "
-                    f"{spec['buffer_mutation']['buffer_name']!r}); expected evaluation mode: export `model.eval()`"
+                    f"{self.program.source} was exported in training mode: its batch norms use the statistics of the "
+                    "batch, or it updates buffers; expected evaluation mode: export `model.eval()`"
                 )
             if "user_output" not in spec:
                 raise ModelError(

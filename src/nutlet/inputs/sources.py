@@ -108,9 +108,9 @@ def _read(spec: str) -> Arrays | Data:
     path = Path(spec)
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
-        return cached(files, lambda: read_npz_folder(path)) if files else read_image_folder(path)
+        return cached(path, files, lambda: read_npz_folder(path)) if files else read_image_folder(path)
     if path.suffix == ".npz":
-        return cached([path], lambda: read_npz(path))
+        return cached(path, [path], lambda: read_npz(path))
     if path.is_file():
         raise DataError(f"found the file {spec}, of a kind that is not read; {_EXPECTED}")
     if is_factory(spec):
