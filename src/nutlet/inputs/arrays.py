@@ -152,7 +152,10 @@ def cache_folder() -> Path:
 
 
 def cached(source: Path, files: list[Path], read: Callable[[], Arrays]) -> Arrays:
-    """Return what ``read`` returns for ``source``, kept uncompressed in the cache while names, sizes and dates of ``files`` last."""
+    """Return what ``read`` returns for ``source``, kept uncompressed in the cache.
+
+    It stands while the names, sizes and dates of ``files`` do.
+    """
     stats = [(str(file.resolve()), file.stat()) for file in files if file.is_file()]
     if sum(stat.st_size for _, stat in stats) < _CACHED_FROM:
         return read()
