@@ -172,5 +172,4 @@ def test_check_model_of_outputs() -> None:
 
 def test_import_needs_no_extras() -> None:
     code = "import nutlet.inputs, sys; assert not {'PIL', 'datasets'} & set(sys.modules)"
-    # A name that is blocked stays out even where another package would import it when it is there.
     subprocess.run([sys.executable, "-c", code], check=True)
