@@ -1,0 +1,9 @@
+"""From what a user names on the command line to models and data: nothing that comes in a file is ever executed.
+
+Only ``module:factory`` runs code, and it is the user's own: whoever names it has chosen to run it.
+"""
+
+from nutlet.inputs.models import check_model, load_model
+from nutlet.inputs.sources import load_data
+
+__all__ = ["check_model", "load_data", "load_model"]

@@ -1,0 +1,125 @@
+"""Images from folders and from bytes, with Pillow, all of one size."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nutlet.errors import DataError, MissingExtra
+from nutlet.inputs.arrays import MAX_BYTES, Arrays, natural
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["decode", "read_image_folder"]
+
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm"})
+_GREY = frozenset({"1", "L", "LA"})
+_MAX_PIXELS = 64 * 2**20
+
+
+def read_image_folder(root: Path) -> Arrays:
+    """Read ``root/train/CLASS/*.png`` and ``root/test/CLASS/*.png``, or ``root/CLASS/*.png`` without a test set.
+
+    Classes are numbered in the order of their names. Images are grey if all of them are, else RGB.
+
+    Raises:
+        DataError: no images, differing sizes, a class in the test set alone, or an image that cannot be read.
+        MissingExtra: Pillow is not installed.
+    """
+    train = root / "train" if (root / "train").is_dir() else root
+    test = root / "test" if train != root and (root / "test").is_dir() else None
+    classes = sorted((folder.name for folder in train.iterdir() if _images(folder)), key=lambda n: natural(Path(n)))
+    if not classes:
+        raise DataError(
+            f"found no images in the folders of {train}; expected one folder per class with "
+            f"{', '.join(sorted(_SUFFIXES))} files, below {root / 'train'} or {root} (or *.npz files)"
+        )
+    files, labels = _list(train, classes)
+    if test is None:
+        return Arrays(decode(files, [str(file) for file in files]), labels)
+    strange = sorted(folder.name for folder in test.iterdir() if folder.name not in classes and _images(folder))
+    if strange:
+        raise DataError(f"{test} has the class {strange[0]!r}, which {train} has not; expected the same classes")
+    test_files, test_labels = _list(test, classes)
+    both = decode([*files, *test_files], [str(file) for file in [*files, *test_files]])
+    return Arrays(both[: len(files)], labels, *((both[len(files) :], test_labels) if test_files else ()))
+
+
+def decode(sources: Sequence[Path | bytes], names: Sequence[str]) -> np.ndarray:
+    """Return images as uint8, ``(N, H, W)`` or ``(N, H, W, 3)``; ``names`` are for messages.
+
+    >>> decode([], [])
+    Traceback (most recent call last):
+    nutlet.errors.DataError: found no images; expected at least one
+    """
+    if not sources:
+        raise DataError("found no images; expected at least one")
+    # Headers first: sizes are known and bounded before a pixel is unpacked.
+    heads = []
+    for source, name in zip(sources, names, strict=True):
+        with _open(source, name) as image:
+            heads.append((image.size, image.mode))
+    sizes = Counter(size for size, _ in heads)
+    width, height = sizes.most_common(1)[0][0]
+    if len(sizes) > 1:
+        odd = next(k for k, (size, _) in enumerate(heads) if size != (width, height))
+        wide, high = heads[odd][0]
+        raise DataError(
+            f"{names[odd]} is {wide}x{high} pixels, most images are {width}x{height}; expected one size: resize or "
+            f"crop the {len(heads) - sizes[width, height]} odd ones"
+        )
+    grey = all(mode in _GREY for _, mode in heads)
+    shape = (len(sources), height, width) + (() if grey else (3,))
+    if width * height > _MAX_PIXELS or int(np.prod(shape, dtype=object)) > MAX_BYTES:
+        raise DataError(
+            f"{len(sources)} images of {width}x{height} pixels need more than {MAX_BYTES:,} bytes of memory, or one "
+            f"has more than {_MAX_PIXELS:,} pixels; expected small images: resize them to the model's input"
+        )
+    pixels = np.empty(shape, np.uint8)
+    for k, (source, name) in enumerate(zip(sources, names, strict=True)):
+        with _open(source, name) as image:
+            try:
+                pixels[k] = np.asarray(image.convert("L" if grey else "RGB"))
+            except Exception as error:  # decoders raise many kinds on damaged files
+                raise DataError(f"{name} cannot be decoded ({error}); expected an intact image: replace it") from error
+    return pixels
+
+
+@contextmanager
+def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtra("pillow", "images", "reading images") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's warning of huge images: our own bound is lower
+        try:
+            image: Any = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        except Exception as error:
+            raise DataError(f"{name} cannot be read as an image ({error}); expected an intact image") from error
+        with image:
+            yield image
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES), key=natural)
+
+
+def _list(root: Path, classes: list[str]) -> tuple[list[Path], np.ndarray]:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _images(root / name)
+        files += found
+        labels += [label] * len(found)
+    return files, np.array(labels, np.int64)

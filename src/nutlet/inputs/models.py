@@ -1,0 +1,161 @@
+"""The model a user names, loaded, and tried on the data before hours are spent on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.errors import DataError, ModelError
+from nutlet.inputs.factory import build, is_factory
+from nutlet.inputs.program import load_program
+from nutlet.inputs.weights import check_finite, fit, read_weights
+
+__all__ = ["check_model", "load_model"]
+
+_NOT_YET = {
+    ".keras": "a Keras model",
+    ".h5": "a Keras model",
+    ".onnx": "an ONNX file, whose weights can be measured but not compressed here",
+    ".tflite": "a LiteRT file",
+    ".safetensors": "weights without their architecture",
+    ".pt": "weights without their architecture",
+    ".pth": "weights without their architecture",
+}
+_Layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
+
+
+def load_model(spec: str, weights: Path | None = None) -> nn.Module:
+    """Return the model that ``spec`` names, in evaluation mode.
+
+    Args:
+        spec: ``package.module:factory`` or ``path/to/file.py:factory``, with literal arguments where needed
+            (``arch:ResNet(20)``); the current directory is importable. Or a ``.pt2`` file written by
+            ``torch.export.save``, which is rebuilt from its graph without executing anything in it
+            (:func:`nutlet.inputs.program.load_program`).
+        weights: a ``.safetensors``, ``.pt`` or ``.pth`` file for the factory's model; pickled code is refused.
+
+    Raises:
+        ModelError: the factory cannot be found or called, gives no module, or does not fit the weights; weights hold
+            NaN or infinity.
+        StorageError: a file is damaged, or holds code instead of tensors.
+
+    >>> load_model("torch.nn:Linear(2, 3)")
+    Linear(in_features=2, out_features=3, bias=True)
+    """
+    path = Path(spec)
+    if path.suffix == ".pt2":
+        if weights is not None:
+            raise ModelError(f"{spec} holds its weights already; expected no separate weights, leave out {weights}")
+        model = load_program(path)
+    elif is_factory(spec) and not spec.startswith("hf:"):
+        built = build(spec, ModelError)
+        if not isinstance(built, nn.Module):
+            raise ModelError(f"{spec!r} gave a {type(built).__name__}; expected a torch.nn.Module")
+        model = built
+        if weights is not None:
+            fit(model, read_weights(weights), str(weights))
+    else:
+        kind = "a Hugging Face model" if spec.startswith("hf:") else _NOT_YET.get(path.suffix)
+        raise ModelError(
+            f"found {spec!r}" + (f", {kind}" if kind else "") + "; expected `package.module:factory` or "
+            "`path/to/file.py:factory` (with the weights in a file of their own), or a .pt2 file from torch.export"
+        )
+    check_finite(model)
+    return model.eval()
+
+
+def check_model(model: nn.Module, example_batch: Tensor, classes: int) -> int:
+    """Run ``model`` once on a real batch and return its number of outputs.
+
+    Args:
+        model: the classifier; its mode is put back afterwards.
+        example_batch: inputs ``(B, ...)`` as the data give them, B at least 1.
+        classes: one more than the largest label in the data.
+
+    Raises:
+        ModelError: the model cannot take such a batch, or does not give ``(B, classes)`` finite floats.
+        DataError: the data have labels that the model has no output for.
+
+    >>> check_model(nn.Linear(4, 3), torch.zeros(2, 4), classes=3)
+    3
+    """
+    seen: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            if args and isinstance(args[0], Tensor):
+                seen.append((name, module, tuple(args[0].shape)))
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(note(name)) for name, m in model.named_modules() if isinstance(m, _Layers)]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(example_batch)
+    except Exception as error:  # the forward is the user's code
+        raise ModelError(_explain(error, example_batch, seen)) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    return _check_output(output, example_batch, classes)
+
+
+def _check_output(output: object, batch: Tensor, classes: int) -> int:
+    rows = len(batch)
+    wanted = f"expected one float tensor of shape ({rows}, classes), the logits of a classifier"
+    if not isinstance(output, Tensor):
+        raise ModelError(f"the model returned a {type(output).__name__}; {wanted}: return the logits alone")
+    if output.ndim != 2 or len(output) != rows or not output.is_floating_point():
+        raise ModelError(
+            f"the model returned shape {tuple(output.shape)} and dtype {output.dtype} for {rows} inputs; {wanted}"
+        )
+    if output.shape[1] < classes:
+        raise DataError(
+            f"the data have labels up to {classes - 1}, the model has {output.shape[1]} outputs (classes 0 to "
+            f"{output.shape[1] - 1}); expected an output for every label: check the labels, or build the model with "
+            f"{classes} classes"
+        )
+    if not bool(torch.isfinite(output).all()):
+        raise ModelError(
+            "the model returned NaN or infinity on real inputs; expected finite logits: check the normalisation "
+            "(mean, std) and the weights"
+        )
+    return int(output.shape[1])
+
+
+def _explain(error: Exception, batch: Tensor, seen: list[tuple[str, nn.Module, tuple[int, ...]]]) -> str:
+    """Say in words why a batch did not pass; the layer that ran last is the one that failed."""
+    data = "x".join(map(str, batch.shape[1:]))
+    if seen:
+        name, layer, shape = seen[-1]
+        place = f"the model's first layer ({name})" if len(seen) == 1 else f"the layer {name}"
+        if isinstance(layer, nn.Linear):
+            if shape[-1] != layer.in_features:
+                return (
+                    f"the data give {data}, and {place} gets {shape[-1]} features but expects {layer.in_features}; "
+                    "expected inputs of the size the model was built for: resize them, or build the model for this size"
+                )
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)):
+            axes = layer.weight.ndim
+            if len(shape) != axes:
+                return (
+                    f"the data give {data}, and {place} gets {len(shape)} axes, batch included, but expects {axes}; "
+                    "expected images as channels x height x width"
+                )
+            if shape[1] != layer.in_channels:
+                return (
+                    f"the data give {data}, {place} expects {layer.in_channels} channels and gets {shape[1]}; expected "
+                    "equal numbers: convert the images (grey or RGB), or build the model for "
+                    f"{shape[1]} channels"
+                )
+    return (
+        f"the model raised {type(error).__name__} on a batch of shape {tuple(batch.shape)}: {error}; expected a "
+        "forward that takes one float batch and returns logits"
+    )

@@ -1,0 +1,145 @@
+"""The data a user names: a file, a folder, a data set or a function, brought into splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from nutlet.data import Augment, Data, Examples, flip_and_crop, split
+from nutlet.errors import ConfigError, DataError, nearest
+from nutlet.inputs.arrays import Arrays, cached, read_npz, read_npz_folder
+from nutlet.inputs.factory import build, is_factory
+from nutlet.inputs.hub import read_hub
+from nutlet.inputs.images import read_image_folder
+
+__all__ = ["AUGMENTATIONS", "load_data"]
+
+AUGMENTATIONS = ("none", "crop", "flip-crop")
+"""What ``augment`` may be: nothing, random shifts, or random shifts and mirror images."""
+
+_EXPECTED = (
+    "expected an .npz file, a folder of train*.npz, a folder of images by class, `hf:NAME`, or `package.module:factory`"
+)
+
+
+def load_data(
+    spec: str,
+    test: str | None = None,
+    *,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    augment: str | None = None,
+    calibration: int = 512,
+    validation: float = 0.1,
+    seed: int = 0,
+) -> Data:
+    """Read the data that ``spec`` names and split them.
+
+    Args:
+        spec: one of
+
+            - an ``.npz`` file with ``x`` and ``y``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test``;
+            - a folder with ``train*.npz`` (joined in natural order) and ``test*.npz``;
+            - a folder of images, ``train/CLASS/*.png`` and ``test/CLASS/*.png``, or ``CLASS/*.png``;
+            - ``hf:NAME``, a Hugging Face data set by the name of a local folder or on the hub (the hub goes through
+              the same code after the download; only local folders are tested);
+            - ``package.module:factory``, a function that returns :class:`nutlet.data.Data`, ``(x, y)``, or
+              ``(x_train, y_train, x_test, y_test)``.
+        test: where the test set comes from, in one of these forms; it replaces the one in ``spec``. Without either
+            there is none.
+        mean: subtracted per channel, after ``uint8`` images were scaled to [0, 1].
+        std: divides per channel.
+        augment: one of :data:`AUGMENTATIONS`, applied to training batches.
+        calibration: number of training examples used for ranges and scores.
+        validation: share of the training set held out.
+        seed: decides which examples are held out.
+
+    Raises:
+        DataError: nothing is found under ``spec``, or shapes, dtypes, labels or numbers are wrong.
+        StorageError: a file is damaged, or would have to be unpickled.
+        ConfigError: an option is unknown or does not apply.
+        MissingExtra: reading images needs Pillow, Hugging Face data sets need ``datasets``.
+    """
+    found = _read(spec)
+    if isinstance(found, Data):
+        options = (test, mean, std, augment, calibration, validation, seed)
+        names = ("test", "mean", "std", "augment", "calibration", "validation", "seed")
+        defaults = (None, (), (), None, 512, 0.1, 0)
+        given = [name for name, value, default in zip(names, options, defaults, strict=True) if value != default]
+        if given:
+            raise ConfigError(
+                f"{spec!r} returns ready-made splits, to which {given[0]!r} cannot be applied; set it inside the "
+                "factory, or return arrays from it"
+            )
+        return found
+    test_x, test_y = found.test_x, found.test_y
+    if test is not None:
+        other = _read(test)
+        if isinstance(other, Data):
+            raise DataError(f"{test!r} returns ready-made splits; expected arrays (x, y) for the test set")
+        # A source with both splits means its test set here.
+        test_x = other.x if other.test_x is None else other.test_x
+        test_y = other.y if other.test_y is None else other.test_y
+    train = Examples.from_arrays(found.x, found.y, mean=mean, std=std)
+    held = None
+    if test_x is not None and test_y is not None:
+        held = Examples.from_arrays(test_x, test_y, mean=mean, std=std)
+        if held.classes > train.classes:
+            raise DataError(
+                f"the test set has labels up to {held.classes - 1}, the training set up to {train.classes - 1}; "
+                "expected the same classes: check that both number them alike"
+            )
+    return split(
+        train,
+        held,
+        validation=validation,
+        calibration=calibration,
+        augment=_augmentation(augment, train.x),
+        seed=seed,
+    )
+
+
+def _read(spec: str) -> Arrays | Data:
+    if spec.startswith("hf:"):
+        return read_hub(spec.removeprefix("hf:"))
+    path = Path(spec)
+    if path.is_dir():
+        files = sorted(path.glob("*.npz"))
+        return cached(path, files, lambda: read_npz_folder(path)) if files else read_image_folder(path)
+    if path.suffix == ".npz":
+        return cached(path, [path], lambda: read_npz(path))
+    if path.is_file():
+        raise DataError(f"found the file {spec}, of a kind that is not read; {_EXPECTED}")
+    if is_factory(spec):
+        return _from_factory(build(spec, DataError), spec)
+    raise DataError(f"found nothing under {spec!r}; {_EXPECTED}")
+
+
+def _from_factory(value: Any, spec: str) -> Arrays | Data:
+    if isinstance(value, Data):
+        return value
+    if (
+        isinstance(value, (tuple, list))
+        and len(value) in (2, 4)
+        and all(isinstance(v, (np.ndarray, Tensor)) for v in value)
+    ):
+        return Arrays(*(v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in value))
+    found = f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
+    raise DataError(
+        f"{spec!r} returned {found}; expected arrays (x, y), (x_train, y_train, x_test, y_test), or nutlet.data.Data"
+    )
+
+
+def _augmentation(name: str | None, x: Tensor) -> Augment | None:
+    if name is None or name == "none":
+        return None
+    if name not in AUGMENTATIONS:
+        raise ConfigError(f"found the augmentation {name!r}; {nearest(name, AUGMENTATIONS)}")
+    if x.ndim != 4:
+        raise DataError(
+            f"the inputs have shape {tuple(x.shape[1:])}, which {name!r} cannot augment; expected images: use 'none'"
+        )
+    return flip_and_crop(max(1, min(4, min(x.shape[-2:]) // 8)), flip=name == "flip-crop")
