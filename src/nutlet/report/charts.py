@@ -52,7 +52,7 @@ def bars(name: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> 
         parts.append(Markup('<text class="label" x="0" y="{}">{}</text>').format(y + 15, label))
         y += 22
         for bar in row:
-            width, reach = BAR_END * bar.value / top, BAR_END * (bar.reach or 0) / top
+            width, reach = BAR_END * (bar.value / top), BAR_END * ((bar.reach or 0) / top)
             parts.append(
                 Markup('<rect class="bar {}" x="0" y="{}" width="{:.2f}%" height="14" rx="2"/>').format(
                     bar.series, y, max(width, 0.3)

@@ -15,6 +15,10 @@ __all__ = ["LARGEST", "check", "load_report", "schema"]
 LARGEST = 32 * 2**20
 """Bytes above which a file is not read: a report of a thousand layers and ten steps has about 2 MiB."""
 
+_DEEPEST = 60
+_BIGGEST = 10**18
+_JSON = ("null", "boolean", "integer", "number", "string", "object", "array")
+
 
 @functools.cache
 def schema() -> dict[str, Any]:
@@ -61,34 +65,37 @@ def check(value: Any, where: str = "report") -> None:
     Traceback (most recent call last):
     nutlet.errors.StorageError: report: the field 'nutlet' is missing; expected it as: version of nutlet that wrote it
     """
-    _check(value, schema(), "", where)
+    _check(value, schema(), "", where, 0)
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"found {name}")
 
 
-def _check(value: Any, rule: dict[str, Any], field: str, where: str) -> None:
+def _check(value: Any, rule: dict[str, Any], field: str, where: str, depth: int) -> None:
     """Apply the part of JSON Schema that schema.json uses; a test holds that it uses no other."""
     if "$ref" in rule:
         target = schema()["$defs"][rule["$ref"].removeprefix("#/$defs/")]
         rule = {**target, **{key: item for key, item in rule.items() if key != "$ref"}}
-    kinds = rule.get("type", [])
+    if depth > _DEEPEST:
+        raise StorageError(f"{where}: {field[:80]} is nested too deeply; expected at most {_DEEPEST} levels")
+    kinds = rule.get("type", _JSON)
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    if kinds and _kind(value) not in kinds and not (_kind(value) == "integer" and "number" in kinds):
-        _refuse(where, field, value, f"{' or '.join(kinds)}: {rule.get('description', 'see the schema')}")
+    if _kind(value) not in kinds and not (_kind(value) == "integer" and "number" in kinds):
+        _refuse(where, field, value, f"{' or '.join(kinds)}: {rule.get('description', 'plain JSON')}")
     if "const" in rule and value != rule["const"]:
         _refuse(where, field, value, f"{rule['const']}; this version of nutlet reads no other")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        low, high = rule.get("minimum", -math.inf), rule.get("maximum", math.inf)
+        # A whole number that no file can hold would overflow when it is divided.
+        low, high = rule.get("minimum", -_BIGGEST), rule.get("maximum", _BIGGEST)
         if not low <= value <= high:
-            _refuse(where, field, value, f"a number from {low} to {high}")
+            _refuse(where, field, value, f"a number from {low:g} to {high:g}")
     elif isinstance(value, (list, tuple)):
         if not rule.get("minItems", 0) <= len(value) <= rule.get("maxItems", math.inf):
             limits = f"{rule.get('minItems', 0):,} to {rule.get('maxItems', math.inf):,}"
             raise StorageError(f"{where}: {field} has {len(value):,} entries; expected {limits}")
         for index, item in enumerate(value):
-            _check(item, rule.get("items", {}), f"{field}[{index}]", where)
+            _check(item, rule.get("items", {}), f"{field}[{index}]", where, depth + 1)
     elif isinstance(value, dict):
         prefix = f"{field}." if field else ""
         for name in rule.get("required", ()):
@@ -97,7 +104,7 @@ def _check(value: Any, rule: dict[str, Any], field: str, where: str) -> None:
                 raise StorageError(f"{where}: the field {prefix + name!r} is missing; expected it as: {description}")
         others = rule.get("additionalProperties", {})
         for name, item in value.items():
-            _check(item, rule.get("properties", {}).get(name, others), f"{prefix}{name}", where)
+            _check(item, rule.get("properties", {}).get(name, others), f"{prefix}{name}", where, depth + 1)
 
 
 def _kind(value: Any) -> str:

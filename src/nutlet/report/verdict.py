@@ -157,7 +157,7 @@ def _reservations(measurement: dict[str, Any], accuracy: AccuracyChange | None) 
     if _size(before.get("bytes"), after.get("bytes")) == "no smaller" and None not in packed:
         smaller = _size(*packed)
         if smaller.endswith("x smaller"):
-            found.append(f"only after zstd is it smaller, by {smaller.removesuffix(" smaller")}")
+            found.append(f"only after zstd is it smaller, by {smaller.removesuffix(' smaller')}")
     told = [(pair[1] or {}, words) for pair in paired_latency(measurement) if (words := _ratio(pair))]
     slower = [
         f"{words} at batch {row['batch']} with {row['threads']} thread{'s' * (row['threads'] != 1)}"

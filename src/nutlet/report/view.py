@@ -226,6 +226,7 @@ def _layers(history: list[dict[str, Any]]) -> dict[str, Any]:
         title = f"{size(layer['bytes'])}, original {size(was)}" if before else f"{size(layer['bytes'])}, new layer"
         rows.append({
             **layer,
+            "name": _short(layer["name"]),
             "shape": " × ".join(str(axis) for axis in layer["shape"]),
             "was": size(was) if before else "new layer",
             "now": size(layer["bytes"]),
@@ -237,9 +238,13 @@ def _layers(history: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "layers": rows,
         "layers_hidden": len(layers) - len(rows),
-        "layers_gone": gone[:GONE_SHOWN],
+        "layers_gone": [_short(name) for name in gone[:GONE_SHOWN]],
         "layers_gone_more": max(len(gone) - GONE_SHOWN, 0),
     }
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 160 else f"{name[:159]}…"
 
 
 def _latency_charts(measurement: dict[str, Any]) -> list[Markup]:

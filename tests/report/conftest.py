@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from nutlet.history import LayerSize, Size, Step
 
 
@@ -80,3 +82,13 @@ def sample_report(layers: int = 21, blocks: int = 7) -> dict[str, Any]:
         "parity": {"examples": 2000, "agreement": 0.996, "max_difference": 0.183},
         "warnings": ["The mask over dense zeros did not make the file smaller; zstd does."],
     }  # fmt: skip
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    return sample_report()
+
+
+@pytest.fixture
+def make_report() -> Any:
+    return sample_report
