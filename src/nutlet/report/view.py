@@ -52,6 +52,7 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
     measurement = report["measurement"] or {}
     return {
         "verdict": verdict(report),
+        "original_in_memory": bool(measurement.get("original")) and measurement["original"].get("bytes") is None,
         "tiles": _tiles(measurement),
         "comparison": _comparison(report, measurement),
         "steps": _steps(report["history"]),
