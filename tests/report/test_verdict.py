@@ -35,8 +35,8 @@ def test_overlapping_intervals_show_no_loss():
 
 
 def test_paired_interval_finds_a_loss_that_overlapping_intervals_hide():
-    drop = {"value": 0.004, "low": 0.002, "high": 0.006}
-    assert "0.4 points less accurate (95 % interval 0.2 to 0.6)" in say(file(), file(accuracy=0.896), drop=drop)
+    paired = {"accuracy_drop_pp_low": 0.2, "accuracy_drop_pp_high": 0.6}
+    assert "0.4 points less accurate (95 % interval 0.2 to 0.6)" in say(file(), file(accuracy=0.896), **paired)
 
 
 def test_agreement_bounds_the_difference_where_no_paired_interval_is_given():

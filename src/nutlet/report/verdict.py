@@ -51,7 +51,7 @@ def accuracy_change(measurement: dict[str, Any]) -> AccuracyChange | None:
 
     Both files answered the same examples, so the examples on which they disagree bound how far their accuracies can
     differ: the variance of the difference is at most ``(disagreement - difference²) / examples``. That interval is
-    much narrower than two separate ones laid side by side. The paired interval of the measurement itself (``drop``) is
+    much narrower than two separate ones laid side by side. The paired interval of the measurement itself (``accuracy_drop_pp_low``, ``…_high``) is
     preferred; without either, the separate intervals count, and overlapping ones show no difference.
 
     >>> before = {"accuracy": 0.92, "accuracy_low": 0.914, "accuracy_high": 0.926, "examples": 10000}
@@ -65,9 +65,9 @@ def accuracy_change(measurement: dict[str, Any]) -> AccuracyChange | None:
     if before.get("accuracy") is None or after.get("accuracy") is None:
         return None
     value = after["accuracy"] - before["accuracy"]
-    drop = measurement.get("drop") or {}
-    if drop.get("low") is not None and drop.get("high") is not None:
-        return AccuracyChange(value, -drop["high"], -drop["low"])
+    least, most = measurement.get("accuracy_drop_pp_low"), measurement.get("accuracy_drop_pp_high")
+    if least is not None and most is not None:
+        return AccuracyChange(value, -most / 100, -least / 100)
     agreement = measurement.get("agreement_low")
     agreement = measurement.get("agreement") if agreement is None else agreement
     examples = after.get("examples")
