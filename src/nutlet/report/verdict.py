@@ -51,8 +51,9 @@ def accuracy_change(measurement: dict[str, Any]) -> AccuracyChange | None:
 
     Both files answered the same examples, so the examples on which they disagree bound how far their accuracies can
     differ: the variance of the difference is at most ``(disagreement - difference²) / examples``. That interval is
-    much narrower than two separate ones laid side by side. The paired interval of the measurement itself (``accuracy_drop_pp_low``, ``…_high``) is
-    preferred; without either, the separate intervals count, and overlapping ones show no difference.
+    much narrower than two separate ones laid side by side. The paired interval of the measurement itself
+    (``accuracy_drop_pp_low`` and ``_high``) is preferred; without either, the separate intervals count, and
+    overlapping ones show no difference.
 
     >>> before = {"accuracy": 0.92, "accuracy_low": 0.914, "accuracy_high": 0.926, "examples": 10000}
     >>> after = {"accuracy": 0.915, "accuracy_low": 0.909, "accuracy_high": 0.921, "examples": 10000}
