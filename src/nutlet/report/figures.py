@@ -1,0 +1,138 @@
+"""Numbers as people read them; what was not measured says so and is never a zero or a blank."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["NOT_MEASURED", "change", "clean", "count", "exact", "milliseconds", "percent", "points", "seconds", "size"]
+
+NOT_MEASURED = "not measured"
+LONGEST_TEXT = 2_000
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage with two decimals.
+
+    >>> percent(0.91764), percent(1.0), percent(None)
+    ('91.76 %', '100 %', 'not measured')
+    """
+    if value is None:
+        return NOT_MEASURED
+    text = f"{100 * value:.2f}"
+    if value in (0, 1):
+        text = text.split(".")[0]
+    elif text in ("100.00", "0.00"):  # rounding must not turn nearly all into all, nor hardly any into none
+        return "> 99.99 %" if value > 0.5 else "< 0.01 %"
+    return f"{text} %"
+
+
+def points(value: float, *, sign: bool = False) -> str:
+    """Return a difference of two shares in percentage points, without the unit.
+
+    >>> points(0.0091), points(-0.002, sign=True), points(0.0004)
+    ('0.9', '-0.2', '0.04')
+    """
+    value = 100 * value
+    decimals = 1 if abs(value) >= 0.095 or value == 0 else 2
+    text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
+    return text[1:] if float(text) == 0 and text[0] in "+-" else text
+
+
+def size(value: int | None) -> str:
+    """Return bytes in decimal units, three figures.
+
+    >>> size(284316), size(999), size(1_100_000), size(None)
+    ('284 kB', '999 bytes', '1.10 MB', 'not measured')
+    """
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:,} bytes" if value < 1000 else f"{count(value)}B"
+
+
+def count(value: float | None) -> str:
+    """Return a count with three figures and a decimal prefix.
+
+    >>> count(40_551_424), count(272_474), count(999_900), count(12)
+    ('40.6 M', '272 k', '1.00 M', '12 ')
+    """
+    if value is None:
+        return NOT_MEASURED
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 999.5 or prefix == "T":
+            break
+        value /= 1000
+    if not prefix:
+        return f"{value:.0f} "
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {prefix}"
+
+
+def exact(value: int | None) -> str:
+    """Return a whole number with thousands separated.
+
+    >>> exact(284316)
+    '284,316'
+    """
+    return NOT_MEASURED if value is None else f"{value:,}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a duration in milliseconds, three figures.
+
+    >>> milliseconds(1.2345), milliseconds(0.04321), milliseconds(123.4)
+    ('1.23 ms', '0.0432 ms', '123 ms')
+    """
+    if value is None:
+        return NOT_MEASURED
+    decimals = 2 if value <= 0 else min(max(2 - math.floor(math.log10(value)), 0), 6)
+    return f"{value:.{decimals}f} ms"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration as a person would say it.
+
+    >>> seconds(0.04), seconds(75), seconds(7300)
+    ('0.04 s', '1 min 15 s', '2 h 2 min')
+    """
+    if value is None:
+        return NOT_MEASURED
+    if value < 59.5:
+        return f"{value:.{2 if value < 1 else 1 if value < 9.95 else 0}f} s"
+    if round(value) < 3600:
+        return f"{round(value) // 60} min {round(value) % 60} s"
+    return f"{round(value / 60) // 60:,} h {round(value / 60) % 60} min"
+
+
+def change(before: float | None, after: float | None, less: str, more: str, *, same: float = 0.01) -> str:
+    """Say how many times less or more ``after`` is than ``before``; within the share ``same`` they are equal.
+
+    >>> change(610, 100, "smaller", "bigger"), change(100, 130, "smaller", "bigger"), change(100, 100, "less", "more")
+    ('6.1x smaller', '1.3x bigger', 'no change')
+    """
+    if before is None or after is None:
+        return NOT_MEASURED
+    if abs(before - after) <= same * max(abs(before), abs(after)):
+        return "no change"
+    if before <= 0 or after <= 0:
+        return less if after < before else more
+    ratio, word = (before / after, less) if before > after else (after / before, more)
+    digits = f"{ratio:,.0f}" if ratio >= 99.5 else f"{ratio:.1f}" if ratio >= 1.05 else f"{ratio:.2f}"
+    return f"{digits}x {word}"
+
+
+def clean(value: Any) -> Any:
+    r"""Make every text in ``value`` safe to look at: no control or direction-changing characters, no endless text.
+
+    Names come from other people's files; a right-to-left mark could make one name read as another.
+
+    >>> clean({"a\u202eb": ["c\x00", 1]})
+    {'a�b': ['c�', 1]}
+    """
+    if isinstance(value, str):
+        text = value if len(value) <= LONGEST_TEXT else value[: LONGEST_TEXT - 1] + "…"
+        return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(item) for item in value]
+    return value
