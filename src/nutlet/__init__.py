@@ -1,1 +1,118 @@
-"""nutlet: a small model in a hard shell."""
+"""nutlet: a small model in a hard shell.
+
+Compress a trained model, ship it, and measure on the very file that ships what it costs. Names are loaded when they
+are first used, so that importing nutlet is quick::
+
+    import nutlet as nl
+
+    small = nl.compress(model, [nl.PruneChannels(macs=0.5), nl.Quantize()], data, recover=nl.Distill(epochs=5))
+    small.export("model.onnx")
+    print(nl.measure("model.onnx", data, against=model))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nutlet.artifact import Compressed
+    from nutlet.data import Data, Examples, flip_and_crop, split
+    from nutlet.deliver import deliver
+    from nutlet.errors import (
+        ConfigError,
+        DataError,
+        ExportError,
+        MissingExtra,
+        ModelError,
+        NutletError,
+        StorageError,
+    )
+    from nutlet.export.onnx import export_onnx
+    from nutlet.history import Step
+    from nutlet.inputs import load_data, load_model
+    from nutlet.measurement import Measurement, measure
+    from nutlet.method import Context, Method, register
+    from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+    from nutlet.pipeline import compress
+    from nutlet.progress import Progress
+    from nutlet.recipe import load_recipe
+
+_HOMES = {
+    "nutlet.artifact": ("Compressed",),
+    "nutlet.data": ("Data", "Examples", "flip_and_crop", "split"),
+    "nutlet.deliver": ("deliver",),
+    "nutlet.errors": (
+        "ConfigError",
+        "DataError",
+        "ExportError",
+        "MissingExtra",
+        "ModelError",
+        "NutletError",
+        "StorageError",
+    ),
+    "nutlet.export.onnx": ("export_onnx",),
+    "nutlet.history": ("Step",),
+    "nutlet.inputs": ("load_data", "load_model"),
+    "nutlet.measurement": ("Measurement", "measure"),
+    "nutlet.method": ("Context", "Method", "register"),
+    "nutlet.methods": (
+        "Distill",
+        "DropBlocks",
+        "Factorize",
+        "FineTune",
+        "PruneChannels",
+        "PruneWeights",
+        "Quantize",
+    ),
+    "nutlet.pipeline": ("compress",),
+    "nutlet.progress": ("Progress",),
+    "nutlet.recipe": ("load_recipe",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Compressed",
+    "ConfigError",
+    "Context",
+    "Data",
+    "DataError",
+    "Distill",
+    "DropBlocks",
+    "Examples",
+    "ExportError",
+    "Factorize",
+    "FineTune",
+    "Measurement",
+    "Method",
+    "MissingExtra",
+    "ModelError",
+    "NutletError",
+    "Progress",
+    "PruneChannels",
+    "PruneWeights",
+    "Quantize",
+    "Step",
+    "StorageError",
+    "compress",
+    "deliver",
+    "export_onnx",
+    "flip_and_crop",
+    "load_data",
+    "load_model",
+    "load_recipe",
+    "measure",
+    "register",
+    "split",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'nutlet' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,115 @@
+"""From a finished chain to what is handed over: the shipped file, its figures, and the report."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nutlet.artifact import Compressed
+from nutlet.data import Data
+from nutlet.export.onnx import export_onnx
+from nutlet.measurement import Measurement, environment, measure
+from nutlet.measurement.parity import Parity, parity
+from nutlet.progress import Progress
+from nutlet.report import write_report
+
+__all__ = ["deliver"]
+
+COMPRESSED = "model.onnx"
+ORIGINAL = "original.onnx"
+
+
+def deliver(
+    compressed: Compressed,
+    original: nn.Module,
+    data: Data,
+    folder: Path | str,
+    *,
+    command: str = "",
+    names: tuple[str, str] = ("", ""),
+    seconds: float = 2.0,
+    progress: Progress | None = None,
+) -> tuple[Measurement, Parity]:
+    """Export both models, measure the files, and write everything with a report into ``folder``.
+
+    Args:
+        compressed: what the chain returned.
+        original: the model it started from.
+        data: its test split is looked at here, once; validation where there is none.
+        folder: gets ``model.onnx``, ``original.onnx``, ``saved/``, ``report.html`` and ``report.json``.
+        command: how to reproduce the run, for the report.
+        names: how the user named model and data, for the report.
+        seconds: time for each latency setting.
+        progress: shows bars; silent by default.
+
+    Raises:
+        ExportError: a model cannot be exported.
+        StorageError: ``folder`` cannot be written.
+    """
+    folder, progress = Path(folder), progress or Progress(quiet=True)
+    shipped = compressed.export(folder / COMPRESSED)
+    reference = export_onnx(original, folder / ORIGINAL, compressed.example)
+    compressed.save(folder / "saved")
+    check = parity(compressed.model, shipped, data.calibration)
+    figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
+    write_report(_report(compressed, data, check, figures, command, names), folder)
+    return figures, check
+
+
+def _report(
+    compressed: Compressed, data: Data, check: Parity, figures: Measurement, command: str, names: tuple[str, str]
+) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "nutlet": importlib.metadata.version("nutlet"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "environment": environment(),
+        "model": {
+            "name": names[0] or type(compressed.model).__name__,
+            "classes": data.classes,
+            "input_shape": list(compressed.example.shape[1:]),
+        },
+        "data": {
+            "name": names[1],
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "calibration": len(data.calibration),
+            "test": None if data.test is None else len(data.test),
+        },
+        "recipe": [method.to_dict() for method in compressed.recipe],
+        "seed": compressed.seed,
+        "history": [step.to_dict() for step in compressed.steps],
+        "measurement": figures.to_dict(),
+        "parity": check.to_dict(),
+        "warnings": _warnings(compressed, figures, check),
+    }
+
+
+def _warnings(compressed: Compressed, figures: Measurement, check: Parity) -> list[str]:
+    """Say what a user should not have to find out alone."""
+    warnings = []
+    if figures.size_ratio is not None and figures.size_ratio <= 1:
+        warnings.append("The compressed file is not smaller than the original.")
+    slower = [speedup for speedup in figures.speedups if speedup.ratio < 1]
+    if slower:
+        warnings.append(
+            "The compressed file is slower than the original at "
+            + ", ".join(f"batch {s.batch} on {s.threads} threads ({s.ratio:.2f}x)" for s in slower)
+            + "."
+        )
+    if check.agreement < 0.98:
+        warnings.append(
+            f"The file agrees with its PyTorch simulation on only {check.agreement:.1%} of {check.examples} inputs."
+        )
+    final = compressed.steps[-1].size
+    if final.effective_macs < 0.9 * final.macs:
+        warnings.append(
+            f"{1 - final.effective_macs / final.macs:.0%} of the multiplications are with zeros that no common runtime "
+            "skips: sparsity makes the downloaded file smaller, not the raw one, and nothing faster."
+        )
+    return warnings
