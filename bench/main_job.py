@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rich
-from rows import DATA, WORK, Rows
-
 
 import nutlet as nl
 from nutlet.data import Data
 from nutlet.inputs import load_data, load_model
 from nutlet.measurement import Measurement, measure
+from rows import DATA, WORK, Rows
 
 SEED = 0
 

@@ -113,7 +113,7 @@ class Compressed:
 
     def table(self) -> Table:
         """Return the history as a table."""
-        rows = [
+        rows = tuple(
             (
                 step.name,
                 f"{step.accuracy:.2%}",
@@ -124,7 +124,7 @@ class Compressed:
                 f"{step.seconds:.1f}",
             )
             for step in self.steps
-        ]
+        )
         columns = ("step", "validation accuracy", "bytes", "after zstd", "MACs", "effective MACs", "seconds")
         notes = [f"{step.name}: {note}" for step in self.steps for note in step.notes]
         return Table("What each step did", columns, rows, tuple(notes))

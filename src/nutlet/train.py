@@ -176,7 +176,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.data.train)
 
 
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -253,7 +253,7 @@ def _rate(settings: Training, progress: float) -> float:
 def _computes_in_bf16() -> bool:
     """Whether the device has bf16 arithmetic; without it bf16 is emulated, and many times slower."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

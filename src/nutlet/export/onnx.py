@@ -87,8 +87,6 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
 
 def _strip(proto: Any) -> None:
     """Remove everything a runtime does not need: it is most of the file's overhead and tells how the model was made."""
-    from onnx import helper
-
     graph = proto.graph
     for holder in (proto, graph):
         holder.doc_string = ""

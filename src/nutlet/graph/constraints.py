@@ -135,7 +135,7 @@ def _largest_pair(channels: Tensor) -> Tensor:
         layouts.append(inputs.reshape(len(channels), 1, -1))
     largest = torch.zeros(len(channels), device=channels.device)
     for layout in layouts:
-        padded = torch.nn.functional.pad(layout, (0, layout.shape[-1] % 2)).unflatten(-1, (-1, 2))
+        padded = torch.nn.functional.pad(layout, (0, layout.shape[-1] % 2)).unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
         for sign in (1, -1):
             largest = torch.maximum(largest, (sign * padded).clamp_min(0).sum(-1).flatten(1).amax(1))
     return largest
@@ -150,21 +150,23 @@ def constraints(layer: nn.Module) -> list[Constraint]:
     """Return the constraints on the weight of ``layer``, in the order they apply."""
     if not parametrize.is_parametrized(layer, "weight"):
         return []
-    return list(layer.parametrizations["weight"])  # type: ignore[union-attr,index,arg-type]
+    return list(layer.parametrizations["weight"])  # type: ignore[index]
 
 
 def raw_weight(layer: nn.Module) -> nn.Parameter:
     """Return the dense weight below all constraints, the one that is trained."""
     if parametrize.is_parametrized(layer, "weight"):
-        return layer.parametrizations["weight"].original  # type: ignore[union-attr,index,return-value]
-    return layer.weight  # type: ignore[return-value]
+        layer = layer.parametrizations["weight"]  # type: ignore[index,assignment]
+    raw = layer.get_parameter("original" if isinstance(layer, parametrize.ParametrizationList) else "weight")
+    return raw
 
 
 def constrained_weight(layer: nn.Module) -> Tensor:
     """Return the weight as the layer uses it, detached."""
     with torch.no_grad():
-        weight: Tensor = layer.weight.detach()  # type: ignore[assignment,operator,union-attr]
-        return weight
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
 
 
 def constrain(layer: nn.Module, stack: list[Constraint]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constrain, constrained_layers, take_off
+from nutlet.graph.constraints import constrain, constrained_layers, raw_weight, take_off
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import evaluating
 
@@ -86,7 +86,7 @@ def _remove(
         layer = model.get_submodule(root)
         prune = graph.get_pruner_of_module(layer).prune_out_channels
         group = graph.get_pruning_group(layer, prune, list(indices))
-        shapes = {}
+        shapes: dict[str, list[tuple[tuple[int, ...], list[int]]]] = {}
         for dep, gone in group:
             module = dep.target.module
             if module in names and hasattr(module, "weight") and module.weight is not None:
@@ -94,22 +94,20 @@ def _remove(
         group.prune()
         for name, before in shapes.items():
             changed[name] = None
-            _select(stacks.get(name, []), stacks, name, before, tuple(model.get_submodule(name).weight.shape))
+            _select(stacks, name, before, raw_weight(model.get_submodule(name)).shape)
     return list(changed)
 
 
 def _select(
-    stack: list[Any], stacks: dict[str, list[Any]], name: str, before: list[Any], after: tuple[int, ...]
+    stacks: dict[str, list[Any]], name: str, before: list[tuple[tuple[int, ...], list[int]]], after: torch.Size
 ) -> None:
-    """Take from the constraints the slices that were taken from their weight."""
+    """Take from a layer's constraints the slices that were taken from its weight, found by the axis that shrank."""
     for dim, size in enumerate(after):
         for shape, gone in before:
-            if stack and shape[dim] - len(set(gone)) == size and shape[dim] != size:
+            if name in stacks and shape[dim] != size == shape[dim] - len(set(gone)):
                 keep = torch.tensor([i for i in range(shape[dim]) if i not in set(gone)])
-                stack = [constraint.select(dim, keep) for constraint in stack]
+                stacks[name] = [constraint.select(dim, keep) for constraint in stacks[name]]
                 break
-    if stack:
-        stacks[name] = stack
 
 
 def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[str, list[Any]]) -> Group:

@@ -65,7 +65,7 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
             else:
                 per_group = factor.view(groups, 1, -1, *[1] * (weight.ndim - 2))
                 weight.copy_((weight.view(groups, -1, *weight.shape[1:]) * per_group).view_as(weight))
-            old: Tensor = torch.zeros_like(mean) if layer.bias is None else layer.bias.detach()  # type: ignore[assignment]
+            old = layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(mean)
             layer.bias = nn.Parameter((old - mean) * factor + shift)
         masked = weight.detach()
         for constraint in constraints(layer):

@@ -45,14 +45,16 @@ def in_scope(names: Iterable[str], method: Method, all_names: Iterable[str]) -> 
     return [n for n in chosen if not any(fnmatchcase(n, p) for p in method.exclude)]
 
 
-def weighted_layers(model: nn.Module, method: Method, kinds: type | tuple[type, ...] = ()) -> dict[str, nn.Module]:
+def weighted_layers(
+    model: nn.Module, method: Method, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = ()
+) -> dict[str, nn.Module]:
     """Return the layers in scope by name; ``kinds`` defaults to dense layers and convolutions.
 
     Raises:
         ModelError: the model has no such layer; the message names what it has.
         ConfigError: see :func:`in_scope`.
     """
-    accepted: tuple[type, ...] = kinds if isinstance(kinds, tuple) else (kinds,)
+    accepted: tuple[type[nn.Module], ...] = kinds if isinstance(kinds, tuple) else (kinds,)
     accepted = accepted or Layer.__args__
     modules = {name: module for name, module in model.named_modules() if name}
     found = {name: module for name, module in modules.items() if isinstance(module, accepted)}

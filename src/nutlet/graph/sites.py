@@ -214,7 +214,7 @@ class _Editor(_Visitor):
         if site is None or not site.inplace or name not in self.edits:
             return args
         # The call runs on a copy: autograd may keep its result, which the edit must not overwrite.
-        self.target = args[0]
+        self.target: Tensor = args[0]
         return (args[0].clone(), *args[1:])
 
     def result(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> Tensor:

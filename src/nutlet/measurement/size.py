@@ -60,7 +60,7 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
         layers.append(
             LayerSize(
                 name=name,
-                kind=parametrize.type_before_parametrizations(module).__name__,  # type: ignore[no-untyped-call]
+                kind=parametrize.type_before_parametrizations(module).__name__,
                 shape=tuple((own[0] if weight is None else weight).shape),
                 bits=own[0].element_size() * 8,
                 bytes=sum(t.numel() * t.element_size() for t in own),

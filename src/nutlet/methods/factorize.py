@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import Mask, WeightQuantizer, constrain, constrained_weight, constraints, take_off
+from nutlet.graph.constraints import (
+    Mask,
+    WeightQuantizer,
+    constrain,
+    constrained_weight,
+    constraints,
+    raw_weight,
+    take_off,
+)
 from nutlet.graph.fold import replace
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Method, Plan, register
@@ -86,11 +94,11 @@ class Factorize(Method):
         """Replace each layer of the plan by its two factors."""
         for name, rank in plan["ranks"].items():
             layer = model.get_submodule(name)
-            quantized = any(isinstance(c, WeightQuantizer) for c in take_off(layer, bake=True))
+            quantizers = [c for c in take_off(layer, bake=True) if isinstance(c, WeightQuantizer)]
             factors = _factors(layer, rank)
-            if quantized:
+            if quantizers:
                 for factor in factors:
-                    constrain(factor, [WeightQuantizer.fit(factor.weight)])  # type: ignore[arg-type]
+                    constrain(factor, [WeightQuantizer.fit(raw_weight(factor), portable=quantizers[-1].portable)])
             factors.train(layer.training)
             replace(model, name, factors)
         return model
@@ -103,27 +111,25 @@ def _rank_for_energy(singular: Tensor, energy: float) -> int:
 
 def _factors(layer: nn.Module, rank: int) -> nn.Sequential:
     """Split a layer; the singular values are shared out evenly, so that both factors train and quantize alike."""
-    weight = layer.weight.detach()  # type: ignore[operator,union-attr]
-    left, singular, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)  # type: ignore[operator]
+    weight = constrained_weight(layer)
+    left, singular, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     root = singular[:rank].sqrt()
     left, right = left[:, :rank] * root, right[:rank] * root[:, None]
-    has_bias = layer.bias is not None
+    bias = layer.bias
     first: nn.Module
     second: nn.Module
     if isinstance(layer, nn.Linear):
         first = nn.Linear(layer.in_features, rank, bias=False)
-        second = nn.Linear(rank, layer.out_features, bias=has_bias)
+        second = nn.Linear(rank, layer.out_features, bias=bias is not None)
     else:
         assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
-        kind = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
-        first = kind(
-            layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-            bias=False, padding_mode=layer.padding_mode,
-        )  # fmt: skip
-        second = kind(rank, layer.out_channels, 1, bias=has_bias)
+        kind: Any = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+        geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        first = kind(layer.in_channels, rank, *geometry, bias=False, padding_mode=layer.padding_mode)
+        second = kind(rank, layer.out_channels, 1, bias=bias is not None)
     with torch.no_grad():
-        first.weight.copy_(right.reshape(first.weight.shape))  # type: ignore[operator,union-attr,arg-type]
-        second.weight.copy_(left.reshape(second.weight.shape))  # type: ignore[operator,union-attr,arg-type]
-        if has_bias:
-            second.bias.copy_(layer.bias)  # type: ignore[operator,union-attr,arg-type]
+        raw_weight(first).copy_(right.reshape(raw_weight(first).shape))
+        raw_weight(second).copy_(left.reshape(raw_weight(second).shape))
+        if isinstance(bias, Tensor):
+            second.get_parameter("bias").copy_(bias)
     return nn.Sequential(first, second)
