@@ -21,6 +21,8 @@ from nutlet.errors import ConfigError
 from nutlet.graph.activations import attach, calibrate
 from nutlet.graph.sites import Edited, walk
 from nutlet.history import Size, Step
+from nutlet.inputs.models import check_model
+from nutlet.inputs.weights import check_finite
 from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method
 from nutlet.progress import Progress
@@ -55,10 +57,13 @@ def compress(
 
     Raises:
         ConfigError: a step is unknown or has a bad option.
-        ModelError: a method finds nothing it can work on.
+        DataError: the data have labels the model has no output for.
+        ModelError: the model has NaN weights or does not take the data, or a method finds nothing it can work on.
         StorageError: ``workdir`` cannot be written.
     """
     steps = _methods(recipe, recover)
+    check_finite(model)
+    check_model(model, data.calibration.batch(slice(0, 2))[0], data.classes)
     progress = progress or Progress(quiet=True)
     original = copy.deepcopy(model).eval()
     teacher = copy.deepcopy(original).requires_grad_(False)

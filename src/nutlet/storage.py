@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -34,7 +35,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             raise
         raise StorageError(f"could not write {path}: {reason}; nothing was left half-written") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that cannot be written holds nothing to remove either
+            aside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -97,7 +97,7 @@ def _strip(proto: Any) -> None:
     short: dict[str, str] = {"": "", "x": "x", "y": "y"}
 
     def rename(name: str) -> str:
-        return short.setdefault(name, helper_name(len(short) - 3))
+        return short.setdefault(name, _short_name(len(short) - 3))
 
     for value in (*graph.input, *graph.output):
         value.doc_string = ""
@@ -117,8 +117,8 @@ def _strip(proto: Any) -> None:
     proto.opset_import.extend(kept)
 
 
-def helper_name(number: int) -> str:
-    """Return the shortest name not given before: a, b, … z, aa, ab, …"""
+def _short_name(number: int) -> str:
+    """Return the shortest name not given before: a, b and so on."""
     letters = ""
     number += 1
     while number:

@@ -124,12 +124,10 @@ def _largest_pair(channels: Tensor) -> Tensor:
     """Return per output channel the largest sum, in either direction, of two weights that a kernel multiplies at once.
 
     Kernels run over positions first and input channels inside; an odd number of input channels is either padded or
-    runs on into the next position, so both are looked at. Depthwise kernels do not work in pairs.
+    runs on into the next position, so both are looked at.
     """
     inputs = channels.movedim(1, -1)  # (outputs, positions..., inputs)
     width = inputs.shape[-1]
-    if width == 1 and inputs.ndim > 2:
-        return torch.zeros(len(channels), device=channels.device)
     layouts = [inputs.reshape(len(channels), -1, width)]
     if width % 2:
         layouts.append(inputs.reshape(len(channels), 1, -1))
@@ -157,8 +155,7 @@ def raw_weight(layer: nn.Module) -> nn.Parameter:
     """Return the dense weight below all constraints, the one that is trained."""
     if parametrize.is_parametrized(layer, "weight"):
         layer = layer.parametrizations["weight"]  # type: ignore[index,assignment]
-    raw = layer.get_parameter("original" if isinstance(layer, parametrize.ParametrizationList) else "weight")
-    return raw
+    return layer.get_parameter("original" if isinstance(layer, parametrize.ParametrizationList) else "weight")
 
 
 def constrained_weight(layer: nn.Module) -> Tensor:

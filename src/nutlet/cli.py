@@ -1,0 +1,234 @@
+"""The command line: parse, call a verb, print. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nutlet.errors import ConfigError, NutletError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="nutlet",
+    help="A small model in a hard shell: compress a model, ship it, and measure the file that ships.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_INTERRUPTED = 130
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
+DataSpec = Annotated[
+    str,
+    typer.Option("--data", "-d", help="An .npz, a folder of npz or of images, hf:NAME, or package.module:factory."),
+]
+TestSpec = Annotated[str | None, typer.Option("--test", help="Where the test set is, if not beside the training set.")]
+Mean = Annotated[str, typer.Option("--mean", help="Per-channel mean after scaling to [0, 1], as 0.48,0.45,0.40.")]
+Std = Annotated[str, typer.Option("--std", help="Per-channel standard deviation, likewise.")]
+Seed = Annotated[int, typer.Option("--seed", help="The only source of randomness.")]
+
+
+def main() -> None:
+    """Run the command line; errors become one message on standard error and an exit code of their own."""
+    app()
+
+
+def _reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn our errors and Ctrl-C into one message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except NutletError as error:
+            typer.echo(f"nutlet: {type(error).__name__}: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("nutlet: interrupted; run the same command again to go on from here", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+
+    return run
+
+
+@app.command()
+@_reported
+def compress(
+    model: Annotated[str, typer.Argument(help="package.module:factory, path/file.py:factory, or a .pt2 program.")],
+    data: DataSpec,
+    recipe: Annotated[Path, typer.Option("--recipe", "-r", help="YAML file with the steps; see `nutlet methods`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files and the report.")] = Path("out"),
+    weights: Annotated[Path | None, typer.Option("--weights", "-w", help=".safetensors or .pt (state dict).")] = None,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    augment: Annotated[str, typer.Option(help="none, crop or flip-crop, applied while training.")] = "none",
+    calibration: Annotated[int, typer.Option(help="Training examples used for ranges and scores.")] = 512,
+    validation: Annotated[float, typer.Option(help="Share of the training set held out.")] = 0.1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a model by a recipe, export it, measure the file, and write a report."""
+    from nutlet.deliver import deliver
+    from nutlet.inputs import load_data, load_model
+    from nutlet.pipeline import compress as run_chain
+    from nutlet.progress import Progress
+    from nutlet.recipe import load_recipe
+
+    progress = Progress(quiet=quiet or as_json)
+    steps = load_recipe(recipe)
+    original = load_model(model, weights)
+    examples = load_data(
+        data,
+        test,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        augment=augment,
+        calibration=calibration,
+        validation=validation,
+        seed=seed,
+    )
+    result = run_chain(original, steps, examples, seed=seed, workdir=out / "steps", progress=progress)
+    figures, parity = deliver(
+        result, original, examples, out, command=_command(), names=(model, data), progress=progress
+    )
+    _print(out, result, figures, parity, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+@_reported
+def measure(
+    file: Annotated[Path, typer.Argument(help="The ONNX file to measure.")],
+    data: DataSpec,
+    against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    seconds: Annotated[float, typer.Option(help="Time for each latency setting.")] = 2.0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
+    from nutlet.inputs import load_data
+    from nutlet.measurement import measure as take_figures
+    from nutlet.progress import Progress
+
+    examples = load_data(data, test, mean=_numbers("--mean", mean), std=_numbers("--std", std), calibration=1)
+    figures = take_figures(file, examples, against, seconds=seconds, progress=Progress(quiet=quiet or as_json))
+    if as_json:
+        typer.echo(json.dumps(figures.to_dict(), indent=1))
+    elif not quiet:
+        _show(figures)
+
+
+@app.command()
+@_reported
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder with a report.json, as `nutlet compress` writes it.")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write report.html anew from a report.json, and print its verdict."""
+    from nutlet.report import load_report, verdict, write_report
+
+    content = load_report(folder / "report.json" if folder.is_dir() else folder)
+    place = folder if folder.is_dir() else folder.parent
+    write_report(content, place)
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    elif not quiet:
+        typer.echo(verdict(content))
+        typer.echo(f"report: {place / 'report.html'}")
+
+
+@app.command()
+@_reported
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files and the report.")] = Path("demo"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small network on scikit-learn's digits and send it through the whole chain; needs no download."""
+    from nutlet.demo import run_demo
+    from nutlet.progress import Progress
+
+    result, figures, parity = run_demo(out, seed=seed, command=_command(), progress=Progress(quiet=quiet or as_json))
+    _print(out, result, figures, parity, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+@_reported
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its documentation.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every method, its options, and when to pick it."""
+    import dataclasses
+    import inspect
+
+    from nutlet.errors import nearest
+    from nutlet.method import known_methods
+    from nutlet.table import Table
+
+    known = known_methods()
+    if name is not None and name not in known:
+        raise ConfigError(f"there is no method {name!r}; {nearest(name, known)}")
+    chosen = known if name is None else {name: known[name]}
+
+    def default(option: dataclasses.Field[Any]) -> Any:
+        return "required" if option.default is dataclasses.MISSING else option.default
+
+    options = {kind: {o.name: default(o) for o in dataclasses.fields(chosen[kind])} for kind in chosen}
+    if as_json:
+        listed = [{"name": kind, "when": chosen[kind].when, "options": options[kind]} for kind in chosen]
+        typer.echo(json.dumps(listed, indent=1))
+        return
+    shared = ("include", "exclude")
+    rows = tuple(
+        (kind, chosen[kind].when, ", ".join(f"{k}={v}" for k, v in options[kind].items() if k not in shared))
+        for kind in chosen
+    )
+    notes = ("every method also takes include and exclude: patterns of module names",)
+    _show(Table("Methods", ("method", "when to pick it", "options"), rows, notes))
+    if name is not None:
+        typer.echo(inspect.getdoc(known[name]))
+
+
+def _print(out: Path, result: Any, figures: Any, parity: Any, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        typer.echo((out / "report.json").read_text(encoding="utf-8"))
+    elif not quiet:
+        _show(result, figures)
+        typer.echo(str(parity))
+        typer.echo(f"shipped file: {out / 'model.onnx'}\nreport: {out / 'report.html'}")
+
+
+def _show(*things: Any) -> None:
+    from rich.console import Console
+
+    # Where the output is no terminal, rich would fold tables at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for thing in things:
+        console.print(thing)
+
+
+def _command() -> str:
+    return "nutlet " + shlex.join(sys.argv[1:])
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5") from None
