@@ -25,10 +25,10 @@ from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite
 from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method
+from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import load_recipe, parse_recipe, with_recovery
 from nutlet.storage import digest
-from nutlet.train import evaluate
 
 __all__ = ["compress"]
 

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from nutlet.data import Examples
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.sites import evaluating
 from nutlet.method import Context
+from nutlet.predict import evaluate
 from nutlet.storage import write_atomic
 
-__all__ = ["LossTerm", "Training", "evaluate", "fit", "predict"]
+__all__ = ["LossTerm", "Training", "cross_entropy", "fit"]
 
 LossTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(inputs, outputs, labels) -> scalar``, the mean over the batch."""
@@ -133,17 +132,6 @@ def fit(
     model.eval()
     checkpoint.remove()
     return notes
-
-
-def predict(model: nn.Module, examples: Examples) -> Tensor:
-    """Return the outputs ``(N, classes)`` for all examples, in evaluation mode."""
-    with evaluating(model), torch.inference_mode():
-        return torch.cat([model(x) for x, _ in examples.batches()])
-
-
-def evaluate(model: nn.Module, examples: Examples) -> float:
-    """Return top-1 accuracy, 0 to 1."""
-    return float((predict(model, examples).argmax(1) == examples.y).float().mean())
 
 
 def cross_entropy(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:

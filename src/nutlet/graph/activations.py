@@ -16,7 +16,8 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.
 
 from nutlet.errors import ModelError
 from nutlet.graph.constraints import WeightQuantizer, constraints
-from nutlet.graph.sites import Edited, Record, Site, evaluating, walk
+from nutlet.graph.sites import Edited, Record, Site, walk
+from nutlet.predict import evaluating
 
 __all__ = ["ActivationQuantizer", "attach", "calibrate", "place"]
 

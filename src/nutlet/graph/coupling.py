@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nutlet.graph.constraints import constrain, constrained_layers, raw_weight, take_off
 from nutlet.graph.scope import Layer
-from nutlet.graph.sites import evaluating
+from nutlet.predict import evaluating
 
 __all__ = ["Group", "coupled_groups", "remove_channels"]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nutlet.errors import ModelError
+from nutlet.predict import evaluating
 
 __all__ = ["Edited", "Record", "Site", "walk"]
 
@@ -330,18 +330,6 @@ def walk(model: nn.Module, x: Tensor) -> Record:
             handle.remove()
     leaving = {recorder.producer[id(t)] for t in _tensors(output) if id(t) in recorder.producer}
     return Record(recorder.sites, frozenset(leaving))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode for the block, and each of its modules back into its own mode after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _plain_name(func: Callable[..., Any]) -> str:

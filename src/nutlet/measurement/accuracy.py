@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError
+from nutlet.predict import predict
 
 __all__ = ["Estimate", "agreement", "difference", "predict_module", "top1", "wilson"]
 
@@ -134,25 +134,7 @@ def predict_module(model: nn.Module, examples: Examples, *, batch: int = 64) -> 
     Raises:
         ModelError: the outputs are not one finite tensor ``(N, classes)``.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    rows = []
-    model.eval()
-    try:
-        with torch.no_grad():
-            for x, _ in examples.batches(batch):
-                y = model(x.to(place))
-                if not isinstance(y, torch.Tensor) or y.ndim != 2 or len(y) != len(x):
-                    found = f"shape {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
-                    raise ModelError(
-                        f"the module returns {found} for {len(x)} examples; expected one tensor (N, classes): "
-                        "wrap it in a module that returns only the scores"
-                    )
-                rows.append(y.float().cpu().numpy())
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    outputs: npt.NDArray[np.float32] = np.concatenate(rows)
+    outputs: npt.NDArray[np.float32] = predict(model, examples, batch=batch).numpy()
     check_finite("the module", outputs)
     return outputs
 

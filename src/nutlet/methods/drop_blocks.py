@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.fold import replace
 from nutlet.graph.scope import Layer, in_scope
-from nutlet.graph.sites import evaluating
 from nutlet.method import Context, Method, Plan, register
+from nutlet.predict import evaluating
 
 __all__ = ["DropBlocks"]
 

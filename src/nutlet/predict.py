@@ -1,0 +1,54 @@
+"""A module's answers on examples, in evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.data import Examples
+from nutlet.errors import ModelError
+
+__all__ = ["evaluate", "evaluating", "predict"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode for the block, and each of its modules back into its own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def predict(model: nn.Module, examples: Examples, *, batch: int = 256) -> Tensor:
+    """Return the outputs ``(N, classes)`` for all examples, float32 on the CPU.
+
+    Raises:
+        ModelError: the outputs are not one tensor ``(N, classes)``.
+    """
+    place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    rows = []
+    with evaluating(model), torch.inference_mode():
+        for x, _ in examples.batches(batch):
+            y = model(x.to(place))
+            if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
+                found = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+                raise ModelError(
+                    f"the module returns {found} for {len(x)} examples; expected one tensor (N, classes): "
+                    "wrap it in a module that returns only the scores"
+                )
+            rows.append(y.float().cpu())
+    return torch.cat(rows)
+
+
+def evaluate(model: nn.Module, examples: Examples) -> float:
+    """Return top-1 accuracy, 0 to 1; an output with NaN in it is a wrong answer."""
+    outputs = predict(model, examples)
+    right = (outputs.argmax(1) == examples.y) & ~outputs.isnan().any(1)
+    return float(right.float().mean())
