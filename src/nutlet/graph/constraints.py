@@ -52,7 +52,7 @@ class Mask(Constraint):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``weight`` with zeros where the mask is false."""
-        return weight * self.mask
+        return weight.masked_fill(~self.mask, 0.0)  # not a product: that gives -0.0, which does not compress
 
     def select(self, dim: int, keep: Tensor) -> Mask:
         """Return the mask of the kept slices."""
