@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constrain, constrained_layers, raw_weight, take_off
+from nutlet.graph.constraints import constrain, constrained_layers, output_axis, raw_weight, take_off
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import evaluating
 
@@ -32,12 +32,15 @@ class Group:
         producers: names of all layers that lose output channels with the root.
         importance: ``(channels,)`` sum over all coupled weights of the L2 norm of what would go, each divided by its
             mean over the channels, so that layers of different scale have an equal say.
+        cells: the channels, divided by which layers make them: the sides of a concatenation are separate cells, and
+            each must keep a channel.
     """
 
     root: str
     channels: int
     producers: tuple[str, ...]
     importance: Tensor
+    cells: tuple[tuple[int, ...], ...]
 
 
 def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], list[str]]:
@@ -72,7 +75,14 @@ def remove_channels(model: nn.Module, example: Tensor, removed: dict[str, list[i
         stacks[name] = take_off(layer)
     changed = _remove(model, example, removed, stacks)
     for name, stack in stacks.items():
-        constrain(model.get_submodule(name), stack)
+        layer = model.get_submodule(name)
+        weight = raw_weight(layer).detach()
+        for constraint in stack:
+            if name in changed:
+                # Other weights lie side by side now, and a quantizer's scale may depend on pairs.
+                constraint.refit(weight)
+            weight = constraint(weight)
+        constrain(layer, stack)
     return changed
 
 
@@ -86,35 +96,32 @@ def _remove(
         layer = model.get_submodule(root)
         prune = graph.get_pruner_of_module(layer).prune_out_channels
         group = graph.get_pruning_group(layer, prune, list(indices))
-        shapes: dict[str, list[tuple[tuple[int, ...], list[int]]]] = {}
+        cuts = []
         for dep, gone in group:
             module = dep.target.module
-            if module in names and hasattr(module, "weight") and module.weight is not None:
-                shapes.setdefault(names[module], []).append((tuple(module.weight.shape), list(gone)))
+            if isinstance(module, Layer):
+                axis = _axis(module, graph.is_out_channel_pruning_fn(dep.handler))
+                cuts.append((names[module], axis, module.weight.shape[axis], set(gone)))
         group.prune()
-        for name, before in shapes.items():
+        for name, axis, size, gone in cuts:
             changed[name] = None
-            _select(stacks, name, before, raw_weight(model.get_submodule(name)).shape)
+            # The input channels of a depthwise convolution are not an axis of its weight.
+            if size > max(gone) and raw_weight(model.get_submodule(name)).shape[axis] < size:
+                keep = torch.tensor([i for i in range(size) if i not in gone])
+                stacks[name] = [constraint.select(axis, keep) for constraint in stacks.get(name, [])]
     return list(changed)
 
 
-def _select(
-    stacks: dict[str, list[Any]], name: str, before: list[tuple[tuple[int, ...], list[int]]], after: torch.Size
-) -> None:
-    """Take from a layer's constraints the slices that were taken from its weight, found by the axis that shrank."""
-    for dim, size in enumerate(after):
-        for shape, gone in before:
-            if name in stacks and shape[dim] != size == shape[dim] - len(set(gone)):
-                keep = torch.tensor([i for i in range(shape[dim]) if i not in set(gone)])
-                stacks[name] = [constraint.select(dim, keep) for constraint in stacks[name]]
-                break
+def _axis(layer: nn.Module, outputs: bool) -> int:
+    """Return the axis of the output or input channels in the weight of a layer."""
+    return output_axis(layer) if outputs else 1 - output_axis(layer)
 
 
 def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[str, list[Any]]) -> Group:
     root = members[0].dep.target.module
     channels = len(members[0].idxs)
     score = torch.zeros(channels)
-    producers: dict[str, None] = {}
+    producers: dict[str, set[int]] = {}
     for item in members:
         module = item.dep.target.module
         if not isinstance(module, Layer):
@@ -125,14 +132,18 @@ def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[s
             weight = constraint(weight)
         out = graph.is_out_channel_pruning_fn(item.dep.handler)
         if out:
-            producers[name] = None
-        axis = 0 if out != isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)) else 1
+            producers.setdefault(name, set()).update(item.root_idxs)
+        axis = _axis(module, out)
         if weight.shape[axis] <= max(item.idxs):
             continue  # a grouped convolution: its input channels are not an axis of its weight
         norms = weight.movedim(axis, 0).flatten(1).norm(dim=1)[list(item.idxs)]
         own = torch.zeros(channels).index_add_(0, torch.tensor(list(item.root_idxs)), norms)
         score += own / own.mean().clamp_min(1e-12)
-    return Group(names[root], channels, tuple(producers), score)
+    cells: dict[tuple[str, ...], list[int]] = {}
+    for channel in range(channels):
+        makers = tuple(name for name, made in producers.items() if channel in made)
+        cells.setdefault(makers, []).append(channel)
+    return Group(names[root], channels, tuple(producers), score, tuple(tuple(cell) for cell in cells.values()))
 
 
 def _bare_copy(model: nn.Module) -> tuple[nn.Module, dict[str, list[Any]]]:
