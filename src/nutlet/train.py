@@ -130,6 +130,8 @@ def fit(
         notes.append(f"kept epoch {best.epoch + 1} of {epoch + 1}, the best on validation")
     for parameter in model.parameters():
         parameter.grad = None
+    # Sums round differently in another memory format: the model must not differ from the one that is saved and loaded.
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval()
     checkpoint.remove()
     return notes
