@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nutlet.data import Examples
 from nutlet.errors import ConfigError, ModelError
+from nutlet.graph.constraints import widen
 from nutlet.graph.sites import evaluating
 from nutlet.method import Context
 from nutlet.storage import write_atomic
@@ -118,6 +119,7 @@ def fit(
                 optimizer.step()
                 average += (value.item() - average) / (k + 1)
                 task.advance(note=f"epoch {epoch + 1} loss {average:.3f} best {best.accuracy:.2%}")
+            widen(model)
             accuracy = evaluate(model, context.data.validation)
             if accuracy > best.accuracy:
                 best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()) if settings.patience else {})
