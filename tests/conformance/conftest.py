@@ -6,9 +6,9 @@ import copy
 from collections.abc import Callable
 
 import pytest
-import tiny
 from torch import nn
 
+import tiny
 from nutlet.data import Data
 
 

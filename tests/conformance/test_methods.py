@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
+
 from conformance.examples import (
     BAD_VALUES,
     EXAMPLES,
@@ -19,8 +21,6 @@ from conformance.examples import (
     check_saved,
     same_state,
 )
-from torch import nn
-
 from nutlet.data import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.graph.constraints import constrained_weight

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from conformance.examples import (
     EXAMPLES,
     body_of,
@@ -15,8 +17,6 @@ from conformance.examples import (
     check_finalized,
     check_saved,
 )
-from torch import nn
-
 from nutlet.artifact import Compressed
 from nutlet.data import Data
 from nutlet.errors import NutletError

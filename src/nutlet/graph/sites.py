@@ -57,10 +57,17 @@ class Site:
 
 @dataclass(frozen=True)
 class Record:
-    """All sites of one forward pass in order of execution, and which of them leave the model."""
+    """All sites of one forward pass in order of execution, and which of them leave the model.
+
+    Args:
+        sites: the sites by name.
+        outputs: names of the sites whose results the model returns.
+        batch: how many examples the pass was made with.
+    """
 
     sites: dict[str, Site]
     outputs: frozenset[str]
+    batch: int = 1
 
     @cached_property
     def _consumers(self) -> dict[str, tuple[Site, ...]]:
@@ -349,7 +356,7 @@ def walk(model: nn.Module, x: Tensor) -> Record:
         for handle in handles:
             handle.remove()
     leaving = {recorder.producer[id(t)] for t in _tensors(output) if id(t) in recorder.producer}
-    return Record(recorder.sites, frozenset(leaving))
+    return Record(recorder.sites, frozenset(leaving), len(x))
 
 
 @contextmanager
