@@ -37,7 +37,7 @@ Make = Callable[[str], tuple[nn.Module, Data]]
 PAIRS = list(product(sorted(EXAMPLES), repeat=2))
 
 REFUSED: dict[tuple[str, str, str], str] = {}
-"""``(model, first, second)`` to the words of the error, for pairs where refusing is the right answer. There are none."""
+"""``(model, first, second)`` to the words of the error, where refusing is the right answer: nowhere so far."""
 
 every_pair = pytest.mark.parametrize(("first", "second"), PAIRS)
 every_model = pytest.mark.parametrize("kind", ["cnn", "mlp"])

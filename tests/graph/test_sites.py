@@ -296,7 +296,7 @@ class SkipsInTraining(nn.Module):
 def test_control_flow_on_the_mode_is_refused_too() -> None:
     model = SkipsInTraining()
     edited = Edited(model, walk(model, torch.ones(1, 2)), {}).train()
-    with pytest.raises(ModelError, match="its end.*tanh"):
+    with pytest.raises(ModelError, match=r"its end.*tanh"):
         edited(torch.ones(1, 2))
 
 

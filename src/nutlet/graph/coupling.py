@@ -46,20 +46,27 @@ class Group:
 def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], list[str]]:
     """Return the groups whose channels can be removed, and the roots of those that cannot.
 
-    A group can be removed when the model still runs without one of its channels and returns the same shape.
+    A group can be removed when the model without some of its channels answers exactly as the whole model does once
+    nothing reads those channels any more. (That it still runs is not enough: a shortcut padded with zero channels runs
+    just as well when its channels are taken for the wrong ones.)
     """
     bare, stacks = _bare_copy(model)
     names = {module: name for name, module in bare.named_modules()}
-    shape = _output_shape(bare, example)
+    shape = _output(bare, example).shape
     usable, refused = [], []
     graph = _dependencies(bare, example)
     for members in list(graph.get_all_groups(root_module_types=_layer_types())):
         root = names[members[0].dep.target.module]
-        without = _shape_without(bare, example, root)
-        if without == shape:
-            usable.append(_group(graph, members, names, stacks))
-        elif without is None:
+        group = _group(graph, members, names, stacks)
+        gone = sorted({cell[k] for cell in group.cells for k in (0, -1) if len(cell) > 1 and (k == 0 or len(cell) > 2)})
+        outcome = _outcome_without(bare, example, root, gone) if gone else None
+        if outcome is None:
             refused.append(root)
+        elif outcome[0].shape == shape:
+            if _agree(*outcome):
+                usable.append(group)
+            else:
+                refused.append(root)
         # Another shape: these channels are the model's outputs, which are nobody's to remove.
     return usable, refused
 
@@ -90,6 +97,7 @@ def _remove(
     model: nn.Module, example: Tensor, removed: dict[str, list[int]], stacks: dict[str, list[Any]]
 ) -> list[str]:
     names = {module: name for name, module in model.named_modules()}
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     graph = _dependencies(model, example)
     changed: dict[str, None] = {}
     for root, indices in removed.items():
@@ -109,6 +117,8 @@ def _remove(
             if size > max(gone) and raw_weight(model.get_submodule(name)).shape[axis] < size:
                 keep = torch.tensor([i for i in range(size) if i not in gone])
                 stacks[name] = [constraint.select(axis, keep) for constraint in stacks.get(name, [])]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)  # thinner parameters are new ones
     return list(changed)
 
 
@@ -169,19 +179,66 @@ def _dependencies(model: nn.Module, example: Tensor) -> Any:
     return graph
 
 
-def _output_shape(model: nn.Module, example: Tensor) -> torch.Size:
+def _output(model: nn.Module, example: Tensor) -> Tensor:
     with evaluating(model), torch.no_grad():
-        return model(example).shape  # type: ignore[no-any-return]
+        return model(example)  # type: ignore[no-any-return]
 
 
-def _shape_without(model: nn.Module, example: Tensor, root: str) -> torch.Size | None:
-    """Return the output's shape after removing the root's first channel, or None where the model no longer runs."""
-    trial = copy.deepcopy(model)
+def _outcome_without(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> tuple[Tensor, Tensor] | None:
+    """Return the outputs without channels, and of the whole model when nothing reads them; None if it does not run."""
+    thinner, whole = copy.deepcopy(model), copy.deepcopy(model)
     try:
-        _remove(trial, example, {root: [0]}, {})
-        return _output_shape(trial, example)
+        _ignore(whole, example, root, gone)
+        _remove(thinner, example, {root: gone}, {})
+        return _output(_without_statistics(thinner), example), _output(_without_statistics(whole), example)
     except Exception:  # the dependency graph, or the model without the channel, may fail in any way at all
         return None
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    spread = float(other.abs().max())
+    return one.shape == other.shape and float((one - other).abs().max()) <= 1e-4 * spread + 1e-6
+
+
+def _ignore(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> None:
+    """Make the weights zero with which the layers after ``root`` read its channels ``gone``."""
+    graph = _dependencies(model, example)
+    layer = model.get_submodule(root)
+    for dep, inputs in graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, gone):
+        reader = dep.target.module
+        if not isinstance(reader, Layer) or graph.is_out_channel_pruning_fn(dep.handler):
+            continue
+        with torch.no_grad():
+            weight, groups = reader.weight, getattr(reader, "groups", 1)
+            if output_axis(reader) == 1:
+                weight[inputs] = 0.0
+                continue
+            # A grouped convolution numbers its inputs anew in each group.
+            width, made = weight.shape[1], len(weight) // groups
+            for i in inputs:
+                weight[i // width * made : (i // width + 1) * made, i % width] = 0.0
+
+
+def _without_statistics(model: nn.Module) -> nn.Module:
+    """Keep of layer and group norms only gain and shift: their statistics rightly change with the number of channels."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, (nn.LayerNorm, nn.GroupNorm)):
+                setattr(module, name, _Affine(child))
+    return model
+
+
+class _Affine(nn.Module):
+    def __init__(self, norm: nn.LayerNorm | nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        for values, join in ((self.norm.weight, torch.mul), (self.norm.bias, torch.add)):
+            if values is not None:
+                last = isinstance(self.norm, nn.LayerNorm)
+                x = join(x, values if last else values.view(-1, *[1] * (x.ndim - 2)))
+        return x
 
 
 def _layer_types() -> list[type]:
