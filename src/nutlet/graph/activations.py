@@ -143,11 +143,15 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edite
     """Return ``model`` with a quantizer at every site of ``activations``."""
     quantizers: dict[str, nn.Module] = {}
     for name, values in activations.items():
-        quantizers[name] = (
-            quantizers[values["same_as"]]
-            if "same_as" in values
-            else ActivationQuantizer(values["scale"], values["zero_point"])
-        )
+        if "same_as" in values:
+            quantizers[name] = quantizers[values["same_as"]]
+            continue
+        scale, zero_point = values["scale"], values["zero_point"]
+        if not 0 < scale < float("inf") or zero_point not in range(256):
+            raise ModelError(
+                f"found scale {scale} and zero point {zero_point} at {name}; expected positive, and 0 to 255"
+            )
+        quantizers[name] = ActivationQuantizer(float(scale), int(zero_point))
     return Edited(model, walk(model, example), quantizers)
 
 
