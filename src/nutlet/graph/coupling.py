@@ -220,7 +220,7 @@ def _ignore(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> No
 
 
 def _without_statistics(model: nn.Module) -> nn.Module:
-    """Keep only gain and shift of layer and group norms: their statistics rightly change with the number of channels."""
+    """Keep only gain and shift of layer and group norms: their statistics change with the number of channels."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, (nn.LayerNorm, nn.GroupNorm)):
