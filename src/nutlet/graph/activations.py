@@ -68,8 +68,10 @@ class _Range(nn.Module):
         self.high = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.low = min(self.low, float(x.min()))
-        self.high = max(self.high, float(x.max()))
+        low, high = x.detach().aminmax()
+        # Tensors, because Python's min() and max() lose a NaN.
+        self.low = torch.minimum(low, low.new_tensor(self.low)).item()
+        self.high = torch.maximum(high, high.new_tensor(self.high)).item()
         return x
 
 
