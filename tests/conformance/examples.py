@@ -55,8 +55,6 @@ def _same_bytes(one: Tensor, other: Tensor) -> bool:
 def largest_code_pair(codes: Tensor, axis: int) -> int:
     """Return the largest sum of two neighbouring codes of one sign, in the order in which kernels run over them."""
     inputs = codes.movedim(axis, 0).movedim(1, -1).int()  # (outputs, positions..., inputs)
-    if inputs.shape[-1] == 1 and inputs.ndim > 2:
-        return 0  # depthwise kernels do not work in pairs
     width = inputs.shape[-1]
     layouts = [inputs.reshape(len(inputs), -1, width)]
     if width % 2:

@@ -197,3 +197,16 @@ def test_exports_with_parity(name: str, kind: str, make: Make, tmp_path: Path) -
     spread = float(predict(result.model, data.train).abs().max())
     assert check.max_difference <= (0.03 if name == "Quantize" else 1e-5) * spread + 1e-5
     assert check.agreement >= (0.95 if name == "Quantize" else 1.0)
+
+
+@pytest.mark.parametrize("distribution", ["global", "uniform"])
+def test_ties_are_pruned_to_the_share_that_was_asked_for(distribution: str, make: Make) -> None:
+    _, data = make("mlp")
+    model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.1)
+    method = Method.from_dict({"PruneWeights": {"sparsity": 0.5, "distribution": distribution}})
+    result = compress(model, [method], data)
+    weights = torch.cat([constrained_weight(result.model[k]).flatten() for k in (0, 2)])
+    assert int((weights == 0).sum()) == len(weights) // 2
