@@ -209,4 +209,5 @@ def test_ties_are_pruned_to_the_share_that_was_asked_for(distribution: str, make
     method = Method.from_dict({"PruneWeights": {"sparsity": 0.5, "distribution": distribution}})
     result = compress(model, [method], data)
     weights = torch.cat([constrained_weight(result.model[k]).flatten() for k in (0, 2)])
-    assert int((weights == 0).sum()) == len(weights) // 2
+    # Ranked in order, the last layer would lose everything, and keeps one.
+    assert len(weights) // 2 - int((weights == 0).sum()) in (0, 1)

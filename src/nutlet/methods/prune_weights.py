@@ -65,10 +65,10 @@ class PruneWeights(Method):
         if self.distribution == "uniform":
             return {name: round(len(m) * (1 - self.sparsity)) for name, m in magnitudes.items()}
         everything = torch.cat(list(magnitudes.values()))
-        kept = torch.zeros(len(everything), dtype=torch.bool)
+        kept = torch.zeros_like(everything, dtype=torch.bool)
         # Ranked rather than compared with a threshold: quantized weights share their magnitudes with many others.
         kept[everything.argsort(descending=True, stable=True)[: len(kept) - round(len(kept) * self.sparsity)]] = True
-        parts = kept.split([len(m) for m in magnitudes.values()])
+        parts = torch.split(kept, [len(m) for m in magnitudes.values()])
         return {name: int(part.sum()) for name, part in zip(magnitudes, parts, strict=True)}
 
     @staticmethod
