@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nutlet.errors import ConfigError, ModelError
+from nutlet.graph.constraints import widen
 from nutlet.method import Context
 from nutlet.predict import evaluate
 from nutlet.storage import write_atomic
@@ -117,6 +118,7 @@ def fit(
                 optimizer.step()
                 average += (value.item() - average) / (k + 1)
                 task.advance(note=f"epoch {epoch + 1} loss {average:.3f} best {best.accuracy:.2%}")
+            widen(model)
             accuracy = evaluate(model, context.data.validation)
             if accuracy > best.accuracy:
                 best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()) if settings.patience else {})
@@ -129,6 +131,8 @@ def fit(
         notes.append(f"kept epoch {best.epoch + 1} of {epoch + 1}, the best on validation")
     for parameter in model.parameters():
         parameter.grad = None
+    # Sums round differently in another memory format: the model must not differ from the one that is saved and loaded.
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval()
     checkpoint.remove()
     return notes

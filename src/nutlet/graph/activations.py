@@ -69,8 +69,10 @@ class _Range(nn.Module):
         self.high = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.low = min(self.low, float(x.min()))
-        self.high = max(self.high, float(x.max()))
+        low, high = x.detach().aminmax()
+        # Tensors, because Python's min() and max() lose a NaN.
+        self.low = torch.minimum(low, low.new_tensor(self.low)).item()
+        self.high = torch.maximum(high, high.new_tensor(self.high)).item()
         return x
 
 
@@ -144,11 +146,15 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edite
     """Return ``model`` with a quantizer at every site of ``activations``."""
     quantizers: dict[str, nn.Module] = {}
     for name, values in activations.items():
-        quantizers[name] = (
-            quantizers[values["same_as"]]
-            if "same_as" in values
-            else ActivationQuantizer(values["scale"], values["zero_point"])
-        )
+        if "same_as" in values:
+            quantizers[name] = quantizers[values["same_as"]]
+            continue
+        scale, zero_point = values["scale"], values["zero_point"]
+        if not 0 < scale < float("inf") or zero_point not in range(256):
+            raise ModelError(
+                f"found scale {scale} and zero point {zero_point} at {name}; expected positive, and 0 to 255"
+            )
+        quantizers[name] = ActivationQuantizer(float(scale), int(zero_point))
     return Edited(model, walk(model, example), quantizers)
 
 

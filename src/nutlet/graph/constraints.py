@@ -23,6 +23,7 @@ __all__ = [
     "output_axis",
     "raw_weight",
     "take_off",
+    "widen",
 ]
 
 
@@ -52,7 +53,7 @@ class Mask(Constraint):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return ``weight`` with zeros where the mask is false."""
-        return weight * self.mask
+        return weight.masked_fill(~self.mask, 0.0)  # not a product: that gives -0.0, which does not compress
 
     def select(self, dim: int, keep: Tensor) -> Mask:
         """Return the mask of the kept slices."""
@@ -101,6 +102,12 @@ class WeightQuantizer(Constraint):
             # Two roundings may add one to a pair's sum, hence 127.5 and not 128.
             scale = torch.maximum(scale, _largest_pair(channels) / 127.5)
         self.scale = scale.clamp_min(1e-12)
+
+    def widen(self, weight: Tensor) -> None:
+        """Make room for weights that training has moved beyond the scales; no scale becomes smaller."""
+        before = self.scale
+        self.refit(weight)
+        self.scale = torch.maximum(before, self.scale)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the nearest representable weights."""
@@ -182,6 +189,16 @@ def take_off(layer: nn.Module, *, bake: bool = False) -> list[Constraint]:
         layer.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=bake)
     return stack
+
+
+def widen(model: nn.Module) -> None:
+    """Keep the pairs of all portable quantizers from saturating after training has moved the weights."""
+    for _, layer in constrained_layers(model):
+        weight = raw_weight(layer).detach()
+        for constraint in constraints(layer):
+            if isinstance(constraint, WeightQuantizer) and constraint.portable:
+                constraint.widen(weight)
+            weight = constraint(weight)
 
 
 def constrained_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

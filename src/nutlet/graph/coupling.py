@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constrain, constrained_layers, raw_weight, take_off
+from nutlet.graph.constraints import constrain, constrained_layers, output_axis, raw_weight, take_off
 from nutlet.graph.scope import Layer
 from nutlet.predict import evaluating
 
@@ -32,31 +32,41 @@ class Group:
         producers: names of all layers that lose output channels with the root.
         importance: ``(channels,)`` sum over all coupled weights of the L2 norm of what would go, each divided by its
             mean over the channels, so that layers of different scale have an equal say.
+        cells: the channels, divided by which layers make them: the sides of a concatenation are separate cells, and
+            each must keep a channel.
     """
 
     root: str
     channels: int
     producers: tuple[str, ...]
     importance: Tensor
+    cells: tuple[tuple[int, ...], ...]
 
 
 def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], list[str]]:
     """Return the groups whose channels can be removed, and the roots of those that cannot.
 
-    A group can be removed when the model still runs without one of its channels and returns the same shape.
+    A group can be removed when the model without some of its channels answers exactly as the whole model does once
+    nothing reads those channels any more. (That it still runs is not enough: a shortcut padded with zero channels runs
+    just as well when its channels are taken for the wrong ones.)
     """
     bare, stacks = _bare_copy(model)
     names = {module: name for name, module in bare.named_modules()}
-    shape = _output_shape(bare, example)
+    shape = _output(bare, example).shape
     usable, refused = [], []
     graph = _dependencies(bare, example)
     for members in list(graph.get_all_groups(root_module_types=_layer_types())):
         root = names[members[0].dep.target.module]
-        without = _shape_without(bare, example, root)
-        if without == shape:
-            usable.append(_group(graph, members, names, stacks))
-        elif without is None:
+        group = _group(graph, members, names, stacks)
+        gone = sorted({cell[k] for cell in group.cells for k in (0, -1) if len(cell) > 1 and (k == 0 or len(cell) > 2)})
+        outcome = _outcome_without(bare, example, root, gone) if gone else None
+        if outcome is None:
             refused.append(root)
+        elif outcome[0].shape == shape:
+            if _agree(*outcome):
+                usable.append(group)
+            else:
+                refused.append(root)
         # Another shape: these channels are the model's outputs, which are nobody's to remove.
     return usable, refused
 
@@ -72,7 +82,14 @@ def remove_channels(model: nn.Module, example: Tensor, removed: dict[str, list[i
         stacks[name] = take_off(layer)
     changed = _remove(model, example, removed, stacks)
     for name, stack in stacks.items():
-        constrain(model.get_submodule(name), stack)
+        layer = model.get_submodule(name)
+        weight = raw_weight(layer).detach()
+        for constraint in stack:
+            if name in changed:
+                # Other weights lie side by side now, and a quantizer's scale may depend on pairs.
+                constraint.refit(weight)
+            weight = constraint(weight)
+        constrain(layer, stack)
     return changed
 
 
@@ -80,41 +97,41 @@ def _remove(
     model: nn.Module, example: Tensor, removed: dict[str, list[int]], stacks: dict[str, list[Any]]
 ) -> list[str]:
     names = {module: name for name, module in model.named_modules()}
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     graph = _dependencies(model, example)
     changed: dict[str, None] = {}
     for root, indices in removed.items():
         layer = model.get_submodule(root)
         prune = graph.get_pruner_of_module(layer).prune_out_channels
         group = graph.get_pruning_group(layer, prune, list(indices))
-        shapes: dict[str, list[tuple[tuple[int, ...], list[int]]]] = {}
+        cuts = []
         for dep, gone in group:
             module = dep.target.module
-            if module in names and hasattr(module, "weight") and module.weight is not None:
-                shapes.setdefault(names[module], []).append((tuple(module.weight.shape), list(gone)))
+            if isinstance(module, Layer):
+                axis = _axis(module, graph.is_out_channel_pruning_fn(dep.handler))
+                cuts.append((names[module], axis, module.weight.shape[axis], set(gone)))
         group.prune()
-        for name, before in shapes.items():
+        for name, axis, size, gone in cuts:
             changed[name] = None
-            _select(stacks, name, before, raw_weight(model.get_submodule(name)).shape)
+            # The input channels of a depthwise convolution are not an axis of its weight.
+            if size > max(gone) and raw_weight(model.get_submodule(name)).shape[axis] < size:
+                keep = torch.tensor([i for i in range(size) if i not in gone])
+                stacks[name] = [constraint.select(axis, keep) for constraint in stacks.get(name, [])]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)  # thinner parameters are new ones
     return list(changed)
 
 
-def _select(
-    stacks: dict[str, list[Any]], name: str, before: list[tuple[tuple[int, ...], list[int]]], after: torch.Size
-) -> None:
-    """Take from a layer's constraints the slices that were taken from its weight, found by the axis that shrank."""
-    for dim, size in enumerate(after):
-        for shape, gone in before:
-            if name in stacks and shape[dim] != size == shape[dim] - len(set(gone)):
-                keep = torch.tensor([i for i in range(shape[dim]) if i not in set(gone)])
-                stacks[name] = [constraint.select(dim, keep) for constraint in stacks[name]]
-                break
+def _axis(layer: nn.Module, outputs: bool) -> int:
+    """Return the axis of the output or input channels in the weight of a layer."""
+    return output_axis(layer) if outputs else 1 - output_axis(layer)
 
 
 def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[str, list[Any]]) -> Group:
     root = members[0].dep.target.module
     channels = len(members[0].idxs)
     score = torch.zeros(channels)
-    producers: dict[str, None] = {}
+    producers: dict[str, set[int]] = {}
     for item in members:
         module = item.dep.target.module
         if not isinstance(module, Layer):
@@ -125,14 +142,18 @@ def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[s
             weight = constraint(weight)
         out = graph.is_out_channel_pruning_fn(item.dep.handler)
         if out:
-            producers[name] = None
-        axis = 0 if out != isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)) else 1
+            producers.setdefault(name, set()).update(item.root_idxs)
+        axis = _axis(module, out)
         if weight.shape[axis] <= max(item.idxs):
             continue  # a grouped convolution: its input channels are not an axis of its weight
         norms = weight.movedim(axis, 0).flatten(1).norm(dim=1)[list(item.idxs)]
         own = torch.zeros(channels).index_add_(0, torch.tensor(list(item.root_idxs)), norms)
         score += own / own.mean().clamp_min(1e-12)
-    return Group(names[root], channels, tuple(producers), score)
+    cells: dict[tuple[str, ...], list[int]] = {}
+    for channel in range(channels):
+        makers = tuple(name for name, made in producers.items() if channel in made)
+        cells.setdefault(makers, []).append(channel)
+    return Group(names[root], channels, tuple(producers), score, tuple(tuple(cell) for cell in cells.values()))
 
 
 def _bare_copy(model: nn.Module) -> tuple[nn.Module, dict[str, list[Any]]]:
@@ -158,19 +179,66 @@ def _dependencies(model: nn.Module, example: Tensor) -> Any:
     return graph
 
 
-def _output_shape(model: nn.Module, example: Tensor) -> torch.Size:
+def _output(model: nn.Module, example: Tensor) -> Tensor:
     with evaluating(model), torch.no_grad():
-        return model(example).shape  # type: ignore[no-any-return]
+        return model(example)  # type: ignore[no-any-return]
 
 
-def _shape_without(model: nn.Module, example: Tensor, root: str) -> torch.Size | None:
-    """Return the output's shape after removing the root's first channel, or None where the model no longer runs."""
-    trial = copy.deepcopy(model)
+def _outcome_without(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> tuple[Tensor, Tensor] | None:
+    """Return the outputs without channels, and of the whole model when nothing reads them; None if it does not run."""
+    thinner, whole = copy.deepcopy(model), copy.deepcopy(model)
     try:
-        _remove(trial, example, {root: [0]}, {})
-        return _output_shape(trial, example)
+        _ignore(whole, example, root, gone)
+        _remove(thinner, example, {root: gone}, {})
+        return _output(_without_statistics(thinner), example), _output(_without_statistics(whole), example)
     except Exception:  # the dependency graph, or the model without the channel, may fail in any way at all
         return None
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    spread = float(other.abs().max())
+    return one.shape == other.shape and float((one - other).abs().max()) <= 1e-4 * spread + 1e-6
+
+
+def _ignore(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> None:
+    """Make the weights zero with which the layers after ``root`` read its channels ``gone``."""
+    graph = _dependencies(model, example)
+    layer = model.get_submodule(root)
+    for dep, inputs in graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, gone):
+        reader = dep.target.module
+        if not isinstance(reader, Layer) or graph.is_out_channel_pruning_fn(dep.handler):
+            continue
+        with torch.no_grad():
+            weight, groups = reader.weight, getattr(reader, "groups", 1)
+            if output_axis(reader) == 1:
+                weight[inputs] = 0.0
+                continue
+            # A grouped convolution numbers its inputs anew in each group.
+            width, made = weight.shape[1], len(weight) // groups
+            for i in inputs:
+                weight[i // width * made : (i // width + 1) * made, i % width] = 0.0
+
+
+def _without_statistics(model: nn.Module) -> nn.Module:
+    """Keep only gain and shift of layer and group norms: their statistics change with the number of channels."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, (nn.LayerNorm, nn.GroupNorm)):
+                setattr(module, name, _Affine(child))
+    return model
+
+
+class _Affine(nn.Module):
+    def __init__(self, norm: nn.LayerNorm | nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        for values, join in ((self.norm.weight, torch.mul), (self.norm.bias, torch.add)):
+            if values is not None:
+                last = isinstance(self.norm, nn.LayerNorm)
+                x = join(x, values if last else values.view(-1, *[1] * (x.ndim - 2)))
+        return x
 
 
 def _layer_types() -> list[type]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,11 @@ __all__ = ["fold", "foldable"]
 def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
     """Return pairs ``(layer, batch norm)`` of module names where the norm reads nothing but the layer's output.
 
-    A layer or norm that runs more than once, or whose output is also read elsewhere, is left alone.
+    A layer or norm that runs more than once, whose output is also read elsewhere, or whose weight is another layer's as
+    well, is left alone.
     """
     modules = dict(model.named_modules())
+    uses = Counter(id(parameter) for module in modules.values() for parameter in module.parameters(recurse=False))
     pairs = []
     for site in record.sites.values():
         if site.op != "batch_norm" or len(site.inputs) != 1:
@@ -31,6 +35,7 @@ def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
             and len(record.of_module(site.module)) == 1
             and len(record.of_module(source.module)) == 1
             and record.consumers(source.name) == (site,)
+            and uses[id(raw_weight(layer))] == 1
             and source.name not in record.outputs
         ):
             pairs.append((source.module, site.module))
@@ -75,6 +80,9 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` in the place of the submodule ``name``."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put ``module`` in the place of the submodule ``name``, wherever else that one is used as well."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for child, current in parent.named_children():
+            if current is old:
+                setattr(parent, child, module)

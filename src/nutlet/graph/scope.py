@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from nutlet.errors import ConfigError, ModelError, nearest
+from nutlet.graph.sites import Edited
 
 if TYPE_CHECKING:
     from nutlet.method import Method
 
-__all__ = ["in_scope", "weighted_layers"]
+__all__ = ["in_scope", "training_only", "weighted_layers"]
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 """The layers whose weights methods work on."""
@@ -21,6 +23,8 @@ Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspos
 
 def in_scope(names: Iterable[str], method: Method, all_names: Iterable[str]) -> list[str]:
     """Return the names that ``method`` may touch by its include and exclude patterns.
+
+    A pattern that matches a module covers everything inside it.
 
     Args:
         names: candidates of the method.
@@ -30,19 +34,65 @@ def in_scope(names: Iterable[str], method: Method, all_names: Iterable[str]) -> 
     Raises:
         ConfigError: a pattern matches no module at all, or ``include`` only modules the method does not support.
     """
-    names, everything = list(names), list(all_names)
+    names, everything = list(names), [name for name in all_names if name and "parametrizations" not in name]
     for pattern in (*method.include, *method.exclude):
         if not any(fnmatchcase(name, pattern) for name in everything):
             raise ConfigError(
                 f"{type(method).__name__}: the pattern {pattern!r} matches no module; {nearest(pattern, everything)}"
             )
-    chosen = [n for n in names if any(fnmatchcase(n, p) for p in method.include)]
+    chosen = [n for n in names if _covered(n, method.include)]
     if not chosen and method.include != ("*",):
         raise ConfigError(
             f"{type(method).__name__}: {', '.join(method.include)} matches no module this method can work on; "
             f"it can work on: {', '.join(names) or 'none of this model'}"
         )
-    return [n for n in chosen if not any(fnmatchcase(n, p) for p in method.exclude)]
+    return [n for n in chosen if not _covered(n, method.exclude)]
+
+
+def _covered(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches the module or one that holds it."""
+    parts = name.split(".")
+    holders = [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
+    return any(fnmatchcase(holder, pattern) for pattern in patterns for holder in holders)
+
+
+@contextmanager
+def training_only(model: nn.Module, method: Method) -> Iterator[None]:
+    """Freeze, for the block, the parameters and running statistics that ``method`` may not touch.
+
+    Raises:
+        ModelError: nothing is left to train.
+        ConfigError: see :func:`in_scope`.
+    """
+    body = model.model if isinstance(model, Edited) else model
+    owners: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in body.named_parameters():
+        owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        owners.setdefault(owner, []).append(parameter)
+    modules = dict(body.named_modules())
+    allowed = set(in_scope(owners, method, modules))
+    frozen = [p for owner in owners if owner not in allowed for p in owners[owner] if p.requires_grad]
+    norms = [
+        (module, module.momentum)
+        for name, module in modules.items()
+        if name in owners and name not in allowed and isinstance(module, nn.modules.batchnorm._NormBase)
+    ]
+    if len(frozen) == sum(p.requires_grad for p in body.parameters()):
+        raise ModelError(
+            f"{type(method).__name__} found no parameter to train; expected at least one that requires gradients, in a "
+            f"module in scope; modules with parameters: {', '.join(owners) or 'none'}"
+        )
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for norm, _ in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for norm, momentum in norms:
+            norm.momentum = momentum
 
 
 def weighted_layers(

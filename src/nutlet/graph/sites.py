@@ -57,10 +57,17 @@ class Site:
 
 @dataclass(frozen=True)
 class Record:
-    """All sites of one forward pass in order of execution, and which of them leave the model."""
+    """All sites of one forward pass in order of execution, and which of them leave the model.
+
+    Args:
+        sites: the sites by name.
+        outputs: names of the sites whose results the model returns.
+        batch: how many examples the pass was made with.
+    """
 
     sites: dict[str, Site]
     outputs: frozenset[str]
+    batch: int = 1
 
     @cached_property
     def _consumers(self) -> dict[str, tuple[Site, ...]]:
@@ -148,7 +155,7 @@ class _Mode(TorchFunctionMode):
             return func(*args, **kwargs)
         op = _plain_name(func)
         first = self.counts.get((path, op), 0)
-        args = self.visit.before(f"{path}/{op}/{first}", args)
+        args, kwargs = self.visit.before(f"{path}/{op}/{first}", args, kwargs)
         result = func(*args, **kwargs)
         operands = list(_tensors((args, kwargs)))
 
@@ -165,9 +172,9 @@ class _Mode(TorchFunctionMode):
 class _Visitor:
     """What is done with the results the mode sees."""
 
-    def before(self, name: str, args: Any) -> Any:
+    def before(self, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return the arguments with which the call whose first result is ``name`` is made."""
-        return args
+        return args, kwargs
 
     def result(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> Tensor:
         """Take note of ``tensor``, and return it or another in its place."""
@@ -208,19 +215,28 @@ class _Editor(_Visitor):
     record: Record
     edits: Mapping[str, nn.Module]
     expected: Iterator[str]
+    gradients: bool = field(default_factory=torch.is_grad_enabled)
 
-    def before(self, name: str, args: Any) -> Any:
+    def before(self, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         site = self.record.sites.get(name)
         if site is None or not site.inplace or name not in self.edits:
-            return args
+            return args, kwargs
         # The call runs on a copy: autograd may keep its result, which the edit must not overwrite.
-        self.target: Tensor = args[0]
-        return (args[0].clone(), *args[1:])
+        if args:
+            self.target: Tensor = args[0]
+            return (self.target.clone(), *args[1:]), kwargs
+        key, self.target = next((key, value) for key, value in kwargs.items() if isinstance(value, Tensor))
+        return args, {**kwargs, key: self.target.clone()}
 
     def result(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> Tensor:
         self.check(name)
         if name not in self.edits:
             return tensor
+        if self.gradients and _is_checkpointed():
+            raise ModelError(
+                f"the activations at {name!r} lie under activation checkpointing, which would compute them a second "
+                "time without their quantizer and give wrong gradients; expected none: switch checkpointing off"
+            )
         edited: Tensor = self.edits[name](tensor)
         if self.record.sites[name].inplace:
             # Written back, because the caller may ignore what an in-place call returns.
@@ -236,6 +252,16 @@ class _Editor(_Visitor):
                 f"{expected or 'its end'!r}; expected the same path for every input. Control flow that depends on "
                 "data or on train/eval mode cannot carry activation quantizers: make it unconditional"
             )
+
+
+def _is_checkpointed() -> bool:
+    """Whether the running call, made with gradients asked for, will be made again in the backward pass."""
+    if torch.compiler.is_compiling():
+        return False
+    if not torch.is_grad_enabled():
+        return True  # the reentrant kind runs forward without gradients
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
 class Edited(nn.Module):
@@ -322,6 +348,7 @@ def walk(model: nn.Module, x: Tensor) -> Record:
     try:
         with evaluating(model), torch.no_grad():
             if x.is_floating_point():
+                x = x.clone()  # a forward may write to its input
                 recorder.note("/input/0", "", "input", [], x)
             with _Mode(state, recorder):
                 output = model(x)
@@ -329,7 +356,7 @@ def walk(model: nn.Module, x: Tensor) -> Record:
         for handle in handles:
             handle.remove()
     leaving = {recorder.producer[id(t)] for t in _tensors(output) if id(t) in recorder.producer}
-    return Record(recorder.sites, frozenset(leaving))
+    return Record(recorder.sites, frozenset(leaving), len(x))
 
 
 def _plain_name(func: Callable[..., Any]) -> str:

@@ -35,7 +35,7 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     record = walk(model, example)
     work: dict[str, int] = {}
     for site in record.sites.values():
-        work[site.module] = work.get(site.module, 0) + site_macs(site)
+        work[site.module] = work.get(site.module, 0) + site_macs(site, record.batch)
     baked = finalize(model)
     body = baked.model if isinstance(baked, Edited) else baked
     seen: set[int] = set()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
+from nutlet.graph.scope import training_only
 from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, register
 from nutlet.train import Training, cross_entropy, fit
@@ -64,7 +65,8 @@ class Distill(Training, Method):
             soft = divergence(outputs, wanted.clone(), self.temperature)
             return self.soft * self.temperature**2 * soft + (1 - self.soft) * cross_entropy(x, outputs, y)
 
-        return fit(model, context, self, loss, title="distilling")
+        with training_only(model, self):
+            return fit(model, context, self, loss, title="distilling")
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -54,7 +54,12 @@ class DropBlocks(Method):
                 "DropBlocks found no block; expected a submodule with dense layers or convolutions inside it whose "
                 "output has the shape of its input (residual blocks, transformer layers)"
             )
-        candidates = in_scope(blocks, self, [name for name, _ in model.named_modules() if name])
+        names = [name for name, _ in model.named_modules() if "parametrizations" not in name]
+        free = set(in_scope(names, self, names))
+        # A block goes with all that is inside it.
+        candidates = [
+            b for b in in_scope(blocks, self, names) if all(n in free for n in names if n.startswith(b + "."))
+        ]
         if self.drop > len(candidates):
             raise ConfigError(
                 f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {', '.join(candidates)}"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ConfigError
+from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.constraints import (
     Mask,
     WeightQuantizer,
@@ -94,6 +94,9 @@ class Factorize(Method):
         """Replace each layer of the plan by its two factors."""
         for name, rank in plan["ranks"].items():
             layer = model.get_submodule(name)
+            most = min(constrained_weight(layer).flatten(1).shape)
+            if not 1 <= rank <= most:
+                raise ModelError(f"found the rank {rank} for {name}; expected 1 to {most}")
             quantizers = [c for c in take_off(layer, bake=True) if isinstance(c, WeightQuantizer)]
             factors = _factors(layer, rank)
             if quantizers:

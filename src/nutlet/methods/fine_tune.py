@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from nutlet.graph.scope import training_only
 from nutlet.method import Context, Method, register
 from nutlet.train import Training, cross_entropy, fit
 
@@ -30,4 +31,5 @@ class FineTune(Training, Method):
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with cross entropy."""
-        return fit(model, context, self, cross_entropy, title="fine-tuning")
+        with training_only(model, self):
+            return fit(model, context, self, cross_entropy, title="fine-tuning")

@@ -23,7 +23,8 @@ __all__ = ["PruneChannels"]
 class PruneChannels(Method):
     """Remove the output channels of least weight norm, through additions and concatenations (Li et al. 2017).
 
-    Give one of ``ratio`` and ``macs``. Every group of coupled channels loses the same share.
+    Give one of ``ratio`` and ``macs``. Every group of coupled channels loses the same share, and of it
+    every side of a concatenation.
 
     Args:
         ratio: share of the channels of each group that goes, 0 up to but not including 1.
@@ -79,11 +80,14 @@ class PruneChannels(Method):
     def _removed(self, groups: list[Group], ratio: float) -> dict[str, list[int]]:
         removed = {}
         for group in groups:
-            wanted = round(group.channels * (1 - ratio))
-            keep = min(group.channels, max(1, -(-wanted // self.multiple_of)) * self.multiple_of)
-            if keep < group.channels:
-                order = group.importance.argsort(stable=True)
-                removed[group.root] = sorted(order[: group.channels - keep].tolist())
+            gone: list[int] = []
+            for cell in group.cells:
+                wanted = round(len(cell) * (1 - ratio))
+                keep = min(len(cell), max(1, -(-wanted // self.multiple_of)) * self.multiple_of)
+                order = group.importance[list(cell)].argsort(stable=True)
+                gone += [cell[i] for i in order[: len(cell) - keep].tolist()]
+            if gone:
+                removed[group.root] = sorted(gone)
         return removed
 
     def _ratio_for_macs(self, model: nn.Module, groups: list[Group], example: Tensor) -> float:

@@ -65,11 +65,11 @@ class PruneWeights(Method):
         if self.distribution == "uniform":
             return {name: round(len(m) * (1 - self.sparsity)) for name, m in magnitudes.items()}
         everything = torch.cat(list(magnitudes.values()))
-        pruned = round(len(everything) * self.sparsity)
-        if pruned == 0:
-            return {name: len(m) for name, m in magnitudes.items()}
-        threshold = everything.kthvalue(pruned).values
-        return {name: int((m > threshold).sum()) for name, m in magnitudes.items()}
+        kept = torch.zeros_like(everything, dtype=torch.bool)
+        # Ranked rather than compared with a threshold: quantized weights share their magnitudes with many others.
+        kept[everything.argsort(descending=True, stable=True)[: len(kept) - round(len(kept) * self.sparsity)]] = True
+        parts = torch.split(kept, [len(m) for m in magnitudes.values()])
+        return {name: int(part.sum()) for name, part in zip(magnitudes, parts, strict=True)}
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:

@@ -1,0 +1,112 @@
+"""One small configuration of every method, and the checks that results of any chain must pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.artifact import Compressed
+from nutlet.data import Data
+from nutlet.graph.constraints import Mask, WeightQuantizer, constrained_layers, constrained_weight, constraints
+from nutlet.graph.finalize import IntegerWeight, finalize
+from nutlet.graph.sites import Edited
+from nutlet.method import Method
+from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+from nutlet.train import predict
+
+EXAMPLES: dict[str, Method] = {
+    "Distill": Distill(epochs=1, batch_size=16, lr=0.01),
+    "DropBlocks": DropBlocks(drop=1),
+    "Factorize": Factorize(energy=0.6),
+    "FineTune": FineTune(epochs=1, batch_size=16, lr=0.01),
+    "PruneChannels": PruneChannels(ratio=0.3),
+    "PruneWeights": PruneWeights(sparsity=0.5),
+    "Quantize": Quantize(),
+}
+"""Every registered method; a test holds that the two are equal."""
+
+BAD_VALUES: dict[str, list[dict[str, Any]]] = {
+    "Distill": [{"epochs": 0}, {"temperature": 0}, {"soft": 1.5}, {"lr": -1}, {"optimizer": "adam"}, {"epochs": "2"}],
+    "DropBlocks": [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}],
+    "Factorize": [{"energy": 0}, {"energy": 1.1}, {"rank": 0}, {"energy": float("nan")}],
+    "FineTune": [{"epochs": 0}, {"lr": 0}, {"lr": float("nan")}, {"batch_size": 1}, {"patience": 0}],
+    "PruneChannels": [{"ratio": 1}, {"macs": 0}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 0.5, "multiple_of": 0}, {}],
+    "PruneWeights": [{"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
+    "Quantize": [{"bits": 4}, {"bits": True}, {"activations": 1}, {"portable": "yes"}],
+}
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """Return the user's module inside an :class:`Edited`."""
+    return model.model if isinstance(model, Edited) else model
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return list(first) == list(second) and all(_same_bytes(first[name], second[name]) for name in first)
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+
+
+def largest_code_pair(codes: Tensor, axis: int) -> int:
+    """Return the largest sum of two neighbouring codes of one sign, in the order in which kernels run over them."""
+    inputs = codes.movedim(axis, 0).movedim(1, -1).int()  # (outputs, positions..., inputs)
+    width = inputs.shape[-1]
+    layouts = [inputs.reshape(len(inputs), -1, width)]
+    if width % 2:
+        layouts.append(inputs.reshape(len(inputs), 1, -1))
+    largest = 0
+    for layout in layouts:
+        for k in range(0, layout.shape[-1] - 1, 2):
+            one, other = layout[..., k], layout[..., k + 1]
+            if bool((one.sign() * other.sign() > 0).any()):
+                largest = max(largest, int(((one + other).abs() * (one.sign() * other.sign() > 0)).max()))
+    return largest
+
+
+def check_constraints(model: nn.Module) -> None:
+    """Assert that every constraint fits its weight and is in force."""
+    for name, layer in constrained_layers(model):
+        weight, stack = constrained_weight(layer), constraints(layer)
+        for constraint in stack:
+            if isinstance(constraint, Mask):
+                assert constraint.mask.shape == weight.shape, name
+                assert not bool(weight[~constraint.mask].any()), f"{name}: a masked weight is not zero"
+                assert not bool(torch.signbit(weight[~constraint.mask]).any()), f"{name}: a negative zero"
+            if isinstance(constraint, WeightQuantizer):
+                assert constraint is stack[-1], f"{name}: {[type(c).__name__ for c in stack]}"
+                assert len(constraint.scale) == weight.shape[constraint.axis], name
+                codes = constraint.codes(weight)
+                shape = [1] * weight.ndim
+                shape[constraint.axis] = -1
+                assert torch.equal(codes * constraint.scale.view(shape), weight), f"{name} left its grid"
+                if constraint.portable:
+                    assert largest_code_pair(codes, constraint.axis) <= 128, f"{name}: a pair of codes can saturate"
+        assert len(stack) == len({type(c) for c in stack}), f"{name} carries the same constraint twice"
+
+
+def check_finalized(model: nn.Module, data: Data) -> None:
+    """Assert that baking changes nothing: weights exactly, outputs to the last digits."""
+    baked = finalize(model)
+    plain, kept = body_of(model), body_of(baked)
+    for name, layer in constrained_layers(plain):
+        assert torch.equal(constrained_weight(layer), constrained_weight(kept.get_submodule(name))), name
+    left = [c for _, layer in constrained_layers(kept) for c in constraints(layer)]
+    assert all(isinstance(c, IntegerWeight) for c in left)
+    torch.testing.assert_close(predict(baked, data.validation), predict(model, data.validation), atol=1e-5, rtol=1e-5)
+
+
+def check_saved(result: Compressed, original: nn.Module, data: Data, folder: Any) -> Compressed:
+    """Assert that what is saved comes back the same, on an original with other weights."""
+    result.save(folder)
+    stranger = type(original)().eval()
+    loaded = Compressed.load(folder, stranger)
+    assert same_state(loaded.model, result.model)
+    assert torch.equal(predict(loaded.model, data.validation), predict(result.model, data.validation))
+    assert loaded.steps == result.steps
+    assert loaded.recipe == result.recipe
+    return loaded

@@ -1,0 +1,213 @@
+"""What every registered method must do, on a tiny CNN and a tiny MLP."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from conformance.examples import (
+    BAD_VALUES,
+    EXAMPLES,
+    body_of,
+    check_constraints,
+    check_finalized,
+    check_saved,
+    same_state,
+)
+from nutlet.data import Data
+from nutlet.errors import ConfigError, NutletError
+from nutlet.graph.constraints import constrained_weight
+from nutlet.measurement.parity import parity
+from nutlet.method import Method, known_methods
+from nutlet.pipeline import compress
+from nutlet.recipe import dump_recipe, load_recipe
+from nutlet.train import predict
+
+Make = Callable[[str], tuple[nn.Module, Data]]
+every_method = pytest.mark.parametrize("name", sorted(EXAMPLES))
+every_model = pytest.mark.parametrize("kind", ["cnn", "mlp"])
+
+
+def test_every_registered_method_is_tested_and_the_reverse() -> None:
+    ours = {name for name, kind in known_methods().items() if kind.__module__.startswith("nutlet.")}
+    assert ours == set(EXAMPLES) == set(BAD_VALUES)
+    assert all(type(method).__name__ == name for name, method in EXAMPLES.items())
+
+
+@every_method
+def test_says_what_it_is_for(name: str) -> None:
+    kind = known_methods()[name]
+    assert kind.when
+    assert kind.__doc__
+    options = {o.name for o in dataclasses.fields(kind)} - {o.name for o in dataclasses.fields(Method)}
+    documented = "".join(base.__doc__ or "" for base in kind.__mro__)
+    assert all(f"{option}:" in documented for option in options), "an option without documentation"
+
+
+@every_method
+def test_round_trips_through_dict_and_yaml(name: str, tmp_path: Path) -> None:
+    scoped = dataclasses.replace(EXAMPLES[name], include=("a.*", "b"), exclude=("c",))
+    for method in (EXAMPLES[name], scoped):
+        assert Method.from_dict(method.to_dict()) == method
+        (tmp_path / "recipe.yaml").write_text(dump_recipe([method]))
+        assert load_recipe(tmp_path / "recipe.yaml") == [method]
+        assert yaml.safe_load(dump_recipe([method])) == {"steps": [method.to_dict()]}
+        assert hash(method) == hash(Method.from_dict(method.to_dict()))
+
+
+@every_method
+def test_refuses_unknown_options_and_bad_values(name: str) -> None:
+    options = EXAMPLES[name].to_dict()[name]
+    longest = max((o.name for o in dataclasses.fields(EXAMPLES[name])), key=len)
+    misspelt = longest[:-2] + longest[-1] + longest[-2]
+    with pytest.raises(ConfigError, match=longest):
+        Method.from_dict({name: {**options, misspelt: 1}})
+    for bad in BAD_VALUES[name]:
+        with pytest.raises(ConfigError, match=rf"{name}"):
+            Method.from_dict({name: bad})
+    for scope in ("conv1", [1], 3, None):
+        with pytest.raises(ConfigError, match="include"):
+            Method.from_dict({name: {**options, "include": scope}})
+
+
+@every_model
+@every_method
+def test_keeps_the_contract_and_the_model_it_was_given(name: str, kind: str, make: Make) -> None:
+    model, data = make(kind)
+    before = copy.deepcopy(model)
+    modes = [module.training for module in model.train().modules()]
+    result = compress(model, [EXAMPLES[name]], data)
+    assert same_state(model, before)
+    assert [module.training for module in model.modules()] == modes
+    assert repr(model) == repr(before)
+    assert not result.model.training
+    for batch in (1, 3, 32):
+        outputs = result.model(data.train.batch(slice(0, batch))[0])
+        assert outputs.shape == (batch, 4)
+        assert outputs.dtype == torch.float32
+        assert bool(torch.isfinite(outputs).all())
+    assert all(p.grad is None for p in result.model.parameters())
+    assert any(p.requires_grad for p in result.model.parameters()), "the result must still be trainable"
+    check_constraints(body_of(result.model))
+
+
+@every_model
+@every_method
+def test_is_trainable_after(name: str, kind: str, make: Make) -> None:
+    model, data = make(kind)
+    result = compress(model, [EXAMPLES[name]], data).model.train()
+    result(data.train.x).square().sum().backward()
+    grads = [p.grad for p in result.parameters() if p.requires_grad]
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in grads)
+    assert sum(bool(g.any()) for g in grads if g is not None) > len(grads) / 2
+
+
+@every_model
+@every_method
+def test_same_seed_same_bytes(name: str, kind: str, make: Make) -> None:
+    model, data = make(kind)
+    torch.manual_seed(1)
+    first = compress(model, [EXAMPLES[name]], data, seed=3)
+    torch.manual_seed(2)
+    second = compress(model, [EXAMPLES[name]], data, seed=3)
+    assert same_state(first.model, second.model)
+    assert [s.plan for s in first.steps] == [s.plan for s in second.steps]
+    assert [(s.accuracy, s.size, s.notes) for s in first.steps] == [(s.accuracy, s.size, s.notes) for s in second.steps]
+
+
+@every_model
+@every_method
+def test_saved_and_loaded_is_the_same(name: str, kind: str, make: Make, tmp_path: Path) -> None:
+    model, data = make(kind)
+    result = compress(model, [EXAMPLES[name]], data)
+    loaded = check_saved(result, model, data, tmp_path / "one")
+    check_saved(loaded, model, data, tmp_path / "two")
+    for file in ("compressed.json", "recipe.yaml", "model.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@every_model
+@every_method
+def test_finalized_equals_simulated(name: str, kind: str, make: Make) -> None:
+    model, data = make(kind)
+    check_finalized(compress(model, [EXAMPLES[name]], data).model, data)
+
+
+@every_model
+@every_method
+def test_leaves_excluded_layers_alone(name: str, kind: str, make: Make) -> None:
+    model, data = make(kind)
+    block = {"cnn": "block1", "mlp": "block1"}[kind]
+    inner = f"{block}.conv1" if kind == "cnn" else f"{block}.fc1"
+    for pattern in (inner, f"{block}.*", block):
+        method = dataclasses.replace(EXAMPLES[name], exclude=(pattern,))
+        result = body_of(compress(model, [method], data).model)
+        old, new = model.get_submodule(inner), result.get_submodule(inner)
+        assert isinstance(new, type(old))
+        if name == "PruneChannels":  # its outputs are its own; its inputs follow the layers before it
+            assert constrained_weight(new).shape[0] == constrained_weight(old).shape[0]
+        else:
+            assert torch.equal(constrained_weight(new), constrained_weight(old))
+
+
+@every_method
+def test_changes_only_what_is_included(name: str, make: Make) -> None:
+    model, data = make("mlp")
+    method = dataclasses.replace(EXAMPLES[name], include=("block2*",))
+    if name == "Factorize":
+        method = dataclasses.replace(method, energy=0.3)
+    result = body_of(compress(model, [method], data).model)
+    for layer in ("fc1", "block1.fc1", "block1.fc2", "fc2"):
+        assert torch.equal(
+            constrained_weight(result.get_submodule(layer)), constrained_weight(model.get_submodule(layer))
+        )
+    assert not same_state(result, model)
+
+
+@every_method
+def test_refuses_a_pattern_that_matches_nothing(name: str, make: Make) -> None:
+    model, data = make("mlp")
+    for option in ("include", "exclude"):
+        method = dataclasses.replace(EXAMPLES[name], **{option: ("blokc1.fc1",)})
+        with pytest.raises(ConfigError, match=r"blokc1\.fc1.*block1\.fc1"):
+            compress(model, [method], data)
+
+
+@every_method
+def test_a_model_without_layers_is_refused_with_a_sentence(name: str, make: Make) -> None:
+    _, data = make("mlp")
+    with pytest.raises(NutletError, match="expected"):
+        compress(nn.Sequential(nn.Softmax(1)), [EXAMPLES[name]], data)
+
+
+@every_model
+@every_method
+def test_exports_with_parity(name: str, kind: str, make: Make, tmp_path: Path) -> None:
+    model, data = make(kind)
+    result = compress(model, [EXAMPLES[name]], data)
+    file = result.export(tmp_path / "model.onnx")
+    check = parity(result.model, file, data.train)
+    spread = float(predict(result.model, data.train).abs().max())
+    assert check.max_difference <= (0.03 if name == "Quantize" else 1e-5) * spread + 1e-5
+    assert check.agreement >= (0.95 if name == "Quantize" else 1.0)
+
+
+@pytest.mark.parametrize("distribution", ["global", "uniform"])
+def test_ties_are_pruned_to_the_share_that_was_asked_for(distribution: str, make: Make) -> None:
+    _, data = make("mlp")
+    model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.1)
+    method = Method.from_dict({"PruneWeights": {"sparsity": 0.5, "distribution": distribution}})
+    result = compress(model, [method], data)
+    weights = torch.cat([constrained_weight(result.model[k]).flatten() for k in (0, 2)])
+    # Ranked in order, the last layer would lose everything, and keeps one.
+    assert len(weights) // 2 - int((weights == 0).sum()) in (0, 1)
