@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nutlet.measurement import environment
 from nutlet.storage import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,16 @@ class Rows:
         old = json.loads(path.read_text()) if path.exists() else []
         command = "python " + shlex.join([f"bench/{Path(sys.argv[0]).name}", self.case])
         seconds = round(time.perf_counter() - self.start, 1)
-        common = {"bench": self.bench, "case": self.case, "seeds": self.seeds, "command": command, "seconds": seconds}
+        here = environment()
+        common = {
+            "bench": self.bench,
+            "case": self.case,
+            "seeds": self.seeds,
+            "command": command,
+            "seconds": seconds,
+            "cpu": here["cpu"],
+            "int8_dot_product": here["int8_dot_product"],
+        }
         rows = [row for row in old if row["case"] != self.case] + [{**common, **row} for row in self.rows]
         write_json(path, sorted(rows, key=lambda row: row["case"]))
 

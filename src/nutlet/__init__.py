@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nutlet.artifact import Compressed
     from nutlet.data import Data, Examples, flip_and_crop, split
-    from nutlet.deliver import deliver
+    from nutlet.delivery import deliver
     from nutlet.errors import (
         ConfigError,
         DataError,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "nutlet.artifact": ("Compressed",),
     "nutlet.data": ("Data", "Examples", "flip_and_crop", "split"),
-    "nutlet.deliver": ("deliver",),
+    "nutlet.delivery": ("deliver",),
     "nutlet.errors": (
         "ConfigError",
         "DataError",

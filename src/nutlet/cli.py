@@ -79,7 +79,7 @@ def compress(
     quiet: Quiet = False,
 ) -> None:
     """Compress a model by a recipe, export it, measure the file, and write a report."""
-    from nutlet.deliver import deliver
+    from nutlet.delivery import deliver
     from nutlet.inputs import load_data, load_model
     from nutlet.pipeline import compress as run_chain
     from nutlet.progress import Progress

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nutlet.artifact import Compressed
 from nutlet.data import Data, Examples, flip_and_crop, split
-from nutlet.deliver import deliver
+from nutlet.delivery import deliver
 from nutlet.errors import MissingExtra
 from nutlet.measurement import Measurement
 from nutlet.measurement.parity import Parity

@@ -1,0 +1,139 @@
+"""Write the figures of README.md and docs from bench/results, between markers, so that none is typed by hand.
+
+    python bench/tables.py           rewrite the pages
+    python bench/tables.py --check   say which pages are out of date, and fail
+
+A page holds ``<!-- bench: NAME -->`` and ``<!-- end -->``; NAME is one of the functions in TABLES.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "main_job.json"
+MARKED = re.compile(r"(<!-- bench: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+TITLES = {
+    "resnet20-int8": "ResNet-20, CIFAR-10: `Quantize` alone",
+    "resnet20-small": "ResNet-20, CIFAR-10: four blocks dropped, distilled, quantized",
+    "lenet5-small": "LeNet-5, MNIST: channels pruned, factorized, distilled, quantized",
+    "lenet300-sparse": "LeNet-300-100, MNIST: 95 % sparse, distilled, quantized; size after zstd",
+}
+BAR_NAMES = {
+    "accuracy_drop_pp": "accuracy lost",
+    "test_error_pct": "test error",
+    "size_ratio": "smaller",
+    "latency_ratio_b1": "batch 1",
+    "latency_ratio_b32": "batch 32",
+    "speed_over_ort_b1": "batch 1 against ONNX Runtime's own quantizer",
+    "speed_over_ort_b32": "batch 32 against ONNX Runtime's own quantizer",
+}
+AT_MOST = {"accuracy_drop_pp", "test_error_pct"}
+DIGITS = {"pp": "{:.2f} points", "%": "{:.2f} %", "x": "{:.2f}x"}
+
+
+def cases() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the rows by case and metric, cases in the order of TITLES."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in json.loads(RESULTS.read_text(encoding="utf-8")):
+        found.setdefault(row["case"], {})[row["metric"]] = row
+    order = [*TITLES, *sorted(set(found) - set(TITLES))]
+    return {name: found[name] for name in order if name in found}
+
+
+def main_job() -> str:
+    """One line per case, then what was missed, and where and how it was measured."""
+    lines = [
+        "| job | accuracy | file | smaller | faster, batch 1 | faster, batch 32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    missed, notes = [], []
+    for name, rows in cases().items():
+        after = 100 - rows["test_error_pct"]["value"]
+        before = after + rows["accuracy_drop_pp"]["value"]
+        lines.append(
+            f"| {TITLES.get(name, name)} | {before:.2f} → {after:.2f} % | {rows['bytes']['value']:,.0f} B | "
+            + " | ".join(f"{rows[m]['value']:.2f}x" for m in ("size_ratio", "latency_ratio_b1", "latency_ratio_b32"))
+            + " |"
+        )
+        missed += [f"- {name}, {text}" for text in misses(rows)]
+        any_row = rows["bytes"]
+        notes.append(
+            f"- `{any_row['command']}`: {where(any_row)}; seed{'s' if len(any_row['seeds']) > 1 else ''} "
+            f"{', '.join(map(str, any_row['seeds']))}; {any_row['seconds']:,.0f} s, measuring included"
+        )
+    waiting = [f"`{name}`" for name in TITLES if name not in cases()]
+    if waiting:
+        notes.append(f"- No result yet, so no figure here: {', '.join(waiting)}")
+    found = ["Goals set beforehand that these figures miss:", "", *missed] if missed else ["No goal was missed."]
+    return "\n".join([*lines, "", *found, "", "How they were made:", "", *notes])
+
+
+def misses(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield a phrase for every bar that a case does not reach."""
+    for metric, row in rows.items():
+        value, bar = row["value"], row["bar"]
+        if bar is not None and (value > bar if metric in AT_MOST else value < bar):
+            form = DIGITS[row["unit"]]
+            limit = "at most" if metric in AT_MOST else "at least"
+            yield f"{BAR_NAMES.get(metric, metric)}: {form.format(value)}, the goal was {limit} {form.format(bar)}"
+
+
+def where(row: dict[str, Any]) -> str:
+    """Name the processor and whether it has what makes int8 fast."""
+    if "cpu" not in row:
+        return "processor not recorded"
+    fast = {True: "with int8 dot products (VNNI)", False: "without int8 dot products (no VNNI)"}
+    return f"{row['cpu']} {fast.get(row['int8_dot_product'], 'of unknown instruction sets')}, one thread"
+
+
+def quantizers() -> str:
+    """Our 8-bit file beside the one that ONNX Runtime's own quantizer makes of the same network."""
+    rows = cases()["resnet20-int8"]
+    figure = {name: row["value"] for name, row in rows.items()}
+    original = 100 - figure["test_error_pct"] + figure["accuracy_drop_pp"]
+    lines = [
+        "| ResNet-20, CIFAR-10, 10,000 test images | accuracy | bytes | faster, batch 1 | faster, batch 32 |",
+        "|---|---|---|---|---|",
+        f"| fp32, ONNX Runtime | {original:.2f} % | {figure['bytes'] * figure['size_ratio']:,.0f} | 1.00x | 1.00x |",
+    ]
+    for title, prefix in (("`Quantize()`", ""), ("ONNX Runtime's own quantizer (static, per channel)", "ort_")):
+        lines.append(
+            f"| {title} | {100 - figure[prefix + 'test_error_pct']:.2f} % | {figure[prefix + 'bytes']:,.0f} | "
+            f"{figure[prefix + 'latency_ratio_b1']:.2f}x | {figure[prefix + 'latency_ratio_b32']:.2f}x |"
+        )
+    return "\n".join([*lines, "", f"Measured on: {where(rows['bytes'])}."])
+
+
+TABLES = {"main_job": main_job, "quantizers": quantizers}
+
+
+def render(text: str) -> str:
+    """Return a page with every marked table written anew."""
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[4]}", text)
+
+
+def pages() -> list[Path]:
+    """Return the pages that hold a table."""
+    everything = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [page for page in everything if MARKED.search(page.read_text(encoding="utf-8"))]
+
+
+def stale() -> list[Path]:
+    """Return the pages whose tables are not what the results say."""
+    return [page for page in pages() if render(text := page.read_text(encoding="utf-8")) != text]
+
+
+if __name__ == "__main__":
+    old = stale()
+    if "--check" in sys.argv[1:] and old:
+        sys.exit(f"out of date, run python bench/tables.py: {', '.join(str(page.relative_to(ROOT)) for page in old)}")
+    for page in old:
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"rewrote {page.relative_to(ROOT)}")
