@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ExportError
+from nutlet.export.slim import slim
 from nutlet.graph.finalize import finalize
 from nutlet.storage import write_atomic
 
 __all__ = ["export_onnx"]
 
 OPSET = 20
+LARGEST = 2**31 - 1
+"""Bytes; a protobuf message, hence an ONNX file that is one file, cannot be larger."""
 
 
 def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
@@ -33,14 +36,21 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
         example: two inputs, batch first.
 
     Raises:
-        ExportError: the model cannot be traced, or the result is not valid ONNX.
+        ExportError: the model cannot be traced, is larger than one ONNX file can be, or gives no valid ONNX.
         StorageError: the file cannot be written.
     """
     import onnx
 
     path = Path(path)
     baked = finalize(model)
+    size = sum(tensor.nbytes for tensor in baked.state_dict().values())
+    if size > LARGEST:
+        raise ExportError(
+            f"the weights take {size:,} bytes; expected at most {LARGEST:,}, the most that one ONNX file can hold: "
+            "compress further (Quantize makes them a quarter)"
+        )
     proto = _trace(baked, example)
+    slim(proto)
     _strip(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)

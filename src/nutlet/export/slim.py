@@ -1,0 +1,54 @@
+"""What an exported graph says twice, or says although every runtime assumes it, is left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+__all__ = ["slim"]
+
+_ASSUMED = {"strides": 1, "dilations": 1, "pads": 0}
+"""Attributes of convolutions and pools whose default, this number along every axis, the ONNX schema gives in prose."""
+
+
+def slim(proto: Any) -> None:
+    """Remove attributes at their default values, and each ReLU that the quantization after it already is.
+
+    Outputs stay the same bit for bit, and a runtime that fuses integer operations fuses the same ones.
+    """
+    _drop_defaults(proto)
+    _drop_clamped_relus(proto.graph)
+
+
+def _drop_defaults(proto: Any) -> None:
+    import onnx
+
+    value = onnx.helper.get_attribute_value
+    versions = {opset.domain: opset.version for opset in proto.opset_import}
+    for node in proto.graph.node:
+        if node.domain:
+            continue
+        known = onnx.defs.get_schema(node.op_type, versions[""]).attributes
+        for attribute in list(node.attribute):
+            default = known[attribute.name].default_value
+            stated = default.type == attribute.type and value(default) == value(attribute)
+            assumed = _ASSUMED.get(attribute.name)
+            if stated or (assumed is not None and all(number == assumed for number in attribute.ints)):
+                node.attribute.remove(attribute)
+
+
+def _drop_clamped_relus(graph: Any) -> None:
+    """A ReLU whose result is read only by a QuantizeLinear with uint8 zero point 0 does what its clamp at 0 does."""
+    import onnx
+
+    zero_points = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.UINT8}
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(output.name for output in graph.output)
+    relus = {node.output[0]: node for node in graph.node if node.op_type == "Relu"}
+    for node in list(graph.node):
+        if node.op_type != "QuantizeLinear" or readers[node.input[0]] != 1 or len(node.input) < 3:
+            continue
+        relu, zero = relus.get(node.input[0]), zero_points.get(node.input[2])
+        if relu is not None and zero is not None and not onnx.numpy_helper.to_array(zero).any():
+            node.input[0] = relu.input[0]
+            graph.node.remove(relu)
