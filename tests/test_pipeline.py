@@ -26,7 +26,7 @@ import tiny
 from nutlet.artifact import Compressed
 from nutlet.data import Data
 from nutlet.method import Plan
-from nutlet.train import predict
+from nutlet.predict import predict
 
 TESTS = Path(__file__).parent
 

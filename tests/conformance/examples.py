@@ -14,7 +14,7 @@ from nutlet.graph.finalize import IntegerWeight, finalize
 from nutlet.graph.sites import Edited
 from nutlet.method import Method
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
-from nutlet.train import predict
+from nutlet.predict import predict
 
 EXAMPLES: dict[str, Method] = {
     "Distill": Distill(epochs=1, batch_size=16, lr=0.01),

@@ -27,8 +27,8 @@ from nutlet.graph.constraints import constrained_weight
 from nutlet.measurement.parity import parity
 from nutlet.method import Method, known_methods
 from nutlet.pipeline import compress
+from nutlet.predict import predict
 from nutlet.recipe import dump_recipe, load_recipe
-from nutlet.train import predict
 
 Make = Callable[[str], tuple[nn.Module, Data]]
 every_method = pytest.mark.parametrize("name", sorted(EXAMPLES))

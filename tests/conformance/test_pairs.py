@@ -31,7 +31,7 @@ from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Edited
 from nutlet.measurement.parity import parity
 from nutlet.pipeline import compress
-from nutlet.train import predict
+from nutlet.predict import predict
 
 Make = Callable[[str], tuple[nn.Module, Data]]
 PAIRS = list(product(sorted(EXAMPLES), repeat=2))
