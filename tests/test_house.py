@@ -27,6 +27,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"errors", "history", "progress"},
     {"data", "storage", "table"},
+    {"predict"},
     {"graph", "method"},
     {"export", "inputs", "measurement", "recipe", "report", "train"},
     {"artifact", "methods"},
