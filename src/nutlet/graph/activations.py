@@ -145,9 +145,10 @@ def calibrate(model: nn.Module, record: Record, batches: Iterable[Tensor]) -> Ac
 def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edited:
     """Return ``model`` with a quantizer at every site of ``activations``."""
     quantizers: dict[str, nn.Module] = {}
-    for name, values in activations.items():
+    # Those that share a scale last: a saved plan is in alphabetical order.
+    for name, values in sorted(activations.items(), key=lambda item: "same_as" in item[1]):
         if "same_as" in values:
-            quantizers[name] = quantizers[values["same_as"]]
+            quantizers[name] = quantizers[_own(activations, name)]
             continue
         scale, zero_point = values["scale"], values["zero_point"]
         if not 0 < scale < float("inf") or zero_point not in range(256):
@@ -156,6 +157,15 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edite
             )
         quantizers[name] = ActivationQuantizer(float(scale), int(zero_point))
     return Edited(model, walk(model, example), quantizers)
+
+
+def _own(activations: Activations, name: str) -> str:
+    """Follow shared scales to the site that has one of its own."""
+    for _ in activations:
+        if "same_as" not in activations[name]:
+            return name
+        name = activations[name]["same_as"]
+    raise ModelError(f"the activations at {name} share their scale in a circle; expected a site with its own")
 
 
 def _tail_end(record: Record, site: Site) -> Site:
