@@ -183,6 +183,10 @@ def take_off(layer: nn.Module, *, bake: bool = False) -> list[Constraint]:
     """Remove all constraints of ``layer`` and return them; ``bake`` leaves the constrained values, not the raw ones."""
     stack = constraints(layer)
     if stack:
+        if bake:
+            # Baking writes in place, and another layer may share the dense weight.
+            raw = raw_weight(layer)
+            layer.parametrizations["weight"].original = nn.Parameter(raw.detach().clone(), raw.requires_grad)  # type: ignore[index,union-attr]
         # A deep copy shares the class that torch made for the original, and removal deletes the class's property
         # `weight`: without a class of its own, taking constraints off a copy would break the original.
         kind = type(layer)
