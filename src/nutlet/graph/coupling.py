@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -180,8 +181,9 @@ def _dependencies(model: nn.Module, example: Tensor) -> Any:
 
 
 def _output(model: nn.Module, example: Tensor) -> Tensor:
-    with evaluating(model), torch.no_grad():
-        return model(example)  # type: ignore[no-any-return]
+    # With gradients, or transformer layers take a path in which no submodule runs.
+    with evaluating(model), torch.enable_grad():
+        return model(example).detach()  # type: ignore[no-any-return]
 
 
 def _outcome_without(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> tuple[Tensor, Tensor] | None:
@@ -221,24 +223,19 @@ def _ignore(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> No
 
 def _without_statistics(model: nn.Module) -> nn.Module:
     """Keep only gain and shift of layer and group norms: their statistics change with the number of channels."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, (nn.LayerNorm, nn.GroupNorm)):
-                setattr(module, name, _Affine(child))
+    for module in model.modules():
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            module.forward = partial(_gain_and_shift, module)  # type: ignore[method-assign]
     return model
 
 
-class _Affine(nn.Module):
-    def __init__(self, norm: nn.LayerNorm | nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        for values, join in ((self.norm.weight, torch.mul), (self.norm.bias, torch.add)):
-            if values is not None:
-                last = isinstance(self.norm, nn.LayerNorm)
-                x = join(x, values if last else values.view(-1, *[1] * (x.ndim - 2)))
-        return x
+def _gain_and_shift(norm: nn.LayerNorm | nn.GroupNorm, x: Tensor) -> Tensor:
+    shape = (1,) * (x.ndim - 2) if isinstance(norm, nn.GroupNorm) else ()
+    if norm.weight is not None:
+        x = x * norm.weight.view(*norm.weight.shape, *shape)
+    if norm.bias is not None:
+        x = x + norm.bias.view(*norm.bias.shape, *shape)
+    return x
 
 
 def _layer_types() -> list[type]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +22,7 @@ from nutlet.graph.constraints import (
 )
 from nutlet.graph.fold import replace
 from nutlet.graph.scope import weighted_layers
+from nutlet.graph.sites import evaluating
 from nutlet.method import Context, Method, Plan, register
 
 __all__ = ["Factorize"]
@@ -85,6 +88,9 @@ class Factorize(Method):
                 plan["notes"].append(f"{name}: its mask was dissolved, the factors are dense")
             if any(isinstance(c, WeightQuantizer) for c in constraints(layer)):
                 plan["notes"].append(f"{name}: its quantizer was recomputed for the two factors")
+        for name in _read_by_others(model, plan["ranks"], context.example):
+            del plan["ranks"][name]
+            plan["notes"].append(f"{name}: another module reads its weight, left as it is")
         if not plan["ranks"]:
             plan["notes"].append("nothing factorized: no layer in scope would have become smaller")
         return plan
@@ -105,6 +111,33 @@ class Factorize(Method):
             factors.train(layer.training)
             replace(model, name, factors)
         return model
+
+
+def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> list[str]:
+    """Return the layers whose ``weight`` another module reads, as attention reads that of its output projection."""
+    trial, found = copy.deepcopy(model), []
+    for name in names:
+        layer = trial.get_submodule(name)
+        replace(trial, name, _Nameless(layer))
+        try:
+            with evaluating(trial), torch.no_grad():
+                trial(example)
+        except AttributeError:
+            found.append(name)
+        replace(trial, name, layer)
+    return found
+
+
+class _Nameless(nn.Module):
+    """A layer that runs, and whose weight nobody finds."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x)
+        return result
 
 
 def _rank_for_energy(singular: Tensor, energy: float) -> int:
