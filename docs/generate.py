@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,23 @@ def method_options() -> Iterator[str]:
     for name in ours():
         yield f"## {name}\n"
         yield f"```{{eval-rst}}\n.. autoclass:: nutlet.{name}\n```\n"
-        yield "| option | type | default |"
-        yield "|---|---|---|"
+        yield "| option | type | default | meaning |"
+        yield "|---|---|---|---|"
+        meaning = meanings(ours()[name])
         for option in dataclasses.fields(ours()[name]):
             default = "required" if option.default is dataclasses.MISSING else f"`{option.default!r}`"
-            yield f"| `{option.name}` | `{cell(str(option.type))}` | {cell(default)} |"
+            yield f"| `{option.name}` | `{cell(str(option.type))}` | {cell(default)} | {cell(meaning[option.name])} |"
         yield ""
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """Return what the docstrings of a class and its bases say under Args, in the writing of Markdown."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        section = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", inspect.cleandoc(base.__dict__.get("__doc__") or ""), re.M)
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.M):
+            found[name] = text.replace("``", "`")
+    return found
 
 
 def commands() -> Iterator[str]:
@@ -89,6 +101,8 @@ def public_names() -> Iterator[str]:
             continue
         value = getattr(nutlet, name)
         kind = "autofunction" if inspect.isfunction(value) else "autoclass"
+        if inspect.isclass(value) and issubclass(value, Exception):
+            kind = "autoexception"
         yield f"## {name}\n"
         yield "```{eval-rst}"
         yield f".. {kind}:: nutlet.{name}"
