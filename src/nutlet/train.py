@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from nutlet.errors import ConfigError, ModelError
+from nutlet.errors import ConfigError, ModelError, StorageError
 from nutlet.graph.constraints import widen
 from nutlet.method import Context
 from nutlet.predict import evaluate
@@ -80,6 +80,7 @@ def fit(
 
     Raises:
         ModelError: the loss became NaN or infinite.
+        StorageError: the checkpoint is damaged or cannot be written.
     """
     from accelerate import Accelerator
 
@@ -94,7 +95,10 @@ def fit(
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     checkpoint = _Checkpoint(context.workdir / "training.pt" if context.workdir else None, model, optimizer)
     start, best = checkpoint.resume()
-    notes = [f"continued from epoch {start}"] if start else []
+    notes = []
+    if start:
+        notes.append(f"continued after epoch {start}, where an earlier run was stopped")
+        context.progress.say(f"{title}: going on after epoch {start} of {settings.epochs}")
     epoch = start
     with context.progress.task(title, total=steps) as task:
         task.advance(start * len(batches.sampler))
@@ -201,10 +205,16 @@ class _Checkpoint:
     def resume(self) -> tuple[int, _Best]:
         if self.path is None or not self.path.exists():
             return 0, _Best()
-        saved = torch.load(self.path, weights_only=True)
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        return saved["epoch"], _Best(**saved["best"])
+        try:
+            saved = torch.load(self.path, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            return saved["epoch"], _Best(**saved["best"])
+        except Exception as error:  # a damaged file may raise anything
+            raise StorageError(
+                f"{self.path} is no checkpoint of this training ({type(error).__name__}); expected what an interrupted "
+                "run left there: delete it, and the training starts anew"
+            ) from error
 
     def save(self, epoch: int, best: _Best) -> None:
         if self.path is None:
