@@ -92,6 +92,13 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
             "the exported graph holds a branch or a loop (torch.cond, while_loop); expected the same operations for "
             "every input: compute both branches and choose with torch.where"
         )
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        if value.type.tensor_type.shape.dim[0].dim_value:
+            # torch falls back on a fixed size where the forward depends on it.
+            raise ExportError(
+                "the exported graph would take or give batches of one size only; expected a forward that works for a "
+                "batch of any size: take it from x.shape[0], and do not compare it with a number"
+            )
     return proto
 
 
