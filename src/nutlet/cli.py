@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +43,7 @@ Seed = Annotated[int, typer.Option("--seed", help="The only source of randomness
 
 def main() -> None:
     """Run the command line; errors become one message on standard error and an exit code of their own."""
-    app()
+    app(prog_name="nutlet")
 
 
 def _reported(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +61,23 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(_INTERRUPTED) from None
 
     return run
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while modules load.
+
+    Nothing is written yet, and a torch that is half loaded turns the interruption into errors of its own.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @app.command()
@@ -79,11 +99,12 @@ def compress(
     quiet: Quiet = False,
 ) -> None:
     """Compress a model by a recipe, export it, measure the file, and write a report."""
-    from nutlet.delivery import deliver
-    from nutlet.inputs import load_data, load_model
-    from nutlet.pipeline import compress as run_chain
-    from nutlet.progress import Progress
-    from nutlet.recipe import load_recipe
+    with _loading():
+        from nutlet.delivery import deliver
+        from nutlet.inputs import load_data, load_model
+        from nutlet.pipeline import compress as run_chain
+        from nutlet.progress import Progress
+        from nutlet.recipe import load_recipe
 
     progress = Progress(quiet=quiet or as_json)
     steps = load_recipe(recipe)
@@ -119,9 +140,10 @@ def measure(
     quiet: Quiet = False,
 ) -> None:
     """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
-    from nutlet.inputs import load_data
-    from nutlet.measurement import measure as take_figures
-    from nutlet.progress import Progress
+    with _loading():
+        from nutlet.inputs import load_data
+        from nutlet.measurement import measure as take_figures
+        from nutlet.progress import Progress
 
     examples = load_data(data, test, mean=_numbers("--mean", mean), std=_numbers("--std", std), calibration=1)
     figures = take_figures(file, examples, against, seconds=seconds, progress=Progress(quiet=quiet or as_json))
@@ -160,8 +182,9 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train a small network on scikit-learn's digits and send it through the whole chain; needs no download."""
-    from nutlet.demo import run_demo
-    from nutlet.progress import Progress
+    with _loading():
+        from nutlet.demo import run_demo
+        from nutlet.progress import Progress
 
     result, figures, parity = run_demo(out, seed=seed, command=_command(), progress=Progress(quiet=quiet or as_json))
     _print(out, result, figures, parity, as_json=as_json, quiet=quiet)
@@ -177,9 +200,10 @@ def methods(
     import dataclasses
     import inspect
 
-    from nutlet.errors import nearest
-    from nutlet.method import known_methods
-    from nutlet.table import Table
+    with _loading():
+        from nutlet.errors import nearest
+        from nutlet.method import known_methods
+        from nutlet.table import Table
 
     known = known_methods()
     if name is not None and name not in known:

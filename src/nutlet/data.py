@@ -133,6 +133,9 @@ class Data:
 
     ``train`` is fitted, ``calibration`` (a part of ``train``) sets ranges and scores what may be removed,
     ``validation`` decides between checkpoints and fills the history, ``test`` is for the final report alone.
+
+    Raises:
+        DataError: a split is empty.
     """
 
     train: Examples
@@ -140,6 +143,15 @@ class Data:
     calibration: Examples
     test: Examples | None = None
     augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "calibration", "test"):
+            examples = getattr(self, name)
+            if examples is not None and len(examples) == 0:
+                raise DataError(
+                    f"the {name} set is empty; expected at least one example: put some into it"
+                    + (", or leave it out" if name == "test" else "")
+                )
 
     @property
     def classes(self) -> int:

@@ -24,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Progress:
-    """Shows progress bars on standard error; ``quiet`` shows nothing.
+    """Shows progress bars on standard error where that is a terminal; ``quiet`` shows nothing at all.
 
     >>> with Progress(quiet=True).task("training", total=3) as task:
     ...     task.advance()
@@ -35,10 +35,13 @@ class Progress:
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Task]:
         """Show a bar of ``total`` steps while the block runs."""
-        if self.quiet:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        # In a log a bar would leave nothing but blank lines.
+        if self.quiet or not console.is_terminal:
             yield Task()
             return
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
@@ -49,7 +52,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        with Bars(*columns, console=console, transient=True) as bars:
             yield Task(bars, bars.add_task(title, total=total, note=""))
 
     def say(self, text: str) -> None:
@@ -57,4 +60,4 @@ class Progress:
         if not self.quiet:
             from rich.console import Console
 
-            Console(stderr=True).print(text, highlight=False)
+            Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)

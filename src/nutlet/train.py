@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from nutlet.errors import ConfigError, ModelError
+from nutlet.errors import ConfigError, ModelError, StorageError
 from nutlet.graph.constraints import widen
 from nutlet.method import Context
 from nutlet.predict import evaluate
@@ -80,11 +80,13 @@ def fit(
 
     Raises:
         ModelError: the loss became NaN or infinite.
+        StorageError: the checkpoint is damaged or cannot be written.
     """
     from accelerate import Accelerator
 
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _computes_in_bf16())
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    # Accelerate's own mixed precision is one setting for the whole process, and stays in the model's forward.
+    accelerator = Accelerator(mixed_precision="no")
     batches = _Batches(context, settings.batch_size)
     loader = DataLoader(batches, batch_sampler=batches.sampler, collate_fn=_as_is)
     if context.example.ndim == 4:
@@ -94,8 +96,11 @@ def fit(
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     checkpoint = _Checkpoint(context.workdir / "training.pt" if context.workdir else None, model, optimizer)
     start, best = checkpoint.resume()
-    notes = [f"continued from epoch {start}"] if start else []
-    epoch = start
+    notes = []
+    if start:
+        notes.append(f"continued after epoch {start}, where an earlier run was stopped")
+        context.progress.say(f"{title}: going on after epoch {start} of {settings.epochs}")
+    epoch, metric = start, ""
     with context.progress.task(title, total=steps) as task:
         task.advance(start * len(batches.sampler))
         for epoch in range(start, settings.epochs):
@@ -106,8 +111,8 @@ def fit(
                 rate = _rate(settings, (epoch * len(batches.sampler) + k) / steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                with accelerator.autocast():
-                    value = loss(x, prepared(x), y)
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
+                    value = loss(x, prepared(x).float(), y)
                 if not math.isfinite(value.item()):
                     raise ModelError(
                         f"{title}: the loss became {value.item()} in epoch {epoch + 1}; expected a finite number. "
@@ -117,10 +122,12 @@ def fit(
                 accelerator.backward(value)
                 optimizer.step()
                 average += (value.item() - average) / (k + 1)
-                task.advance(note=f"epoch {epoch + 1} loss {average:.3f} best {best.accuracy:.2%}")
+                task.advance(note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
             widen(model)
             accuracy = evaluate(model, context.data.validation)
-            if accuracy > best.accuracy:
+            metric = f" accuracy {accuracy:.2%}"
+            task.advance(0, note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
+            if best.state is None or accuracy > best.accuracy:
                 best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()) if settings.patience else {})
             checkpoint.save(epoch + 1, best)
             if settings.patience and epoch - best.epoch >= settings.patience:
@@ -201,10 +208,16 @@ class _Checkpoint:
     def resume(self) -> tuple[int, _Best]:
         if self.path is None or not self.path.exists():
             return 0, _Best()
-        saved = torch.load(self.path, weights_only=True)
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        return saved["epoch"], _Best(**saved["best"])
+        try:
+            saved = torch.load(self.path, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            return saved["epoch"], _Best(**saved["best"])
+        except Exception as error:  # a damaged file may raise anything
+            raise StorageError(
+                f"{self.path} is no checkpoint of this training ({type(error).__name__}); expected what an interrupted "
+                "run left there: delete it, and the training starts anew"
+            ) from error
 
     def save(self, epoch: int, best: _Best) -> None:
         if self.path is None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,8 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
 
 def _trace(model: nn.Module, example: Tensor) -> Any:
     batch = torch.export.Dim("batch")
-    noise = io.StringIO()
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
     try:
-        logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(noise):
-            warnings.simplefilter("ignore")
+        with _silence():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -89,10 +85,34 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
             "Expected a forward that torch.export can trace with a dynamic batch (no shapes read into Python numbers, "
             "no branches on data). Try torch.export.export(model, (x,)) for the full explanation"
         ) from error
-    finally:
-        logger.setLevel(level)
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
+        raise ExportError(
+            "the exported graph holds a branch or a loop (torch.cond, while_loop); expected the same operations for "
+            "every input: compute both branches and choose with torch.where"
+        )
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        if value.type.tensor_type.shape.dim[0].dim_value:
+            # torch falls back on a fixed size where the forward depends on it.
+            raise ExportError(
+                "the exported graph would take or give batches of one size only; expected a forward that works for a "
+                "batch of any size: take it from x.shape[0], and do not compare it with a number"
+            )
+    return proto
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's chatter off both streams: what a user has to know, the error says."""
+    noise, disabled = io.StringIO(), logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _strip(proto: Any) -> None:
