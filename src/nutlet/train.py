@@ -139,7 +139,7 @@ def fit(
     for parameter in model.parameters():
         parameter.grad = None
     # Sums round differently in another memory format: the model must not differ from the one that is saved and loaded.
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval()
     checkpoint.remove()
     return notes

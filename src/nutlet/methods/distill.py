@@ -61,7 +61,7 @@ class Distill(Training, Method):
 
         def loss(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
             with torch.inference_mode():
-                wanted = teacher(x)
+                wanted = teacher.to(x.device)(x)
             soft = divergence(outputs, wanted.float().clone(), self.temperature)
             return self.soft * self.temperature**2 * soft + (1 - self.soft) * cross_entropy(x, outputs, y)
 
