@@ -179,6 +179,9 @@ def test_recovery_follows_each_run_of_steps_it_can_repair(mlp: tuple[nn.Module, 
 
 
 class Untouchable:
+    def __len__(self) -> int:
+        return 1  # that there is one, anybody may know
+
     def __getattribute__(self, name: str) -> object:
         raise AssertionError(f"somebody read test.{name}")
 
@@ -298,7 +301,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(
         return result
 
     resumed, whole = run("work"), run("whole")
-    assert "continued from epoch 1" in resumed.steps[2].notes
+    assert any(note.startswith("continued after epoch 1") for note in resumed.steps[2].notes)
     assert tensors(resumed.save(tmp_path / "a")) == tensors(whole.save(tmp_path / "b"))
     assert [s.accuracy for s in resumed.steps] == [s.accuracy for s in whole.steps]
     assert [s.plan for s in resumed.steps] == [s.plan for s in whole.steps]
