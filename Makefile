@@ -25,10 +25,10 @@ demo: .venv/.stamp-demo  ## train a small network and send it through the whole 
 	$(BIN)/nutlet demo --out out/demo
 
 test: .venv/.stamp-dev .cache/home  ## doctests and tests, without the slow ones
-	$(SCRATCH) $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
+	$(SCRATCH) $(BIN)/python -m pytest -rs -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: .venv/.stamp-dev .cache/home  ## the slow ones too
-	$(SCRATCH) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(SCRATCH) $(BIN)/python -m pytest -rs -n $(JOBS) --dist loadfile
 
 lint: .venv/.stamp-dev  ## ruff, style and format
 	$(BIN)/ruff check .
