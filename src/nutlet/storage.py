@@ -71,12 +71,13 @@ def digest(*parts: bytes | str) -> str:
 
 def _storage_reason(error: BaseException) -> str | None:
     """Say in words why the file system refused, or None where it is another kind of error."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        if error.errno in _FULL:
-            return f"{_FULL[error.errno]}; free some space or choose another folder"
-        return f"{error.strerror}; choose a folder that can be written"
-    # Writers in Rust and C++ (safetensors, torch) wrap the error of the system in their own.
-    if any(sign in text for sign in ("No space left", "PytorchStreamWriter", "inline_container")):
+    cause: BaseException | None = error
+    while cause is not None:  # torch raises its own error over that of the system
+        if isinstance(cause, OSError) and cause.errno is not None:
+            if cause.errno in _FULL:
+                return f"{_FULL[cause.errno]}; free some space or choose another folder"
+            return f"{cause.strerror}; choose a folder that can be written"
+        cause = cause.__cause__ or cause.__context__
+    if "No space left" in str(error):  # safetensors passes on only the words
         return f"{_FULL[errno.ENOSPC]}; free some space or choose another folder"
     return None
