@@ -22,8 +22,8 @@ from nutlet.graph.constraints import (
 )
 from nutlet.graph.fold import replace
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import evaluating
 from nutlet.method import Context, Method, Plan, register
+from nutlet.predict import evaluating
 
 __all__ = ["Factorize"]
 
