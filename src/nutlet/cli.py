@@ -38,6 +38,7 @@ DataSpec = Annotated[
 TestSpec = Annotated[str | None, typer.Option("--test", help="Where the test set is, if not beside the training set.")]
 Mean = Annotated[str, typer.Option("--mean", help="Per-channel mean after scaling to [0, 1], as 0.48,0.45,0.40.")]
 Std = Annotated[str, typer.Option("--std", help="Per-channel standard deviation, likewise.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=0.01, help="Time for each latency setting.")]
 Seed = Annotated[int, typer.Option("--seed", help="The only source of randomness.")]
 
 
@@ -94,6 +95,7 @@ def compress(
     augment: Annotated[str, typer.Option(help="none, crop or flip-crop, applied while training.")] = "none",
     calibration: Annotated[int, typer.Option(help="Training examples used for ranges and scores.")] = 512,
     validation: Annotated[float, typer.Option(help="Share of the training set held out.")] = 0.1,
+    seconds: Seconds = 2.0,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -121,7 +123,14 @@ def compress(
     )
     result = run_chain(original, steps, examples, seed=seed, workdir=out / "steps", progress=progress)
     figures, parity = deliver(
-        result, original, examples, out, command=_command(), names=(model, data), progress=progress
+        result,
+        original,
+        examples,
+        out,
+        command=_command(),
+        names=(model, data),
+        seconds=seconds,
+        progress=progress,
     )
     _print(out, result, figures, parity, as_json=as_json, quiet=quiet)
 
@@ -135,7 +144,7 @@ def measure(
     test: TestSpec = None,
     mean: Mean = "",
     std: Std = "",
-    seconds: Annotated[float, typer.Option(help="Time for each latency setting.")] = 2.0,
+    seconds: Seconds = 2.0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -131,7 +131,9 @@ class Method:
             o.name for o in dataclasses.fields(kind) if o.default is dataclasses.MISSING and o.name not in options
         ]
         if missing:
-            raise ConfigError(f"{name} needs the option {missing[0]!r}; see `nutlet methods`")
+            raise ConfigError(
+                f"{name} needs the option {missing[0]!r}; expected a value for it, see `nutlet methods {name}`"
+            )
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 

@@ -15,6 +15,12 @@ from nutlet.errors import StorageError
 
 __all__ = ["digest", "write_atomic", "write_json", "write_text"]
 
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your share of the disk is used up",
+    errno.EFBIG: "it would be larger than a file may be here",
+}
+
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then rename it to ``path``.
@@ -45,8 +51,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys, aside and renamed."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    """Write ``value`` as indented JSON in the order it has, aside and renamed."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def digest(*parts: bytes | str) -> str:
@@ -65,12 +71,13 @@ def digest(*parts: bytes | str) -> str:
 
 def _storage_reason(error: BaseException) -> str | None:
     """Say in words why the file system refused, or None where it is another kind of error."""
-    text = str(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        if error.errno == errno.ENOSPC:
-            return "the disk is full; free some space or choose another folder"
-        return f"{error.strerror}; choose a folder that can be written"
-    # Writers in Rust and C++ (safetensors, torch) wrap the error of the system in their own.
-    if "No space left" in text or "PytorchStreamWriter" in text:
-        return "the disk is full; free some space or choose another folder"
+    cause: BaseException | None = error
+    while cause is not None:  # torch raises its own error over that of the system
+        if isinstance(cause, OSError) and cause.errno is not None:
+            if cause.errno in _FULL:
+                return f"{_FULL[cause.errno]}; free some space or choose another folder"
+            return f"{cause.strerror}; choose a folder that can be written"
+        cause = cause.__cause__ or cause.__context__
+    if "No space left" in str(error):  # safetensors passes on only the words
+        return f"{_FULL[errno.ENOSPC]}; free some space or choose another folder"
     return None

@@ -228,7 +228,13 @@ class _Checkpoint:
             "optimizer": self.optimizer.state_dict(),
             "best": {"accuracy": best.accuracy, "epoch": best.epoch, "state": best.state},
         }
-        write_atomic(self.path, lambda aside: torch.save(state, aside))
+
+        def write(aside: Path) -> None:
+            # Into an open file: given a path, torch hides what the system said about a full disk.
+            with aside.open("wb") as file:
+                torch.save(state, file)
+
+        write_atomic(self.path, write)
 
     def remove(self) -> None:
         if self.path is not None:

@@ -66,8 +66,8 @@ def read_npz(path: Path) -> Arrays:
         raise
     except Exception as error:  # zip, LZMA, bzip2 and npy readers raise many kinds on damaged files
         raise StorageError(
-            f"{path} cannot be read as .npz ({type(error).__name__}: {error}); it is damaged or of another kind: copy "
-            "or save it anew"
+            f"{path} cannot be read as .npz ({type(error).__name__}: {error}); expected a whole file from numpy.savez, "
+            "this one is damaged or of another kind: copy or save it anew"
         ) from error
 
 
