@@ -185,9 +185,6 @@ class Untouchable:
     def __getattribute__(self, name: str) -> object:
         raise AssertionError(f"somebody read test.{name}")
 
-    def __len__(self) -> int:
-        return 1
-
 
 def test_the_test_split_is_not_looked_at(mlp: tuple[nn.Module, Data], tmp_path: Path) -> None:
     model, data = mlp
