@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nutlet.measurement import environment
@@ -20,22 +21,35 @@ WORK = Path(os.environ.get("NUTLET_BENCH_WORK", ROOT / ".cache" / "bench"))
 
 @dataclass
 class Rows:
-    """Collects the rows of one case and writes them into ``bench/results/BENCH.json`` in the place of its old ones."""
+    """Collects the figures of one case over its seeds and writes them into ``bench/results/BENCH.json``.
+
+    A row holds the mean over the seeds and the sample standard deviation (0 for one seed); the rows that the case had
+    before are replaced.
+
+    Args:
+        bench: names the file.
+        case: names the rows.
+        seeds: the seeds whose figures are added.
+        seconds: time taken earlier, by intermediates that are only read back now.
+    """
 
     bench: str
     case: str
     seeds: list[int]
+    seconds: float = 0.0
     start: float = field(default_factory=time.perf_counter)
-    rows: list[dict[str, object]] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=dict)
+    units: dict[str, tuple[str, float | None]] = field(default_factory=dict)
 
     def add(self, metric: str, value: float, unit: str, bar: float | None = None) -> None:
-        self.rows.append({"metric": metric, "value": round(float(value), 4), "unit": unit, "bar": bar})
+        self.values.setdefault(metric, []).append(float(value))
+        self.units[metric] = unit, bar
 
     def write(self) -> None:
         path = ROOT / "bench" / "results" / f"{self.bench}.json"
         old = json.loads(path.read_text()) if path.exists() else []
         command = "python " + shlex.join([f"bench/{Path(sys.argv[0]).name}", self.case])
-        seconds = round(time.perf_counter() - self.start, 1)
+        seconds = round(self.seconds + time.perf_counter() - self.start, 1)
         here = environment()
         common = {
             "bench": self.bench,
@@ -46,16 +60,10 @@ class Rows:
             "cpu": here["cpu"],
             "int8_dot_product": here["int8_dot_product"],
         }
-        rows = [row for row in old if row["case"] != self.case] + [{**common, **row} for row in self.rows]
+        rows = [row for row in old if row["case"] != self.case]
+        for metric, values in self.values.items():
+            unit, bar = self.units[metric]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            figures = {"value": round(statistics.fmean(values), 4), "spread": round(spread, 4)}
+            rows.append({**common, "metric": metric, **figures, "unit": unit, "bar": bar})
         write_json(path, sorted(rows, key=lambda row: row["case"]))
-
-
-def spread(values: list[float]) -> tuple[float, float]:
-    """Return mean and sample standard deviation."""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, 0.0
-    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-
-
-__all__ = ["DATA", "ROOT", "WORK", "Rows", "asdict", "spread"]

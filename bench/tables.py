@@ -23,7 +23,7 @@ TITLES = {
     "resnet20-int8": "ResNet-20, CIFAR-10: `Quantize` alone",
     "resnet20-small": "ResNet-20, CIFAR-10: four blocks dropped, distilled, quantized",
     "lenet5-small": "LeNet-5, MNIST: channels pruned, factorized, distilled, quantized",
-    "lenet300-sparse": "LeNet-300-100, MNIST: 95 % sparse, distilled, quantized; size after zstd",
+    "lenet300-sparse": "LeNet-300-100, MNIST: 96 % sparse, distilled, quantized; size after zstd",
 }
 BAR_NAMES = {
     "accuracy_drop_pp": "accuracy lost",
@@ -58,8 +58,12 @@ def main_job() -> str:
         after = 100 - rows["test_error_pct"]["value"]
         before = after + rows["accuracy_drop_pp"]["value"]
         lines.append(
-            f"| {TITLES.get(name, name)} | {before:.2f} → {after:.2f} % | {rows['bytes']['value']:,.0f} B | "
-            + " | ".join(f"{rows[m]['value']:.2f}x" for m in ("size_ratio", "latency_ratio_b1", "latency_ratio_b32"))
+            f"| {TITLES.get(name, name)} | {before:.2f} → {after:.2f}{spread(rows['test_error_pct'])} % | "
+            f"{rows['bytes']['value']:,.0f} B | "
+            + " | ".join(
+                f"{rows[m]['value']:.2f}{spread(rows[m])}x"
+                for m in ("size_ratio", "latency_ratio_b1", "latency_ratio_b32")
+            )
             + " |"
         )
         missed += [f"- {name}, {text}" for text in misses(rows)]
@@ -73,6 +77,11 @@ def main_job() -> str:
         notes.append(f"- No result yet, so no figure here: {', '.join(waiting)}")
     found = ["Goals set beforehand that these figures miss:", "", *missed] if missed else ["No goal was missed."]
     return "\n".join([*lines, "", *found, "", "How they were made:", "", *notes])
+
+
+def spread(row: dict[str, Any]) -> str:
+    """Return the standard deviation over the seeds, as it stands behind a figure."""
+    return f" ± {row['spread']:.2f}" if len(row["seeds"]) > 1 else ""
 
 
 def misses(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -105,7 +114,8 @@ def quantizers() -> str:
     ]
     for title, prefix in (("`Quantize()`", ""), ("ONNX Runtime's own quantizer (static, per channel)", "ort_")):
         lines.append(
-            f"| {title} | {100 - figure[prefix + 'test_error_pct']:.2f} % | {figure[prefix + 'bytes']:,.0f} | "
+            f"| {title} | {100 - figure[prefix + 'test_error_pct']:.2f}{spread(rows[prefix + 'test_error_pct'])} % | "
+            f"{figure[prefix + 'bytes']:,.0f} | "
             f"{figure[prefix + 'latency_ratio_b1']:.2f}x | {figure[prefix + 'latency_ratio_b32']:.2f}x |"
         )
     return "\n".join([*lines, "", f"Measured on: {where(rows['bytes'])}."])
