@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from nutlet.cli import app
 
+MODULE = "net_of_job.py"
 NET = """
 import torch
 from torch import nn
@@ -49,12 +50,12 @@ def arrays(count: int = 120, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Job:
-    """A folder with ``net.py``, ``data.npz`` and recipes, and the command on it."""
+    """A folder with a module, ``data.npz`` and recipes, and the command on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.out = folder / "out"
-        (folder / "net.py").write_text(NET)
+        (folder / MODULE).write_text(NET)
         self.save("data.npz", *arrays())
 
     def save(self, name: str, x: np.ndarray, y: np.ndarray) -> Path:
@@ -70,7 +71,7 @@ class Job:
         path = self.folder / "recipe.yaml"
         path.write_text(recipe)
         data = str(data) if ":" in str(data) else self.folder / str(data)
-        fixed = ["compress", f"{self.folder / 'net.py'}:{model}", "-d", data, "-r", path, "-o", self.out]
+        fixed = ["compress", f"{self.folder / MODULE}:{model}", "-d", data, "-r", path, "-o", self.out]
         return [str(part) for part in (*fixed, "--calibration", 40, "--seconds", 0.02, *more)]
 
     def compress(self, *more: object, **options: object) -> Result:

@@ -14,13 +14,14 @@ import pytest
 import torch
 from click.testing import Result
 
-from job import Job, arrays, invoke
+from job import MODULE, Job, arrays, invoke
 from nutlet.errors import ConfigError, DataError, ExportError, ModelError, NutletError, StorageError
 from nutlet.inputs import load_model
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr(sys, "path", sys.path[:])
     return Job(tmp_path)
 
 
@@ -38,7 +39,7 @@ def refused(job: Job, result: Result, error: type[NutletError], *says: str) -> N
 
 
 def weights(job: Job, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    state = load_model(f"{job.folder / 'net.py'}:make").state_dict()
+    state = load_model(f"{job.folder / MODULE}:make").state_dict()
     path = job.folder / "weights.pt"
     torch.save(change(state) or state, path)
     return path
@@ -162,7 +163,7 @@ def test_options_the_parser_refuses(job: Job) -> None:
 
 
 def test_a_model_that_cannot_be_exported(job: Job) -> None:
-    with (job.folder / "net.py").open("a") as file:
+    with (job.folder / MODULE).open("a") as file:
         file.write(
             "\nclass Branch(Net):\n"
             "    def forward(self, x):\n"

@@ -16,6 +16,7 @@ from nutlet import cli, errors
 from nutlet.measurement.runtime import Runtime
 from nutlet.method import known_methods
 from nutlet.report.load import schema
+from nutlet.storage import write_atomic
 
 INTERRUPTED = (130, -signal.SIGINT)
 """A shell reports 130 for either."""
@@ -35,7 +36,8 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr(sys, "path", sys.path[:])
     return Job(tmp_path)
 
 
@@ -212,7 +214,7 @@ def test_interrupting_and_going_on(job: Job) -> None:
     again = job.compress(recipe=recipe)
     assert again.exit_code == 0
     assert "fine-tuning: going on after epoch" in again.stderr
-    assert "continued after epoch" in " ".join(again.stdout.split())
+    assert "continued from epoch" in " ".join(again.stdout.split())
     assert list(job.out.rglob("training.pt")) == []
     once_more = job.compress(recipe=recipe)
     assert "steps 1 to 2 were done before" in once_more.stderr
@@ -241,7 +243,22 @@ def test_interrupting_anywhere(job: Job, monkeypatch: pytest.MonkeyPatch, place:
     assert {path.name for path in job.out.iterdir() if path.is_file()} == left
 
 
-def test_ctrl_c_while_modules_load(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_that_a_writer_hides(tmp_path: Path) -> None:
+    """Interrupted, torch fails to end its file and raises that error over the interruption."""
+
+    def write(aside: Path) -> None:
+        aside.write_text("half")
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("unexpected pos 64 vs 0") from error
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(tmp_path / "training.pt", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_modules_load() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with cli._loading():

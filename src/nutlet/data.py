@@ -135,7 +135,7 @@ class Data:
     ``validation`` decides between checkpoints and fills the history, ``test`` is for the final report alone.
 
     Raises:
-        DataError: a split is empty.
+        DataError: the training, validation or calibration set is empty.
     """
 
     train: Examples
@@ -145,13 +145,9 @@ class Data:
     augment: Augment | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "calibration", "test"):
-            examples = getattr(self, name)
-            if examples is not None and len(examples) == 0:
-                raise DataError(
-                    f"the {name} set is empty; expected at least one example: put some into it"
-                    + (", or leave it out" if name == "test" else "")
-                )
+        for name in ("train", "validation", "calibration"):
+            if len(getattr(self, name)) == 0:
+                raise DataError(f"the {name} set is empty; expected at least one example: put some into it")
 
     @property
     def classes(self) -> int:

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except Exception as error:
-        reason = _storage_reason(error)
+        causes = list(_causes(error))
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            raise KeyboardInterrupt from error
+        reason = _storage_reason(causes)
         if reason is None:
             raise
         raise StorageError(f"could not write {path}: {reason}; nothing was left half-written") from error
@@ -69,15 +72,20 @@ def digest(*parts: bytes | str) -> str:
     return sha.hexdigest()
 
 
-def _storage_reason(error: BaseException) -> str | None:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield ``error`` and what it was raised over: torch hides what the system said, and Ctrl-C, behind its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _storage_reason(causes: Sequence[BaseException]) -> str | None:
     """Say in words why the file system refused, or None where it is another kind of error."""
-    cause: BaseException | None = error
-    while cause is not None:  # torch raises its own error over that of the system
+    for cause in causes:
         if isinstance(cause, OSError) and cause.errno is not None:
             if cause.errno in _FULL:
                 return f"{_FULL[cause.errno]}; free some space or choose another folder"
             return f"{cause.strerror}; choose a folder that can be written"
-        cause = cause.__cause__ or cause.__context__
-    if "No space left" in str(error):  # safetensors passes on only the words
+    if "No space left" in str(causes[0]):  # safetensors passes on only the words
         return f"{_FULL[errno.ENOSPC]}; free some space or choose another folder"
     return None
