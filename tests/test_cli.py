@@ -214,7 +214,7 @@ def test_interrupting_and_going_on(job: Job) -> None:
     again = job.compress(recipe=recipe)
     assert again.exit_code == 0
     assert "fine-tuning: going on after epoch" in again.stderr
-    assert "continued from epoch" in " ".join(again.stdout.split())
+    assert "continued after epoch" in " ".join(again.stdout.split())
     assert list(job.out.rglob("training.pt")) == []
     once_more = job.compress(recipe=recipe)
     assert "steps 1 to 2 were done before" in once_more.stderr

@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
     assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
     parts = fresh()
     notes = fit(parts, context(data, workdir=tmp_path), settings, cross_entropy)
-    assert "continued from epoch 2" in notes[0]
+    assert "continued after epoch 2" in notes[0]
     assert same(whole, parts)
     assert list(tmp_path.iterdir()) == []
 

@@ -98,7 +98,7 @@ def fit(
     start, best = checkpoint.resume()
     notes = []
     if start:
-        notes.append(f"continued from epoch {start}")
+        notes.append(f"continued after epoch {start}, where an earlier run was stopped")
         context.progress.say(f"{title}: going on after epoch {start} of {settings.epochs}")
     epoch, metric = start, ""
     with context.progress.task(title, total=steps) as task:
