@@ -136,7 +136,7 @@ def test_measure(demo: tuple[Path, str, str, float], job: Job) -> None:
     common = ("-d", job.folder / "data.npz", "--seconds", 0.02)
     alone = invoke("measure", shipped, *common)
     assert alone.exit_code == 0
-    assert "20 examples (test)" in alone.stdout
+    assert "20 examples (given)" in alone.stdout
     assert "original" not in alone.stdout
     both = invoke("measure", shipped, "--against", original, *common, "--json")
     assert both.exit_code == 0

@@ -150,11 +150,11 @@ def measure(
 ) -> None:
     """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
     with _loading():
-        from nutlet.inputs import load_data
+        from nutlet.inputs import load_examples
         from nutlet.measurement import measure as take_figures
         from nutlet.progress import Progress
 
-    examples = load_data(data, test, mean=_numbers("--mean", mean), std=_numbers("--std", std), calibration=1)
+    examples = load_examples(data, test, mean=_numbers("--mean", mean), std=_numbers("--std", std))
     figures = take_figures(file, examples, against, seconds=seconds, progress=Progress(quiet=quiet or as_json))
     if as_json:
         typer.echo(json.dumps(figures.to_dict(), indent=1))
@@ -170,16 +170,18 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write report.html anew from a report.json, and print its verdict."""
-    from nutlet.report import load_report, verdict, write_report
+    from nutlet.report import load_report, render, verdict
+    from nutlet.storage import write_text
 
-    content = load_report(folder / "report.json" if folder.is_dir() else folder)
-    place = folder if folder.is_dir() else folder.parent
-    write_report(content, place)
+    source = folder / "report.json" if folder.is_dir() else folder
+    content = load_report(source)
+    page = source.with_suffix(".html")
+    write_text(page, render(content))
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     elif not quiet:
         typer.echo(verdict(content))
-        typer.echo(f"report: {place / 'report.html'}")
+        typer.echo(f"report: {page}")
 
 
 @app.command()

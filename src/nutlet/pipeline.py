@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import load_recipe, parse_recipe, with_recovery
 from nutlet.storage import digest
+from nutlet.train import CHECKPOINT
 
 __all__ = ["compress"]
 
@@ -62,10 +64,10 @@ def compress(
         StorageError: ``workdir`` cannot be written.
     """
     steps = _methods(recipe, recover)
-    check_finite(model)
-    check_model(model, data.calibration.batch(slice(0, 2))[0], data.classes)
+    original = copy.deepcopy(model).cpu().eval()
+    check_finite(original)
+    check_model(original, data.calibration.batch(slice(0, 2))[0], data.classes)
     progress = progress or Progress(quiet=True)
-    original = copy.deepcopy(model).eval()
     teacher = copy.deepcopy(original).requires_grad_(False)
     keys = _keys(original, data, steps, seed) if workdir is not None else []
     folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
@@ -80,6 +82,7 @@ def compress(
         result = _step(result, steps[number - 1], context)
         if folder is not None:
             result.save(folder)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
         progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
     return result
 
@@ -154,21 +157,33 @@ def _methods(recipe: Sequence[Method | dict[str, Any] | str] | Path | str, recov
 
 
 def _keys(model: nn.Module, data: Data, steps: Sequence[Method], seed: int) -> list[str]:
-    """Return one key per intermediate: a hash of everything that it came from."""
-    sha = hashlib.sha256(repr(model).encode())
+    """Return one key per intermediate: a hash of everything that it came from, the user's own code included."""
+    sha = hashlib.sha256(str(model).encode())
     for name, tensor in model.state_dict().items():
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for kind in sorted({type(module) for module in model.modules()}, key=repr):
+        sha.update(_source(kind).encode())
     for examples in (data.train, data.validation, data.calibration):
         _hash_examples(sha, examples)
     augment = data.augment
-    sha.update(repr(augment if dataclasses.is_dataclass(augment) else getattr(augment, "__qualname__", "")).encode())
-    keys = [digest(sha.hexdigest(), str(seed), importlib.metadata.version("nutlet"))]
+    sha.update((repr(augment) if dataclasses.is_dataclass(augment) else _source(augment)).encode())
+    keys = [digest(sha.hexdigest(), str(seed), importlib.metadata.version("nutlet"), torch.__version__)]
     for step in steps:
         # All options, not only those that differ from defaults: a changed default is another step.
         options = json.dumps(dataclasses.asdict(step), sort_keys=True)
-        keys.append(digest(keys[-1], type(step).__name__, options))
+        keys.append(digest(keys[-1], type(step).__name__, options, _source(type(step))))
     return keys
+
+
+def _source(thing: object) -> str:
+    """Return the source of a class or function from outside; that of torch and nutlet is told by their versions."""
+    if thing is None or getattr(thing, "__module__", "").partition(".")[0] in ("torch", "nutlet"):
+        return ""
+    try:
+        return inspect.getsource(thing)  # type: ignore[arg-type]
+    except (OSError, TypeError):  # defined in a prompt, or in no file at all
+        return getattr(thing, "__qualname__", "")
 
 
 def _hash_examples(sha: Any, examples: Examples) -> None:

@@ -1,6 +1,6 @@
 """The training loop: fine-tuning, distillation and quantization-aware training all run through :func:`fit`.
 
-It runs on Hugging Face Accelerate, so that one CPU, one GPU or many is a matter of launching. An epoch's randomness
+It runs on Hugging Face Accelerate, in one process, on the GPU where there is one. An epoch's randomness
 comes from the seed and its number alone: a run that was killed goes on from its last epoch and ends the same.
 """
 
@@ -24,7 +24,10 @@ from nutlet.method import Context
 from nutlet.predict import evaluate
 from nutlet.storage import write_atomic
 
-__all__ = ["LossTerm", "Training", "cross_entropy", "fit"]
+__all__ = ["CHECKPOINT", "LossTerm", "Training", "cross_entropy", "fit"]
+
+CHECKPOINT = "training.pt"
+"""Name of the checkpoint in a step's folder."""
 
 LossTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(inputs, outputs, labels) -> scalar``, the mean over the batch."""
@@ -37,7 +40,7 @@ class Training:
     Args:
         epochs: passes over the training data.
         lr: peak learning rate.
-        batch_size: examples per step.
+        batch_size: examples per step; what is left over after the last whole batch of an epoch waits for the next.
         optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
         schedule: ``one-cycle`` (linear up over the first 20 %, then to zero along a cosine) or ``cosine``.
         weight_decay: decoupled for AdamW, L2 for SGD; not applied to biases and norms.
@@ -76,7 +79,8 @@ def fit(
 ) -> list[str]:
     """Train ``model`` in place and return notes for the history.
 
-    Checkpoints go to ``context.workdir`` after each epoch, and a run found there is continued.
+    Checkpoints go to ``context.workdir`` after each epoch, and a run found there is continued. The last one stays until
+    the caller has kept the result.
 
     Raises:
         ModelError: the loss became NaN or infinite.
@@ -94,16 +98,20 @@ def fit(
     optimizer = _optimizer(model, settings)
     steps = settings.epochs * len(batches.sampler)
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    checkpoint = _Checkpoint(context.workdir / "training.pt" if context.workdir else None, model, optimizer)
+    checkpoint = _Checkpoint(context.workdir / CHECKPOINT if context.workdir else None, model, optimizer)
     start, best = checkpoint.resume()
     notes = []
     if start:
         notes.append(f"continued after epoch {start}, where an earlier run was stopped")
         context.progress.say(f"{title}: going on after epoch {start} of {settings.epochs}")
-    epoch, metric = start, ""
+    trained, metric = start, ""
     with context.progress.task(title, total=steps) as task:
         task.advance(start * len(batches.sampler))
         for epoch in range(start, settings.epochs):
+            # Asked before an epoch and not after one: a run killed in between stops at the same place.
+            if settings.patience and trained and epoch - 1 - best.epoch >= settings.patience:
+                notes.append(f"stopped after epoch {epoch}, no better for {settings.patience}")
+                break
             batches.begin(epoch)
             prepared.train()
             average = 0.0
@@ -129,19 +137,16 @@ def fit(
             task.advance(0, note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
             if best.state is None or accuracy > best.accuracy:
                 best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()) if settings.patience else {})
-            checkpoint.save(epoch + 1, best)
-            if settings.patience and epoch - best.epoch >= settings.patience:
-                notes.append(f"stopped after epoch {epoch + 1}, no better for {settings.patience}")
-                break
+            trained = epoch + 1
+            checkpoint.save(trained, best)
     if settings.patience:
         model.load_state_dict(best.state)
-        notes.append(f"kept epoch {best.epoch + 1} of {epoch + 1}, the best on validation")
+        notes.append(f"kept epoch {best.epoch + 1} of {trained}, the best on validation")
     for parameter in model.parameters():
         parameter.grad = None
     # Sums round differently in another memory format: the model must not differ from the one that is saved and loaded.
     model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval()
-    checkpoint.remove()
     return notes
 
 
@@ -209,7 +214,7 @@ class _Checkpoint:
         if self.path is None or not self.path.exists():
             return 0, _Best()
         try:
-            saved = torch.load(self.path, weights_only=True)
+            saved = torch.load(self.path, weights_only=True, map_location="cpu")
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             return saved["epoch"], _Best(**saved["best"])
@@ -236,10 +241,6 @@ class _Checkpoint:
 
         write_atomic(self.path, write)
 
-    def remove(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
 
 def _optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
@@ -264,7 +265,7 @@ def _rate(settings: Training, progress: float) -> float:
 def _computes_in_bf16() -> bool:
     """Whether the device has bf16 arithmetic; without it bf16 is emulated, and many times slower."""
     if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

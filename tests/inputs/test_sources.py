@@ -12,8 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nutlet.data import Data
 from nutlet.errors import ConfigError, DataError, MissingExtra, NutletError, StorageError
-from nutlet.inputs import load_data
+from nutlet.inputs import load_data, load_examples
 from nutlet.inputs.arrays import cache_folder, natural, read_npz
 
 RNG = np.random.default_rng(0)
@@ -282,3 +283,22 @@ def test_real_files(real_data: Path, cache: Path) -> None:
     assert torch.equal(load_data(str(real_data / "mnist.npz")).train.x, mnist.train.x)
     assert time.perf_counter() - start < 5
     assert load_data(str(real_data / "cifar100_2500.npz")).classes == 100
+
+
+def test_what_is_measured_is_the_whole_test_set(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(40, 4)).astype("float32"), np.arange(40) % 3
+    np.savez(tmp_path / "one.npz", x=x, y=y)
+    np.savez(tmp_path / "both.npz", x_train=x, y_train=y, x_test=x[:7], y_test=y[:7])
+    assert len(load_examples(str(tmp_path / "one.npz"))) == 40  # type: ignore[arg-type]
+    assert len(load_examples(str(tmp_path / "both.npz"))) == 7  # type: ignore[arg-type]
+
+
+def test_a_factory_of_splits_takes_the_defaults_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "splits.py").write_text("from nutlet.demo import digits\n")
+    spec = f"{tmp_path / 'splits.py'}:digits"
+    assert isinstance(load_data(spec, augment="none", calibration=512, validation=0.1, seed=3), Data)
+    assert isinstance(load_examples(spec), Data)
+    with pytest.raises(ConfigError, match="'augment' cannot be applied"):
+        load_data(spec, augment="crop")

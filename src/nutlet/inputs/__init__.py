@@ -4,6 +4,6 @@ Only ``module:factory`` runs code, and it is the user's own: whoever names it ha
 """
 
 from nutlet.inputs.models import check_model, load_model
-from nutlet.inputs.sources import load_data
+from nutlet.inputs.sources import load_data, load_examples
 
-__all__ = ["check_model", "load_data", "load_model"]
+__all__ = ["check_model", "load_data", "load_examples", "load_model"]

@@ -15,7 +15,7 @@ from nutlet.inputs.factory import build, is_factory
 from nutlet.inputs.hub import read_hub
 from nutlet.inputs.images import read_image_folder
 
-__all__ = ["AUGMENTATIONS", "load_data"]
+__all__ = ["AUGMENTATIONS", "load_data", "load_examples"]
 
 AUGMENTATIONS = ("none", "crop", "flip-crop")
 """What ``augment`` may be: nothing, random shifts, or random shifts and mirror images."""
@@ -65,33 +65,23 @@ def load_data(
     """
     found = _read(spec)
     if isinstance(found, Data):
-        options = (test, mean, std, augment, calibration, validation, seed)
-        names = ("test", "mean", "std", "augment", "calibration", "validation", "seed")
-        defaults = (None, (), (), None, 512, 0.1, 0)
-        given = [name for name, value, default in zip(names, options, defaults, strict=True) if value != default]
-        if given:
-            raise ConfigError(
-                f"{spec!r} returns ready-made splits, to which {given[0]!r} cannot be applied; set it inside the "
-                "factory, or return arrays from it"
-            )
+        _refuse_options(
+            spec,
+            test=test is not None,
+            mean=bool(mean),
+            std=bool(std),
+            augment=augment not in (None, "none"),
+            calibration=calibration != 512,
+            validation=validation != 0.1,
+        )
         return found
-    test_x, test_y = found.test_x, found.test_y
-    if test is not None:
-        other = _read(test)
-        if isinstance(other, Data):
-            raise DataError(f"{test!r} returns ready-made splits; expected arrays (x, y) for the test set")
-        # A source with both splits means its test set here.
-        test_x = other.x if other.test_x is None else other.test_x
-        test_y = other.y if other.test_y is None else other.test_y
     train = Examples.from_arrays(found.x, found.y, mean=mean, std=std)
-    held = None
-    if test_x is not None and test_y is not None:
-        held = Examples.from_arrays(test_x, test_y, mean=mean, std=std)
-        if held.classes > train.classes:
-            raise DataError(
-                f"the test set has labels up to {held.classes - 1}, the training set up to {train.classes - 1}; "
-                "expected the same classes: check that both number them alike"
-            )
+    held = _held_out(found, test, mean, std)
+    if held is not None and held.classes > train.classes:
+        raise DataError(
+            f"the test set has labels up to {held.classes - 1}, the training set up to {train.classes - 1}; "
+            "expected the same classes: check that both number them alike"
+        )
     return split(
         train,
         held,
@@ -100,6 +90,53 @@ def load_data(
         augment=_augmentation(augment, train.x),
         seed=seed,
     )
+
+
+def load_examples(
+    spec: str, test: str | None = None, *, mean: tuple[float, ...] = (), std: tuple[float, ...] = ()
+) -> Data | Examples:
+    """Read what a file is to be measured on: the test set where there is one, else all examples, never split.
+
+    Args:
+        spec: as in :func:`load_data`; a function that returns ready-made splits has them returned.
+        test: where the test set comes from instead.
+        mean: subtracted per channel.
+        std: divides per channel.
+
+    Raises:
+        DataError, StorageError, ConfigError, MissingExtra: as in :func:`load_data`.
+    """
+    found = _read(spec)
+    if isinstance(found, Data):
+        _refuse_options(spec, test=test is not None, mean=bool(mean), std=bool(std))
+        return found
+    held = _held_out(found, test, mean, std)
+    return Examples.from_arrays(found.x, found.y, mean=mean, std=std) if held is None else held
+
+
+def _refuse_options(spec: str, **given: bool) -> None:
+    """Raise ConfigError for an option that was given though the data come ready-made."""
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(
+                f"{spec!r} returns ready-made splits, to which {name!r} cannot be applied; set it inside the "
+                "factory, or return arrays from it"
+            )
+
+
+def _held_out(found: Arrays, test: str | None, mean: tuple[float, ...], std: tuple[float, ...]) -> Examples | None:
+    """Return the test set, from ``test`` where that is given."""
+    test_x, test_y = found.test_x, found.test_y
+    if test is not None:
+        other = _read(test)
+        if isinstance(other, Data):
+            raise DataError(f"{test!r} returns ready-made splits; expected arrays (x, y) for the test set")
+        # A source with both splits means its test set here.
+        test_x = other.x if other.test_x is None else other.test_x
+        test_y = other.y if other.test_y is None else other.test_y
+    if test_x is None or test_y is None:
+        return None
+    return Examples.from_arrays(test_x, test_y, mean=mean, std=std)
 
 
 def _read(spec: str) -> Arrays | Data:

@@ -1,0 +1,47 @@
+"""What makes an intermediate a different one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from nutlet.methods import Quantize
+from nutlet.pipeline import _keys
+
+
+def test_the_users_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n        return x.sum() * {}\n"
+    data = tiny.tiny("mlp")[1]
+    keys = []
+    for factor in ("1.0", "2.0", "1.0"):
+        name = f"net{len(keys)}"
+        (tmp_path / f"{name}.py").write_text(source.format(factor))
+        torch.manual_seed(0)
+        keys.append(_keys(importlib.import_module(name).Net(4, 3), data, [Quantize()], 0)[-1])
+        del sys.modules[name]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_two_augmentations_of_one_name_differ() -> None:
+    model, data = tiny.tiny("mlp")
+
+    def key(augment: object) -> str:
+        return _keys(model, replace(data, augment=augment), [Quantize()], 0)[-1]  # type: ignore[arg-type]
+
+    def louder(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x * 2
+
+    first = louder
+
+    def louder(x: Tensor, generator: torch.Generator) -> Tensor:  # type: ignore[no-redef]
+        return x * 3
+
+    assert key(first) != key(louder)
