@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from nutlet.errors import StorageError
 from nutlet.export.onnx import export_onnx
-from nutlet.graph.activations import attach
-from nutlet.graph.sites import Edited, walk
+from nutlet.graph.activations import carry
+from nutlet.graph.sites import Edited
 from nutlet.history import Step
 from nutlet.method import Method, Plan
 from nutlet.recipe import dump_recipe
@@ -144,13 +144,8 @@ def replay(kind: type[Method], model: nn.Module, plan: Plan, example: Tensor) ->
     """
     if not isinstance(model, Edited):
         return kind.execute(model, plan, example)
-    quantizers = model.by_site
     result = kind.execute(model.take_off(), plan, example)
-    if isinstance(result, Edited):
-        return result
-    if "activations" in plan:
-        return attach(result, plan["activations"], example)
-    return Edited(result, walk(result, example), quantizers)
+    return carry(model, result, plan.get("activations"), example)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

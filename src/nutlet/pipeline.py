@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
-from nutlet.graph.activations import attach, calibrate
+from nutlet.graph.activations import calibrate, carry
 from nutlet.graph.sites import Edited, walk
 from nutlet.history import Size, Step
 from nutlet.inputs.models import check_model
@@ -90,22 +90,20 @@ def compress(
 def _step(before: Compressed, method: Method, context: Context) -> Compressed:
     start = time.perf_counter()
     torch.manual_seed(context.seed)
-    model, record = before.model, None
-    if isinstance(model, Edited):
-        record, quantizers = model.record, model.by_site
-        model = model.take_off()
+    model = before.model
+    earlier = model if isinstance(model, Edited) else None
+    if earlier is not None:
+        model = earlier.take_off()
     plan = method.decide(model, context)
     notes = list(plan.pop("notes", []))
     model = method.execute(model, plan, context.example)
-    if record is not None and not isinstance(model, Edited):
+    if earlier is not None:
         now = walk(model, context.example)
-        if now.sites == record.sites:
-            model = Edited(model, now, quantizers)
-        else:
+        if now.sites != earlier.record.sites and not isinstance(model, Edited):
             inputs = (x for x, _ in context.data.calibration.batches())
             plan["activations"] = calibrate(model, now, inputs)
-            model = attach(model, plan["activations"], context.example)
             notes.append("activation quantizers were placed and calibrated anew")
+        model = carry(earlier, model, plan.get("activations"), context.example)
     notes += method.train(model, context)
     step = _measured(method.to_dict(), plan, model.eval(), context.data, before.example, start, notes)
     if type(method).train is Method.train and not _smaller(step.size, before.steps[-1].size):

@@ -19,7 +19,7 @@ from nutlet.graph.constraints import WeightQuantizer, constraints
 from nutlet.graph.sites import Edited, Record, Site, walk
 from nutlet.predict import evaluating
 
-__all__ = ["ActivationQuantizer", "attach", "calibrate", "place"]
+__all__ = ["ActivationQuantizer", "attach", "calibrate", "carry", "place"]
 
 WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"}) | {f"conv_transpose{d}d" for d in (1, 2, 3)}
 INTEGER = WEIGHTED | {"matmul", "bmm", "add", "cat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "pad"}
@@ -157,6 +157,28 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edite
             )
         quantizers[name] = ActivationQuantizer(float(scale), int(zero_point))
     return Edited(model, walk(model, example), quantizers)
+
+
+def carry(earlier: Edited, model: nn.Module, activations: Activations | None, example: Tensor) -> Edited:
+    """Return ``model``, which a step made of that in ``earlier``, with activation quantizers again.
+
+    Args:
+        earlier: the model before the step; it has been taken off already.
+        model: the model after it; where the step put quantizers of its own on, they stay.
+        activations: where the step moved sites, their new ranges; ``None`` carries the quantizers of ``earlier``.
+        example: two inputs, batch first.
+
+    Raises:
+        ModelError: the sites moved, and there are no new ranges.
+    """
+    if isinstance(model, Edited):
+        return model
+    if activations is not None:
+        return attach(model, activations, example)
+    now = walk(model, example)
+    if now.sites != earlier.record.sites:
+        raise ModelError("the step moved the sites of quantized activations; expected new ranges for them in its plan")
+    return Edited(model, now, earlier.by_site)
 
 
 def _own(activations: Activations, name: str) -> str:

@@ -13,18 +13,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nutlet.errors import ModelError
+
 __all__ = [
+    "PLAIN_WEIGHT",
     "Constraint",
     "Mask",
     "WeightQuantizer",
     "constrain",
+    "constrained_layers",
     "constrained_weight",
     "constraints",
+    "has_own_weight",
     "output_axis",
     "raw_weight",
     "take_off",
     "widen",
 ]
+
+
+PLAIN_WEIGHT = (
+    "expected a plain parameter: call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') before "
+    "compressing"
+)
+"""How to mend a layer whose weight something else makes."""
 
 
 class Constraint(nn.Module):
@@ -153,13 +165,35 @@ def output_axis(layer: nn.Module) -> int:
 
 def constraints(layer: nn.Module) -> list[Constraint]:
     """Return the constraints on the weight of ``layer``, in the order they apply."""
+    return [c for c in _parametrizations(layer) if isinstance(c, Constraint)]
+
+
+def has_own_weight(layer: nn.Module) -> bool:
+    """Whether the weight is a parameter of ``layer`` below nothing but constraints.
+
+    The parametrizations of others (``weight_norm``) compute it from other parameters.
+
+    >>> has_own_weight(nn.Linear(2, 2)), has_own_weight(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    (True, False)
+    """
+    stack = _parametrizations(layer)
+    return all(isinstance(c, Constraint) for c in stack) if stack else "weight" in layer._parameters
+
+
+def _parametrizations(layer: nn.Module) -> list[nn.Module]:
     if not parametrize.is_parametrized(layer, "weight"):
         return []
     return list(layer.parametrizations["weight"])  # type: ignore[index]
 
 
 def raw_weight(layer: nn.Module) -> nn.Parameter:
-    """Return the dense weight below all constraints, the one that is trained."""
+    """Return the dense weight below all constraints, the one that is trained.
+
+    Raises:
+        ModelError: the weight is not a parameter of the layer, see :func:`has_own_weight`.
+    """
+    if not has_own_weight(layer):
+        raise ModelError(f"the weight of {layer} is not a parameter of its own; {PLAIN_WEIGHT}")
     if parametrize.is_parametrized(layer, "weight"):
         layer = layer.parametrizations["weight"]  # type: ignore[index,assignment]
     return layer.get_parameter("original" if isinstance(layer, parametrize.ParametrizationList) else "weight")

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constrain, constrained_layers, output_axis, raw_weight, take_off
+from nutlet.errors import NutletError
+from nutlet.graph.constraints import (
+    constrain,
+    constrained_layers,
+    has_own_weight,
+    output_axis,
+    raw_weight,
+    take_off,
+)
 from nutlet.graph.scope import Layer
 from nutlet.predict import evaluating
 
@@ -44,8 +52,8 @@ class Group:
     cells: tuple[tuple[int, ...], ...]
 
 
-def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], list[str]]:
-    """Return the groups whose channels can be removed, and the roots of those that cannot.
+def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str]]:
+    """Return the groups whose channels can be removed, and the roots of those that cannot, each with the reason.
 
     A group can be removed when the model without some of its channels answers exactly as the whole model does once
     nothing reads those channels any more. (That it still runs is not enough: a shortcut padded with zero channels runs
@@ -54,21 +62,31 @@ def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], list
     bare, stacks = _bare_copy(model)
     names = {module: name for name, module in bare.named_modules()}
     shape = _output(bare, example).shape
-    usable, refused = [], []
+    usable: list[Group] = []
+    refused: dict[str, str] = {}
     graph = _dependencies(bare, example)
-    for members in list(graph.get_all_groups(root_module_types=_layer_types())):
+    for members in list(graph.get_all_groups(root_module_types=list(Layer.__args__))):
         root = names[members[0].dep.target.module]
         group = _group(graph, members, names, stacks)
         gone = sorted({cell[k] for cell in group.cells for k in (0, -1) if len(cell) > 1 and (k == 0 or len(cell) > 2)})
-        outcome = _outcome_without(bare, example, root, gone) if gone else None
-        if outcome is None:
-            refused.append(root)
-        elif outcome[0].shape == shape:
-            if _agree(*outcome):
+        modules = {item.dep.target.module for item in members}
+        made = [names[m] for m in modules if isinstance(m, Layer) and not has_own_weight(m)]
+        if not gone or made:
+            refused[root] = f"something else makes the weight of {min(made)}" if made else "each has one channel only"
+            continue
+        try:
+            thinner, whole = _outcome_without(bare, example, root, gone)
+        except NutletError:
+            raise
+        except Exception as error:  # the dependency graph, or the model without the channel, may fail in any way at all
+            refused[root] = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            continue
+        # Another shape: these channels are the model's outputs, which are nobody's to remove.
+        if thinner.shape == shape:
+            if _agree(thinner, whole):
                 usable.append(group)
             else:
-                refused.append(root)
-        # Another shape: these channels are the model's outputs, which are nobody's to remove.
+                refused[root] = "without some of them, the model answers otherwise"
     return usable, refused
 
 
@@ -186,15 +204,12 @@ def _output(model: nn.Module, example: Tensor) -> Tensor:
         return model(example).detach()  # type: ignore[no-any-return]
 
 
-def _outcome_without(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> tuple[Tensor, Tensor] | None:
-    """Return the outputs without channels, and of the whole model when nothing reads them; None if it does not run."""
+def _outcome_without(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the outputs without channels, and of the whole model when nothing reads them."""
     thinner, whole = copy.deepcopy(model), copy.deepcopy(model)
-    try:
-        _ignore(whole, example, root, gone)
-        _remove(thinner, example, {root: gone}, {})
-        return _output(_without_statistics(thinner), example), _output(_without_statistics(whole), example)
-    except Exception:  # the dependency graph, or the model without the channel, may fail in any way at all
-        return None
+    _ignore(whole, example, root, gone)
+    _remove(thinner, example, {root: gone}, {})
+    return _output(_without_statistics(thinner), example), _output(_without_statistics(whole), example)
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
@@ -236,7 +251,3 @@ def _gain_and_shift(norm: nn.LayerNorm | nn.GroupNorm, x: Tensor) -> Tensor:
     if norm.bias is not None:
         x = x + norm.bias.view(*norm.bias.shape, *shape)
     return x
-
-
-def _layer_types() -> list[type]:
-    return list(Layer.__args__)

@@ -10,7 +10,14 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.
 from torch.nn.utils import parametrize
 
 from nutlet.errors import ExportError
-from nutlet.graph.constraints import WeightQuantizer, constrained_layers, constrained_weight, constraints, take_off
+from nutlet.graph.constraints import (
+    WeightQuantizer,
+    constrained_layers,
+    constrained_weight,
+    constraints,
+    raw_weight,
+    take_off,
+)
 from nutlet.graph.sites import Edited
 
 __all__ = ["IntegerWeight", "finalize"]
@@ -25,7 +32,8 @@ class IntegerWeight(nn.Module):
     def __init__(self, scale: Tensor, axis: int) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8))
+        # Not part of what is stored: a file holds one such zero for all layers of a width.
+        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int8), persistent=False)
         self.axis = axis
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -49,25 +57,33 @@ def finalize(model: nn.Module) -> nn.Module:
 
 
 def _bake(baked: nn.Module) -> nn.Module:
+    stored: dict[nn.Parameter, Tensor] = {}
     for name, layer in list(constrained_layers(baked)):
         quantizers = [c for c in constraints(layer) if isinstance(c, WeightQuantizer)]
-        weight = constrained_weight(layer).clone()
+        raw, weight = raw_weight(layer), constrained_weight(layer).clone()
         take_off(layer, bake=True)
+        own = _codes(name, weight, quantizers[-1]) if quantizers else raw_weight(layer)
+        # Layers that share a dense weight, and constrain it alike, share what is stored.
+        shared = stored.setdefault(raw, own)
+        if shared.dtype == own.dtype and torch.equal(shared, own):
+            own = shared
         if quantizers:
-            _store_codes(name, layer, weight, quantizers[-1])
+            delattr(layer, "weight")
+            layer.register_buffer("weight", own)
+            restore = IntegerWeight(quantizers[-1].scale.clone(), quantizers[-1].axis)
+            parametrize.register_parametrization(layer, "weight", restore, unsafe=True)
+        else:
+            layer.weight = own
     for parameter in baked.parameters():
         parameter.requires_grad_(False)
     return baked
 
 
-def _store_codes(name: str, layer: nn.Module, weight: Tensor, quantizer: WeightQuantizer) -> None:
+def _codes(name: str, weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
     codes = quantizer.codes(weight)
-    restore = IntegerWeight(quantizer.scale.clone(), quantizer.axis)
-    if not torch.equal(restore(codes), weight):
+    if not torch.equal(IntegerWeight(quantizer.scale, quantizer.axis)(codes), weight):
         raise ExportError(
             f"the weights of {name} do not lie on the grid of their quantizer; expected every constraint after it to "
             "keep them there. Put Quantize last in the recipe"
         )
-    delattr(layer, "weight")
-    layer.register_buffer("weight", codes)
-    parametrize.register_parametrization(layer, "weight", restore, unsafe=True)
+    return codes

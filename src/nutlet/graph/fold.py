@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constraints, output_axis, raw_weight
+from nutlet.graph.constraints import constraints, has_own_weight, output_axis, raw_weight
+from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Record
 
@@ -18,10 +17,10 @@ def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
     """Return pairs ``(layer, batch norm)`` of module names where the norm reads nothing but the layer's output.
 
     A layer or norm that runs more than once, whose output is also read elsewhere, or whose weight is another layer's as
-    well, is left alone.
+    well or made by a parametrization of somebody else, is left alone.
     """
     modules = dict(model.named_modules())
-    uses = Counter(id(parameter) for module in modules.values() for parameter in module.parameters(recurse=False))
+    shared = shared_parameters(model)
     pairs = []
     for site in record.sites.values():
         if site.op != "batch_norm" or len(site.inputs) != 1:
@@ -35,7 +34,8 @@ def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
             and len(record.of_module(site.module)) == 1
             and len(record.of_module(source.module)) == 1
             and record.consumers(source.name) == (site,)
-            and uses[id(raw_weight(layer))] == 1
+            and has_own_weight(layer)
+            and raw_weight(layer) not in shared
             and source.name not in record.outputs
         ):
             pairs.append((source.module, site.module))
@@ -77,12 +77,3 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
             constraint.refit(masked)
             masked = constraint(masked)
         replace(model, norm_name, nn.Identity())
-
-
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` in the place of the submodule ``name``, wherever else that one is used as well."""
-    old = model.get_submodule(name)
-    for parent in list(model.modules()):
-        for child, current in parent.named_children():
-            if current is old:
-                setattr(parent, child, module)

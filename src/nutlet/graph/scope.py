@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from nutlet.errors import ConfigError, ModelError, nearest
+from nutlet.graph.constraints import PLAIN_WEIGHT, has_own_weight
 from nutlet.graph.sites import Edited
 
 if TYPE_CHECKING:
     from nutlet.method import Method
 
-__all__ = ["in_scope", "training_only", "weighted_layers"]
+__all__ = ["Layer", "in_scope", "training_only", "weighted_layers"]
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 """The layers whose weights methods work on."""
@@ -70,13 +71,10 @@ def training_only(model: nn.Module, method: Method) -> Iterator[None]:
         owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
         owners.setdefault(owner, []).append(parameter)
     modules = dict(body.named_modules())
-    allowed = set(in_scope(owners, method, modules))
+    statistics = {name: m for name, m in modules.items() if isinstance(m, nn.modules.batchnorm._NormBase)}
+    allowed = set(in_scope(dict.fromkeys([*owners, *statistics]), method, modules))
     frozen = [p for owner in owners if owner not in allowed for p in owners[owner] if p.requires_grad]
-    norms = [
-        (module, module.momentum)
-        for name, module in modules.items()
-        if name in owners and name not in allowed and isinstance(module, nn.modules.batchnorm._NormBase)
-    ]
+    norms = [(module, module.momentum) for name, module in statistics.items() if name not in allowed]
     if len(frozen) == sum(p.requires_grad for p in body.parameters()):
         raise ModelError(
             f"{type(method).__name__} found no parameter to train; expected at least one that requires gradients, in a "
@@ -101,7 +99,7 @@ def weighted_layers(
     """Return the layers in scope by name; ``kinds`` defaults to dense layers and convolutions.
 
     Raises:
-        ModelError: the model has no such layer; the message names what it has.
+        ModelError: the model has no such layer, or the parametrization of somebody else makes the weight of one.
         ConfigError: see :func:`in_scope`.
     """
     accepted: tuple[type[nn.Module], ...] = kinds if isinstance(kinds, tuple) else (kinds,)
@@ -119,4 +117,11 @@ def weighted_layers(
             f"{', '.join(kind.__name__ for kind in accepted)}; layers with parameters here: "
             f"{', '.join(sorted(others)) or 'none'}"
         )
-    return {name: found[name] for name in in_scope(found, method, modules)}
+    chosen = {name: found[name] for name in in_scope(found, method, modules)}
+    for name, layer in chosen.items():
+        if not has_own_weight(layer):
+            raise ModelError(
+                f"{type(method).__name__}: something else makes the weight of {name} (weight_norm, say); "
+                f"{PLAIN_WEIGHT}, or leave it out with exclude={name!r}"
+            )
+    return chosen

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 import zstandard
 from torch import Tensor, nn
@@ -46,7 +44,8 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     for name, module in body.named_modules():
         if "parametrizations" in name:
             continue
-        own = [t for t in _stored(module) if t.data_ptr() not in seen or t.numel() == 0]
+        stored = _stored(module)
+        own = [t for t in stored if t.data_ptr() not in seen]
         seen.update(t.data_ptr() for t in own)
         weight = constrained_weight(module) if isinstance(module, Layer) else None
         sparsity = 0.0 if weight is None else 1 - float(torch.count_nonzero(weight)) / weight.numel()
@@ -62,7 +61,7 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
                 name=name,
                 kind=parametrize.type_before_parametrizations(module).__name__,
                 shape=tuple((own[0] if weight is None else weight).shape),
-                bits=own[0].element_size() * 8,
+                bits=stored[0].element_size() * 8,
                 bytes=sum(t.numel() * t.element_size() for t in own),
                 sparsity=sparsity,
                 macs=macs,
@@ -80,8 +79,11 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
 
 def _stored(module: nn.Module) -> list[Tensor]:
     """Return the tensors a module itself keeps, those of its parametrizations included, the weight first."""
-    tensors = [t for name, t in module.state_dict(keep_vars=True).items() if "." not in name]
-    tensors += [t for name, t in module.state_dict(keep_vars=True).items() if name.startswith("parametrizations.")]
-    # A counter that no exporter writes, and zero points that are one shared zero.
-    kept = [t for t in tensors if t.numel() and not (t.dtype == torch.int64 and t.ndim == 0)]
-    return sorted((t for t in kept if prod(t.shape)), key=lambda t: -t.ndim)
+    kept = [
+        tensor
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if ("." not in name or name.startswith("parametrizations."))
+        and tensor.numel()
+        and not (tensor.dtype == torch.int64 and tensor.ndim == 0)  # a counter that no exporter writes
+    ]
+    return sorted(kept, key=lambda t: -t.ndim)

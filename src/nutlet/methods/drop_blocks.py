@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.fold import replace
+from nutlet.errors import ConfigError, ModelError, NutletError
+from nutlet.graph.modules import Passthrough, replace
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.method import Context, Method, Plan, register
 from nutlet.predict import evaluating
@@ -25,9 +26,10 @@ __all__ = ["DropBlocks"]
 class DropBlocks(Method):
     """Replace blocks whose output has the shape of their input by the identity, the least missed first.
 
-    A block is a submodule with weighted layers inside it, smallest such modules only. After each removal what the
-    next one costs is measured anew: the loss on the calibration examples without the block (greedy, as in
-    Elkerdawy et al. 2020, arXiv:2007.04069, and Men et al. 2024, arXiv:2403.03853, who rank once).
+    A block is a submodule with weighted layers inside it; of blocks within blocks the smallest in scope, or the one
+    that ``include`` names. After each removal what the next one costs is measured anew: the loss on the calibration
+    examples without the block (greedy, as in Elkerdawy et al. 2020, arXiv:2007.04069, and Men et al. 2024,
+    arXiv:2403.03853, who rank once).
 
     Args:
         drop: how many blocks to remove.
@@ -57,58 +59,78 @@ class DropBlocks(Method):
         names = [name for name, _ in model.named_modules() if "parametrizations" not in name]
         free = set(in_scope(names, self, names))
         # A block goes with all that is inside it.
-        candidates = [
-            b for b in in_scope(blocks, self, names) if all(n in free for n in names if n.startswith(b + "."))
-        ]
-        if self.drop > len(candidates):
-            raise ConfigError(
-                f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {', '.join(candidates)}"
-            )
+        whole = [b for b in in_scope(blocks, self, names) if all(n in free for n in names if n.startswith(b + "."))]
+        candidates = _smallest(whole, self.include)
+        notes: list[str] = []
+        self._check_enough(candidates, notes)
         trial = copy.deepcopy(model)
         dropped: list[str] = []
-        notes = []
         with context.progress.task("scoring blocks", total=_trials(len(candidates), self.drop)) as task:
             for _ in range(self.drop):
                 costs = {}
-                for name in candidates:
-                    if name not in dropped:
+                for name in list(candidates):
+                    if name in dropped:
+                        continue
+                    try:
                         costs[name] = _loss_without(trial, name, context)
-                        task.advance()
+                    except NutletError:
+                        raise
+                    except Exception as error:  # a model that reads its block's inside may fail in any way at all
+                        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+                        notes.append(f"{name}: the model does not run without it ({reason}); left alone")
+                        candidates.remove(name)
+                        self._check_enough(candidates, notes)
+                    task.advance()
                 least = min(costs, key=lambda name: costs[name])
-                replace(trial, least, nn.Identity())
+                replace(trial, least, Passthrough())
                 dropped.append(least)
                 notes.append(f"dropped {least}: loss on calibration data without it {costs[least]:.3f}")
         return {"dropped": dropped, "notes": notes}
+
+    def _check_enough(self, candidates: list[str], notes: list[str]) -> None:
+        if self.drop > len(candidates):
+            which = "; ".join([", ".join(candidates), *notes])
+            raise ConfigError(f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {which}")
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put an identity in the place of each block; constraints inside go with it."""
         for name in plan["dropped"]:
-            replace(model, name, nn.Identity())
+            replace(model, name, Passthrough())
         return model
 
 
 def droppable(model: nn.Module, example: Tensor) -> list[str]:
-    """Return the names of the smallest submodules that hold weighted layers and keep the shape of their one input."""
+    """Return the names of the submodules that hold weighted layers and keep the shape of their first, one tensor."""
     shapes: dict[str, list[bool]] = {}
 
     def note(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            same = len(args) == 1 and isinstance(output, Tensor) and getattr(args[0], "shape", None) == output.shape
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            taken = [a.shape if isinstance(a, Tensor) else None for a in args]
+            same = isinstance(output, Tensor) and taken[:1] == [output.shape] and not any(taken[1:])
             shapes.setdefault(name, []).append(same)
 
         return hook
 
-    handles = [module.register_forward_hook(note(name)) for name, module in _containers(model)]
+    handles = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in _containers(model)]
     try:
         with evaluating(model), torch.no_grad():
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-    keeping = [name for name, calls in shapes.items() if calls == [True]]
-    order = [name for name, _ in model.named_modules()]
-    return sorted((n for n in keeping if not any(o.startswith(n + ".") for o in keeping)), key=order.index)
+    return [name for name, _ in model.named_modules() if shapes.get(name) == [True]]
+
+
+def _smallest(blocks: list[str], include: Iterable[str]) -> list[str]:
+    """Return the blocks with no other inside; what is inside a block that a pattern names counts only if named too.
+
+    >>> _smallest(["a", "a.0", "a.1", "b", "b.0"], ["a", "b*"])
+    ['a', 'b.0']
+    """
+    named = [b for b in blocks if any(fnmatchcase(b, pattern) for pattern in include)]
+    counted = [b for b in blocks if b in named or not any(b.startswith(holder + ".") for holder in named)]
+    return [b for b in counted if not any(inner.startswith(b + ".") for inner in counted)]
 
 
 def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -124,10 +146,12 @@ def _trials(candidates: int, drop: int) -> int:
 
 def _loss_without(model: nn.Module, name: str, context: Context) -> float:
     block = model.get_submodule(name)
-    replace(model, name, nn.Identity())
+    replace(model, name, Passthrough())
     total = 0.0
-    with evaluating(model), torch.no_grad():
-        for x, y in context.data.calibration.batches():
-            total += float(F.cross_entropy(model(x), y, reduction="sum"))
-    replace(model, name, block)
+    try:
+        with evaluating(model), torch.no_grad():
+            for x, y in context.data.calibration.batches():
+                total += float(F.cross_entropy(model(x), y, reduction="sum"))
+    finally:
+        replace(model, name, block)
     return total / len(context.data.calibration)

@@ -20,7 +20,7 @@ from nutlet.graph.constraints import (
     raw_weight,
     take_off,
 )
-from nutlet.graph.fold import replace
+from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Method, Plan, register
 from nutlet.predict import evaluating
@@ -42,7 +42,7 @@ class Factorize(Method):
         rank: keep this rank instead.
 
     Raises:
-        ConfigError: ``energy`` outside (0, 1], or ``rank`` below 1 or larger than a matrix allows.
+        ConfigError: ``energy`` outside (0, 1], ``rank`` below 1 or larger than a matrix allows, or both given.
 
     >>> weight = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
     >>> [round(float(s), 4) for s in torch.linalg.svdvals(weight)[:2]]
@@ -61,13 +61,19 @@ class Factorize(Method):
             raise ConfigError(f"Factorize.energy is {self.energy}; expected a share above 0 up to 1")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"Factorize.rank is {self.rank}; expected 1 or more")
+        if self.rank is not None and self.energy != type(self).energy:
+            raise ConfigError("Factorize takes one of `energy` (share to keep) and `rank` (the same for every layer)")
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the rank of each layer that gets cheaper."""
         plan: Plan = {"ranks": {}, "notes": []}
+        shared = shared_parameters(model)
         for name, layer in weighted_layers(model, self, (nn.Linear, nn.Conv1d, nn.Conv2d)).items():
             if getattr(layer, "groups", 1) > 1:
                 plan["notes"].append(f"{name}: grouped convolution, left as it is")
+                continue
+            if raw_weight(layer) in shared:
+                plan["notes"].append(f"{name}: another layer has the same weight, left as it is")
                 continue
             matrix = constrained_weight(layer).flatten(1)
             rows, columns = matrix.shape

@@ -63,7 +63,10 @@ class PruneChannels(Method):
         in_scope = set(weighted_layers(model, self))
         everything, refused = coupled_groups(model, context.example)
         groups = [g for g in everything if set(g.producers) <= in_scope]
-        notes = [f"{name}: its channels are coupled in a way that cannot be followed; left alone" for name in refused]
+        notes = [
+            f"{name}: its channels are coupled in a way that cannot be followed ({reason}); left alone"
+            for name, reason in refused.items()
+        ]
         if not groups:
             raise ModelError(
                 "PruneChannels found no channels it can remove; expected a layer in scope that is not the output; "
