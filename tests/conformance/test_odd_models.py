@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from torch.nn import functional as F
 
 import tiny
 from conformance.examples import EXAMPLES, body_of, check_constraints, check_finalized, check_saved
-from nutlet.errors import ModelError
+from nutlet.errors import ConfigError, ModelError
+from nutlet.graph.finalize import finalize
 from nutlet.measurement.parity import parity
+from nutlet.method import Context
+from nutlet.methods import DropBlocks, Factorize, PruneWeights, Quantize
 from nutlet.pipeline import compress
 
 
@@ -123,3 +127,104 @@ def test_a_weight_that_attention_reads_is_not_factorized() -> None:
     data = tiny.tiny_data((10,))
     step = compress(Transformer(), [EXAMPLES["Factorize"]], data).steps[1]
     assert any("another module reads its weight" in note for note in step.notes)
+
+
+class Encoder(nn.Module):
+    """Blocks that are called with keywords, of which the container reads the first one's inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Linear(5, 8), nn.Linear(8, tiny.CLASSES)
+        layer = nn.TransformerEncoderLayer(8, 2, 32, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.encoder(self.embed(x.view(-1, 2, 5))).mean(1))
+
+
+def test_blocks_called_with_keywords_can_go_and_one_that_is_read_cannot(tmp_path: Path) -> None:
+    data = tiny.tiny_data((10,))
+    model = tiny.settled(Encoder(), data.calibration.x)
+    result = compress(model, [DropBlocks(drop=2)], data)
+    step = result.steps[1]
+    assert sorted(step.plan["dropped"]) == ["encoder.layers.1", "encoder.layers.2"]
+    assert any("encoder.layers.0: the model does not run without it (AttributeError" in note for note in step.notes)
+    check_saved(result, model, data, tmp_path)
+    assert parity(result.model, result.export(tmp_path / "model.onnx"), data.train).agreement == 1.0
+    with pytest.raises(ConfigError, match=r"only 2 blocks can go: .*layers\.0: the model does not run without it"):
+        compress(model, [DropBlocks(drop=3)], data)
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.weight_norm(nn.Linear(10, 16))
+        self.b, self.fc = nn.Linear(16, 16), nn.Linear(16, tiny.CLASSES)
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(self.norm(self.a(x)).relu()).relu())
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_a_weight_that_somebody_else_parametrizes_is_refused_or_left_alone(name: str, tmp_path: Path) -> None:
+    data = tiny.tiny_data((10,))
+    model = Normed()
+    if name == "DropBlocks":
+        with pytest.raises(ModelError, match="found no block"):
+            compress(model, [EXAMPLES[name]], data)
+        return
+    if name not in ("FineTune", "Distill"):
+        with pytest.raises(ModelError, match=r"the weight of a .*remove_parametrizations.* exclude='a'"):
+            compress(model, [EXAMPLES[name]], data)
+    steps = [replace(EXAMPLES[name], exclude=("a",))]
+    if name == "PruneChannels":
+        steps = [replace(steps[0], include=("b",))]
+    result = compress(model, steps, data)
+    assert torch.equal(body_of(result.model).a.weight, model.a.weight)
+    check_saved(result, model, data, tmp_path)
+    check_finalized(result.model, data)
+
+
+def test_tied_layers_stay_tied_and_are_stored_once() -> None:
+    data = tiny.tiny_data((10,))
+    model = tiny.settled(Tied(), data.calibration.x)
+    low = compress(model, [Factorize(energy=0.3)], data).steps
+    assert sum("another layer has the same weight" in note for note in low[1].notes) == 2
+    assert low[1].size.parameters < low[0].size.parameters
+    for method in (PruneWeights(sparsity=0.5, distribution="uniform"), Quantize()):
+        result = compress(model, [method], data)
+        baked = body_of(finalize(result.model))
+        integers = isinstance(method, Quantize)
+        stored = [m.parametrizations["weight"].original if integers else m.weight for m in (baked.b, baked.c)]
+        assert stored[0] is stored[1]
+        size = result.steps[1].size
+        rows = {layer.name: layer for layer in size.layers}
+        assert rows["c"].bytes < rows["b"].bytes
+        assert rows["c"].bits == (8 if integers else 32)
+        # Scales are stored besides, zero points are not.
+        scales = 16 + 16 + 16 + tiny.CLASSES if integers else 0
+        assert size.parameters == result.steps[0].size.parameters + scales
+
+
+class Inverted(nn.Module):
+    """A residual block with a piece inside that keeps its shape as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.shrink = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.inner = nn.Sequential(nn.Linear(24, 24), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shrink(self.inner(self.expand(x).relu()))
+
+
+@pytest.mark.parametrize(
+    ("include", "dropped"),
+    [(("*",), "1.inner"), (("1",), "1"), (("1.inner",), "1.inner"), (("[0-9]",), "1"), (("1*",), "1.inner")],
+)
+def test_include_reaches_a_block_with_another_inside(include: tuple[str, ...], dropped: str) -> None:
+    data = tiny.tiny_data((10,))
+    model = nn.Sequential(nn.Linear(10, 16), Inverted(), nn.Linear(16, tiny.CLASSES)).eval()
+    plan = DropBlocks(drop=1, include=include).decide(model, Context(data=data, teacher=model))
+    assert plan["dropped"] == [dropped]

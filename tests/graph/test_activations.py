@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.errors import ModelError
-from nutlet.graph.activations import ActivationQuantizer, attach, calibrate, place
+from nutlet.graph.activations import ActivationQuantizer, attach, calibrate, carry, place
 from nutlet.graph.constraints import WeightQuantizer, constrain, constrained_weight
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.scope import Layer
@@ -168,3 +168,16 @@ def test_training_and_evaluation_round_alike_and_gradients_pass_inside_the_range
     assert torch.equal(x.grad[(x < -1.06) | (x > 24.56)].unique(), torch.zeros(1))
     assert torch.equal(x.grad[inside].unique(), torch.ones(1))
     assert len(quantizer(x).unique()) <= 256
+
+
+def test_quantizers_are_carried_only_where_the_sites_are_the_same() -> None:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    edited = attach(model, {"0/linear/0": {"scale": 0.1, "zero_point": 3}}, x)
+    wanted = edited(x)
+    body = edited.take_off()
+    assert torch.equal(carry(edited, body, None, x)(x), wanted)
+    thinner = nn.Sequential(nn.Linear(3, 2)).eval()
+    with pytest.raises(ModelError, match="expected new ranges"):
+        carry(edited, thinner, None, x)
+    assert carry(edited, thinner, {"/input/0": {"scale": 1.0, "zero_point": 0}}, x).by_site.keys() == {"/input/0"}
