@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import prod
 
 import torch
-import zstandard
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -15,10 +14,9 @@ from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Edited, walk
 from nutlet.graph.work import site_macs
 from nutlet.history import LayerSize, Size
+from nutlet.storage import packed_size
 
-__all__ = ["ZSTD_LEVEL", "size_of"]
-
-ZSTD_LEVEL = 19
+__all__ = ["size_of"]
 
 
 def size_of(model: nn.Module, example: Tensor) -> Size:
@@ -71,7 +69,7 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     return Size(
         parameters=parameters,
         bytes=len(content),
-        bytes_zstd=len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(bytes(content))),
+        bytes_zstd=packed_size(bytes(content)),
         macs=sum(work.values()),
         effective_macs=effective,
         layers=tuple(layers),
