@@ -30,7 +30,7 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
     which runtimes fuse to integer kernels. Names, doc strings, stack traces and shape hints are removed.
 
     Args:
-        model: any module or result of the chain; constraints are baked on a copy.
+        model: any module or result of the chain; constraints are finalized on a copy.
         path: where the file goes; it is written aside and renamed.
         example: two inputs, batch first.
 
@@ -41,14 +41,14 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
     import onnx
 
     path = Path(path)
-    baked = finalize(model)
-    size = sum(tensor.nbytes for tensor in baked.state_dict().values())
+    final = finalize(model)
+    size = sum(tensor.nbytes for tensor in final.state_dict().values())
     if size > LARGEST_ONNX:
         raise ExportError(
             f"the weights take {size:,} bytes; expected at most {LARGEST_ONNX:,}, the most that one ONNX file can "
             "hold: compress further (Quantize makes them a quarter)"
         )
-    proto = _trace(baked, example)
+    proto = _trace(final, example)
     slim(proto)
     _strip(proto)
     try:

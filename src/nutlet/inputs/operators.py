@@ -62,11 +62,11 @@ _GROUPS = {
     """,
     "shape": """
         view view_as reshape reshape_as _unsafe_view flatten unflatten permute transpose transpose_ t mT movedim
-        moveaxis swapaxes swapdims numpy_T squeeze squeeze_ unsqueeze unsqueeze_ expand expand_as broadcast_to repeat
-        tile repeat_interleave roll flip cat concat concatenate stack hstack vstack dstack column_stack chunk unsafe_chunk
-        split split_with_sizes unsafe_split tensor_split hsplit vsplit unbind slice select narrow unfold diagonal tril
-        triu index index_select index_put index_put_ gather take_along_dim scatter scatter_add one_hot atleast_2d
-        sym_size sym_numel sym_stride bucketize meshgrid
+        moveaxis swapaxes swapdims numpy_T squeeze squeeze_ unsqueeze unsqueeze_ expand expand_as broadcast_to
+        repeat tile repeat_interleave roll flip cat concat concatenate stack hstack vstack dstack column_stack
+        chunk unsafe_chunk split split_with_sizes unsafe_split tensor_split hsplit vsplit unbind slice select
+        narrow unfold diagonal tril triu index index_select index_put index_put_ gather take_along_dim scatter
+        scatter_add one_hot atleast_2d sym_size sym_numel sym_stride bucketize meshgrid
     """,
     "copies and constants": """
         clone contiguous detach detach_ alias lift_fresh lift_fresh_copy to _to_copy type_as copy copy_ fill fill_ zero_

@@ -20,7 +20,7 @@ __all__ = ["size_of"]
 
 
 def size_of(model: nn.Module, example: Tensor) -> Size:
-    """Return the size of ``model`` with its constraints baked and its quantized weights as integers.
+    """Return the size of ``model`` with its constraints finalized and its quantized weights as integers.
 
     Args:
         model: any module or intermediate result of a chain; it is not changed.
@@ -34,8 +34,8 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     work: dict[str, int] = {}
     for site in record.sites.values():
         work[site.module] = work.get(site.module, 0) + site_macs(site, record.batch)
-    baked = finalize(model)
-    body = baked.model if isinstance(baked, Edited) else baked
+    final = finalize(model)
+    body = final.model if isinstance(final, Edited) else final
     seen: set[int] = set()
     layers = []
     content = bytearray()
