@@ -146,6 +146,7 @@ def add_rows(rows: Rows, figures: Measurement, case: Case, prefix: str = "") -> 
         "size_ratio": (size, "x"),
         "latency_ratio_b1": (figures.speedup(1, 1), "x"),
         "latency_ratio_b32": (figures.speedup(32, 1), "x"),
+        "size_ratio_zstd": (figures.size_ratio_zstd, "x"),
         "bytes": (figures.compressed.bytes_zstd if case.zstd else figures.compressed.bytes, "B"),
     }
     for metric, (value, unit) in values.items():

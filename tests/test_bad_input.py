@@ -265,3 +265,8 @@ except Exception as error:
     assert re.search("StorageError could not write .*kept: it would be larger .*free some space", done.stdout)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept").read_text() == "the old file"
+
+
+def test_a_negative_seed(job: Job) -> None:
+    refused(job, invoke("demo", "--out", job.out, "--seed", "-1"), ConfigError, "the seed is -1")
+    refused(job, job.compress("--seed", "-1"), ConfigError, "the seed is -1")

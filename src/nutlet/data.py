@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nutlet.errors import DataError
+from nutlet.errors import ConfigError, DataError
 
-__all__ = ["Augment", "Data", "Examples", "flip_and_crop", "split"]
+__all__ = ["Augment", "Data", "Examples", "check_seed", "flip_and_crop", "split"]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """A hook ``(batch, generator) -> batch`` applied to training batches; all randomness comes from the generator."""
@@ -155,6 +155,12 @@ class Data:
         return max(self.train.classes, self.validation.classes)
 
 
+def check_seed(seed: int) -> None:
+    """Raise ConfigError unless ``seed`` can seed every generator: NumPy takes no negative one."""
+    if seed < 0:
+        raise ConfigError(f"the seed is {seed}; expected 0 or a positive number")
+
+
 def split(
     train: Examples,
     test: Examples | None = None,
@@ -171,12 +177,14 @@ def split(
         calibration: number of training examples used for ranges and scores.
 
     Raises:
+        ConfigError: ``seed`` is negative.
         DataError: the training set is too small for the asked split, or shapes of train and test differ.
 
     >>> data = split(Examples.from_arrays(np.zeros((100, 4), "float32"), np.arange(100) % 3), calibration=10)
     >>> len(data.train), len(data.validation), len(data.calibration)
     (90, 10, 10)
     """
+    check_seed(seed)
     if not 0 < validation < 1:
         raise DataError(f"validation is {validation}; expected a share between 0 and 1")
     held = min(max(int(len(train) * validation), 1), 5000)

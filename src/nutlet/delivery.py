@@ -16,6 +16,7 @@ from nutlet.measurement import Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity
 from nutlet.progress import Progress
 from nutlet.report import write_report
+from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
 
 __all__ = ["deliver"]
 
@@ -93,16 +94,16 @@ def _report(
 def _warnings(compressed: Compressed, figures: Measurement, check: Parity) -> list[str]:
     """Say what a user should not have to find out alone."""
     warnings = []
-    if figures.size_ratio is not None and figures.size_ratio <= 1:
+    if figures.size_ratio is not None and 1 / figures.size_ratio >= 1 - SAME_SIZE:
         warnings.append("The compressed file is not smaller than the original.")
-    slower = [speedup for speedup in figures.speedups if speedup.ratio < 1]
+    slower = [speedup for speedup in figures.speedups if speedup.ratio < 1 - SAME_SPEED]
     if slower:
         warnings.append(
             "The compressed file is slower than the original at "
             + ", ".join(f"batch {s.batch} on {s.threads} threads ({s.ratio:.2f}x)" for s in slower)
             + "."
         )
-    if check.agreement < 0.98:
+    if check.agreement < PARITY_EXPECTED:
         warnings.append(
             f"The file agrees with its PyTorch simulation on only {check.agreement:.1%} of {check.examples} inputs."
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.artifact import Compressed
-from nutlet.data import Data, Examples, flip_and_crop, split
+from nutlet.data import Data, Examples, check_seed, flip_and_crop, split
 from nutlet.delivery import deliver
 from nutlet.errors import MissingExtra
 from nutlet.measurement import Measurement
@@ -65,8 +65,10 @@ def digits(seed: int = 0) -> Data:
     """Return scikit-learn's 1,797 handwritten digits, a quarter of them for testing.
 
     Raises:
+        ConfigError: ``seed`` is negative.
         MissingExtra: scikit-learn is not installed.
     """
+    check_seed(seed)
     try:
         from sklearn.datasets import load_digits
     except ImportError:

@@ -26,6 +26,7 @@ __all__ = [
     "ModelError",
     "NutletError",
     "StorageError",
+    "first_line",
     "nearest",
 ]
 
@@ -76,6 +77,16 @@ class MissingExtra(NutletError):
             f"{purpose} needs the package {package!r}, which is not installed; "
             f"install it with: pip install 'nutlet[{extra}]'"
         )
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of a message, at most 300 characters, or the name of the error where it has none.
+
+    >>> first_line(ValueError("wrong\nand more")), first_line(ValueError())
+    ('wrong', 'ValueError')
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -98,7 +98,7 @@ class Method:
         changed = {
             option.name: list(value) if isinstance(value, tuple) else value
             for option in dataclasses.fields(self)
-            if (value := getattr(self, option.name)) != option.default
+            if (value := getattr(self, option.name)) != _default(option)
         }
         return {type(self).__name__: changed}
 
@@ -128,7 +128,9 @@ class Method:
             if option not in accepted:
                 raise ConfigError(f"{name} has no option {option!r}; {nearest(str(option), accepted)}")
         missing = [
-            o.name for o in dataclasses.fields(kind) if o.default is dataclasses.MISSING and o.name not in options
+            option.name
+            for option in dataclasses.fields(kind)
+            if _default(option) is dataclasses.MISSING and option.name not in options
         ]
         if missing:
             raise ConfigError(
@@ -157,10 +159,16 @@ def known_methods() -> dict[str, type[Method]]:
     import nutlet.methods  # noqa: F401  registers ours
 
     if not _plugins_loaded:
-        _plugins_loaded = True
         for entry in importlib.metadata.entry_points(group="nutlet.methods"):
             register(entry.load())
+        _plugins_loaded = True  # not before: a plugin that does not load is to say so every time
     return dict(sorted(_registry.items()))
+
+
+def _default(option: dataclasses.Field[Any]) -> Any:
+    """Return the default of ``option``, or MISSING where it has none."""
+    made = option.default_factory
+    return option.default if made is dataclasses.MISSING else made()
 
 
 def _hints(kind: type) -> dict[str, Any]:

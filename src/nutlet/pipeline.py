@@ -23,7 +23,7 @@ from nutlet.graph.activations import calibrate, carry
 from nutlet.graph.sites import Edited, walk
 from nutlet.history import Size, Step
 from nutlet.inputs.models import check_model
-from nutlet.inputs.weights import check_finite
+from nutlet.inputs.weights import check_finite_weights
 from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method
 from nutlet.predict import evaluate
@@ -65,7 +65,7 @@ def compress(
     """
     steps = _methods(recipe, recover)
     original = copy.deepcopy(model).cpu().eval()
-    check_finite(original)
+    check_finite_weights(original)
     check_model(original, data.calibration.batch(slice(0, 2))[0], data.classes)
     progress = progress or Progress(quiet=True)
     teacher = copy.deepcopy(original).requires_grad_(False)

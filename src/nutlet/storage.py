@@ -13,7 +13,11 @@ from typing import Any
 
 from nutlet.errors import StorageError
 
-__all__ = ["digest", "write_atomic", "write_json", "write_text"]
+__all__ = ["LARGEST_ONNX", "ZSTD_LEVEL", "digest", "packed_size", "write_atomic", "write_json", "write_text"]
+
+LARGEST_ONNX = 2**31 - 1
+"""Bytes; a protobuf message, hence an ONNX file without external data, cannot be larger."""
+ZSTD_LEVEL = 19
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -56,6 +60,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON in the order it has, aside and renamed."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def packed_size(content: bytes) -> int:
+    """Return the number of bytes after zstd at :data:`ZSTD_LEVEL`, as a download would be packed.
+
+    >>> packed_size(bytes(1000)) < 30
+    True
+    """
+    import zstandard
+
+    return len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(content))
 
 
 def digest(*parts: bytes | str) -> str:

@@ -16,32 +16,31 @@ from nutlet.method import Method
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
 from nutlet.predict import predict
 
-EXAMPLES: dict[str, Method] = {
-    "Distill": Distill(epochs=1, batch_size=16, lr=0.01),
-    "DropBlocks": DropBlocks(drop=1),
-    "Factorize": Factorize(energy=0.6),
-    "FineTune": FineTune(epochs=1, batch_size=16, lr=0.01),
-    "PruneChannels": PruneChannels(ratio=0.3),
-    "PruneWeights": PruneWeights(sparsity=0.5),
-    "Quantize": Quantize(),
-}
-"""Every registered method; a test holds that the two are equal."""
+METHODS: list[tuple[Method, list[dict[str, Any]]]] = [
+    (
+        Distill(epochs=1, batch_size=16, lr=0.01),
+        [{"epochs": 0}, {"temperature": 0}, {"soft": 1.5}, {"lr": -1}, {"optimizer": "adam"}, {"epochs": "2"}],
+    ),
+    (DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}]),
+    (Factorize(energy=0.6), [{"energy": 0}, {"energy": 1.1}, {"rank": 0}, {"energy": float("nan")}]),
+    (
+        FineTune(epochs=1, batch_size=16, lr=0.01),
+        [{"epochs": 0}, {"lr": 0}, {"lr": float("nan")}, {"batch_size": 1}, {"patience": 0}],
+    ),
+    (
+        PruneChannels(ratio=0.3),
+        [{"ratio": 1}, {"macs": 0}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 0.5, "multiple_of": 0}, {}],
+    ),
+    (
+        PruneWeights(sparsity=0.5),
+        [{"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
+    ),
+    (Quantize(), [{"bits": 4}, {"bits": True}, {"activations": 1}, {"portable": "yes"}]),
+]
+"""Every registered method, and options it has to refuse; a test holds that none is missing."""
 
-BAD_VALUES: dict[str, list[dict[str, Any]]] = {
-    "Distill": [{"epochs": 0}, {"temperature": 0}, {"soft": 1.5}, {"lr": -1}, {"optimizer": "adam"}, {"epochs": "2"}],
-    "DropBlocks": [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}],
-    "Factorize": [
-        {"energy": 0},
-        {"energy": 1.1},
-        {"rank": 0},
-        {"energy": float("nan")},
-        {"rank": 2, "energy": 0.5},
-    ],
-    "FineTune": [{"epochs": 0}, {"lr": 0}, {"lr": float("nan")}, {"batch_size": 1}, {"patience": 0}],
-    "PruneChannels": [{"ratio": 1}, {"macs": 0}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 0.5, "multiple_of": 0}, {}],
-    "PruneWeights": [{"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
-    "Quantize": [{"bits": 4}, {"bits": True}, {"activations": 1}, {"portable": "yes"}],
-}
+    assert not list(constrained_layers(kept))
+    torch.testing.assert_close(predict(final, data.validation), predict(model, data.validation), atol=1e-5, rtol=1e-5)
 
 
 def body_of(model: nn.Module) -> nn.Module:
@@ -96,13 +95,13 @@ def check_constraints(model: nn.Module) -> None:
 
 
 def check_finalized(model: nn.Module, data: Data) -> None:
-    """Assert that baking changes nothing: weights exactly, outputs to the last digits."""
-    baked = finalize(model)
-    plain, kept = body_of(model), body_of(baked)
+    """Assert that finalizing changes nothing: weights exactly, outputs to the last digits."""
+    final = finalize(model)
+    plain, kept = body_of(model), body_of(final)
     for name, layer in constrained_layers(plain):
         assert torch.equal(constrained_weight(layer), constrained_weight(kept.get_submodule(name))), name
     assert not list(constrained_layers(kept))
-    torch.testing.assert_close(predict(baked, data.validation), predict(model, data.validation), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(predict(final, data.validation), predict(model, data.validation), atol=1e-5, rtol=1e-5)
 
 
 def check_saved(result: Compressed, original: nn.Module, data: Data, folder: Any) -> Compressed:

@@ -249,7 +249,7 @@ def test_what_cannot_be_exported_says_why_and_leaves_the_old_file(
 
 
 def test_a_model_beyond_what_one_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "LARGEST", 100)
+    monkeypatch.setattr(exporter, "LARGEST_ONNX", 100)
     with pytest.raises(ExportError, match=r"take 180 bytes; expected at most 100.*compress further"):
         export_onnx(nn.Linear(8, 5), tmp_path / "model.onnx", torch.zeros(2, 8))
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,8 @@ import pytest
 
 from nutlet.data import Examples
 from nutlet.errors import ConfigError, DataError
-from nutlet.measurement import Runtime, cores, environment, latencies, latency
+from nutlet.measurement import Runtime, cores, environment, latencies, latency, machine
 from nutlet.measurement.latency import interleaved
-
-# By name: the function `environment` hides the module of that name in its package.
-ENVIRONMENT = sys.modules[environment.__module__]
 
 Save = Callable[..., Path]
 
@@ -128,7 +124,7 @@ def test_environment_tells_the_int8_instructions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, fast: bool
 ) -> None:
     (tmp_path / "cpuinfo").write_text(CPUINFO.format(flag=flag))
-    monkeypatch.setattr(ENVIRONMENT, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
     here = environment()
     assert here["cpu"] == "Some CPU"
     assert here["int8_dot_product"] is fast
@@ -137,7 +133,7 @@ def test_environment_tells_the_int8_instructions(
 
 
 def test_environment_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ENVIRONMENT, "_CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "missing")
     here = environment()
     assert here["instruction_sets"] is None
     assert here["int8_dot_product"] is None
@@ -150,5 +146,5 @@ def test_a_container_quota_bounds_the_cores(
 ) -> None:
     unbounded = cores()
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(ENVIRONMENT, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
     assert cores() == (expected or unbounded)

@@ -121,7 +121,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_bound_is_refused(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(np.eye(4))
-    monkeypatch.setattr(runtime, "LARGEST_FILE", 100)
+    monkeypatch.setattr(runtime, "LARGEST_ONNX", 100)
     with pytest.raises(StorageError, match="bytes; expected an ONNX file of at most 100"):
         Runtime(path)
 

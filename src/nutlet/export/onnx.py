@@ -13,16 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ExportError
-from nutlet.export.slim import slim
+from nutlet.errors import ExportError, first_line
+from nutlet.export.onnx_slim import slim
 from nutlet.graph.finalize import finalize
-from nutlet.storage import write_atomic
+from nutlet.storage import LARGEST_ONNX, write_atomic
 
 __all__ = ["export_onnx"]
 
 OPSET = 20
-LARGEST = 2**31 - 1
-"""Bytes; a protobuf message, hence an ONNX file that is one file, cannot be larger."""
 
 
 def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
@@ -32,7 +30,7 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
     which runtimes fuse to integer kernels. Names, doc strings, stack traces and shape hints are removed.
 
     Args:
-        model: any module or result of the chain; constraints are baked on a copy.
+        model: any module or result of the chain; constraints are finalized on a copy.
         path: where the file goes; it is written aside and renamed.
         example: two inputs, batch first.
 
@@ -43,14 +41,14 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
     import onnx
 
     path = Path(path)
-    baked = finalize(model)
-    size = sum(tensor.nbytes for tensor in baked.state_dict().values())
-    if size > LARGEST:
+    final = finalize(model)
+    size = sum(tensor.nbytes for tensor in final.state_dict().values())
+    if size > LARGEST_ONNX:
         raise ExportError(
-            f"the weights take {size:,} bytes; expected at most {LARGEST:,}, the most that one ONNX file can hold: "
-            "compress further (Quantize makes them a quarter)"
+            f"the weights take {size:,} bytes; expected at most {LARGEST_ONNX:,}, the most that one ONNX file can "
+            "hold: compress further (Quantize makes them a quarter)"
         )
-    proto = _trace(baked, example)
+    proto = _trace(final, example)
     slim(proto)
     _strip(proto)
     try:
@@ -81,7 +79,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
         while cause.__cause__ is not None:  # the exporter wraps the reason several times
             cause = cause.__cause__
         raise ExportError(
-            f"torch could not export this model to ONNX: {str(cause).splitlines()[0]}\n"
+            f"torch could not export this model to ONNX: {first_line(cause)}\n"
             "Expected a forward that torch.export can trace with a dynamic batch (no shapes read into Python numbers, "
             "no branches on data). Try torch.export.export(model, (x,)) for the full explanation"
         ) from error

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import DataError, ModelError
+from nutlet.graph.scope import Layer
 from nutlet.inputs.factory import build, is_factory
 from nutlet.inputs.program import load_program
-from nutlet.inputs.weights import check_finite, fit, read_weights
+from nutlet.inputs.weights import check_finite_weights, load_into, read_weights
+from nutlet.predict import evaluating
 
 __all__ = ["check_model", "load_model"]
 
@@ -24,7 +26,6 @@ _NOT_YET = {
     ".pt": "weights without their architecture",
     ".pth": "weights without their architecture",
 }
-_Layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)
 
 
 def load_model(spec: str, weights: Path | None = None) -> nn.Module:
@@ -56,14 +57,14 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
             raise ModelError(f"{spec!r} gave a {type(built).__name__}; expected a torch.nn.Module")
         model = built
         if weights is not None:
-            fit(model, read_weights(weights), str(weights))
+            load_into(model, read_weights(weights), str(weights))
     else:
         kind = "a Hugging Face model" if spec.startswith("hf:") else _NOT_YET.get(path.suffix)
         raise ModelError(
             f"found {spec!r}" + (f", {kind}" if kind else "") + "; expected `package.module:factory` or "
             "`path/to/file.py:factory` (with the weights in a file of their own), or a .pt2 file from torch.export"
         )
-    check_finite(model)
+    check_finite_weights(model)
     return model.eval()
 
 
@@ -91,19 +92,15 @@ def check_model(model: nn.Module, example_batch: Tensor, classes: int) -> int:
 
         return hook
 
-    handles = [m.register_forward_pre_hook(note(name)) for name, m in model.named_modules() if isinstance(m, _Layers)]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    handles = [m.register_forward_pre_hook(note(name)) for name, m in model.named_modules() if isinstance(m, Layer)]
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             output = model(example_batch)
     except Exception as error:  # the forward is the user's code
         raise ModelError(_explain(error, example_batch, seen)) from error
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes:
-            module.training = training
     return _check_output(output, example_batch, classes)
 
 
@@ -142,7 +139,7 @@ def _explain(error: Exception, batch: Tensor, seen: list[tuple[str, nn.Module, t
                     f"the data give {data}, and {place} gets {shape[-1]} features but expects {layer.in_features}; "
                     "expected inputs of the size the model was built for: resize them, or build the model for this size"
                 )
-        elif isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)):
+        elif isinstance(layer, Layer):
             axes = layer.weight.ndim
             if len(shape) != axes:
                 return (

@@ -20,17 +20,11 @@ from torch import Tensor, fx, nn
 from nutlet.errors import ModelError, NutletError
 from nutlet.inputs.archive import DTYPES, NAME, Program, read_program
 from nutlet.inputs.layers import layer_for
+from nutlet.inputs.operators import function
 
 __all__ = ["load_program"]
 
-_ATEN = re.compile(r"torch\.ops\.aten\.([a-z0-9_]+)\.[A-Za-z0-9_]+")
-# Operators that read files, or reach memory that no check guards.
-_REFUSED = frozenset({"from_file", "set_", "set_data", "resize_", "resize_as_", "empty", "empty_like", "new_empty"})
-_INTERNAL = frozenset({"_softmax", "_log_softmax", "_to_copy", "_unsafe_view"})
 _CHECKS = re.compile(r"torch\.ops\.aten\.(_assert\w*|sym_constrain_range\w*)\.\w+")
-_PYTHON = frozenset(
-    {"add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge"}
-)
 _MEMORY_FORMATS = {
     1: torch.contiguous_format,
     2: torch.channels_last,
@@ -44,8 +38,9 @@ _MAX_TRIAL = 50_000_000
 def load_program(path: Path) -> nn.Module:
     """Return the model in a ``.pt2`` file, with real layers, in evaluation mode and for batches of any size.
 
-    Nothing in the file is executed, unpickled or evaluated: the graph is read as JSON, only ATen operators are
-    accepted, and weights are raw bytes. (What remains to a hostile file is to ask for much time or memory.)
+    Nothing in the file is executed, unpickled or evaluated: the graph is read as JSON, only operators on a list are
+    accepted (:mod:`nutlet.inputs.operators`), and weights are raw bytes. (What remains to a hostile file is to
+    ask for much time or memory.)
 
     Raises:
         StorageError: the file is damaged, or holds what would have to be unpickled.
@@ -146,7 +141,7 @@ class _Rebuild:
             self.root.add_module(path, nn.Dropout(float(named["p"]["as_float"])))
             self._bind(node, self.graph.call_module(path, (args[0],)))
         else:
-            self._bind(node, self.graph.call_function(_function(target), args, kwargs))
+            self._bind(node, self.graph.call_function(function(target), args, kwargs))
 
     def _add_layer(self, path: str, key: Any, layer: nn.Module) -> bool:
         """Put ``layer`` at ``path``; False where another layer is there already."""
@@ -274,21 +269,6 @@ def _outputs(outputs: list[dict[str, Any]]) -> Iterator[str | None]:
             yield None
         else:
             raise ModelError(f"a node gives a result of the kind {kind!r}; expected tensors and sizes")
-
-
-def _function(target: str) -> Any:
-    """Return the operator that ``target`` names: ATen only, found by name in the registry and nowhere else."""
-    match = _ATEN.fullmatch(target)
-    if match:
-        name = match[1]
-        if name not in _REFUSED and (not name.startswith("_") or name in _INTERNAL) and hasattr(torch.ops.aten, name):
-            # The packet, not the overload: its name is the plain one that walks over the model show.
-            return getattr(torch.ops.aten, name)
-    if target.startswith("_operator.") and target.removeprefix("_operator.") in _PYTHON:
-        return getattr(operator, target.removeprefix("_operator."))
-    raise ModelError(
-        f"the program calls {target!r}; expected plain ATen operators: name the model's Python factory instead"
-    )
 
 
 def _try(module: nn.Module, program: Program) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nutlet.errors import ModelError, StorageError, nearest
 
-__all__ = ["check_finite", "fit", "read_weights"]
+__all__ = ["check_finite_weights", "load_into", "read_weights"]
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _SHOWN = 4
@@ -85,7 +85,7 @@ def _read_checkpoint(path: Path) -> Any:
         ) from error
 
 
-def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+def load_into(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load ``weights`` into ``model``; names and shapes must agree.
 
     Raises:
@@ -120,7 +120,7 @@ def fit(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     model.load_state_dict(dict(weights), strict=False)
 
 
-def check_finite(model: nn.Module) -> None:
+def check_finite_weights(model: nn.Module) -> None:
     """Raise ModelError naming the parameters and buffers of ``model`` that hold NaN or infinity."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     bad = [name for name, t in tensors if t.is_floating_point() and not bool(torch.isfinite(t.detach()).all())]

@@ -11,7 +11,7 @@ import numpy as np
 
 from nutlet.data import Examples
 from nutlet.errors import ConfigError
-from nutlet.measurement.environment import cores
+from nutlet.measurement.machine import cores
 from nutlet.measurement.runtime import Runtime
 from nutlet.progress import Progress
 

@@ -11,18 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from nutlet.data import Examples
-from nutlet.errors import DataError, ModelError, StorageError
+from nutlet.errors import DataError, ModelError, StorageError, first_line
 from nutlet.measurement.accuracy import check_finite
-from nutlet.measurement.environment import cores
+from nutlet.measurement.machine import cores
 from nutlet.progress import Progress
+from nutlet.storage import LARGEST_ONNX
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["LARGEST_FILE", "Runtime", "read_onnx"]
-
-LARGEST_FILE = 2 * 2**30
-"""Bytes; a protobuf message, hence an ONNX file without external data, cannot be larger."""
+__all__ = ["Runtime", "read_onnx"]
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 
@@ -33,8 +31,8 @@ def read_onnx(path: str | Path) -> bytes:
     External data are refused: such a file names other files to read, which a file of unknown origin must not.
 
     Raises:
-        StorageError: there is no such file, it is larger than :data:`LARGEST_FILE`, it is not ONNX (or cut off),
-            or it points to external data.
+        StorageError: there is no such file, it is larger than :data:`~nutlet.storage.LARGEST_ONNX`, it is not ONNX (or
+            cut off), or it points to external data.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -46,12 +44,12 @@ def read_onnx(path: str | Path) -> bytes:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            content = b"" if size > LARGEST_FILE else file.read(LARGEST_FILE)
+            content = b"" if size > LARGEST_ONNX else file.read(LARGEST_ONNX)
     except OSError as error:
         raise StorageError(f"could not read {path}: {error.strerror}; expected a readable ONNX file") from error
-    if size > LARGEST_FILE:
+    if size > LARGEST_ONNX:
         raise StorageError(
-            f"{path} has {size:,} bytes; expected an ONNX file of at most {LARGEST_FILE:,}: "
+            f"{path} has {size:,} bytes; expected an ONNX file of at most {LARGEST_ONNX:,}: "
             "none without external data is larger"
         )
     try:
@@ -119,7 +117,7 @@ class Runtime:
             self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
-                f"ONNX Runtime {ort.__version__} refuses {self.path}: {_first_line(error)}; expected a file it can "
+                f"ONNX Runtime {ort.__version__} refuses {self.path}: {first_line(error)}; expected a file it can "
                 "run on the CPU: export it again, with operators and an opset this version knows"
             ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -192,7 +190,7 @@ class Runtime:
             return self._session.run([self._output], {self.input_name: x})[0]
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
-                f"{self.path} fails on a batch of {len(x)}: {_first_line(error)}; expected it to run: export it "
+                f"{self.path} fails on a batch of {len(x)}: {first_line(error)}; expected it to run: export it "
                 "again with a batch of two or more and a dynamic batch dimension"
             ) from error
 
@@ -266,8 +264,3 @@ def _of_attributes(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.T
             yield from (sparse.values, sparse.indices)
         for graph in (attribute.g, *attribute.graphs):
             yield from _of_graph(graph)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]

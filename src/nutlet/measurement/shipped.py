@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import zstandard
 from torch import nn
 
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
 from nutlet.measurement.accuracy import Estimate, agreement, difference, predict_module, top1
-from nutlet.measurement.environment import environment
 from nutlet.measurement.latency import Latency, check_settings, latencies
+from nutlet.measurement.machine import environment
 from nutlet.measurement.memory import peak_memory
 from nutlet.measurement.results import Figures, FileFigures, Measurement
 from nutlet.measurement.runtime import Runtime
 from nutlet.progress import Progress
+from nutlet.storage import packed_size
 
 __all__ = ["measure"]
 
@@ -106,7 +106,7 @@ def _file(
         examples=accuracy.examples,
         path=runtime.path.name,
         bytes=len(runtime.content),
-        bytes_zstd=len(zstandard.ZstdCompressor(level=19).compress(runtime.content)),
+        bytes_zstd=packed_size(runtime.content),
         latency=timed,
         peak_memory_mib=memory.file_mib if memory else None,
         peak_process_mib=memory.process_mib if memory else None,

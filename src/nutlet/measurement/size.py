@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import zstandard
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -13,14 +12,13 @@ from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Edited, walk
 from nutlet.graph.work import site_macs
 from nutlet.history import LayerSize, Size
+from nutlet.storage import packed_size
 
-__all__ = ["ZSTD_LEVEL", "size_of"]
-
-ZSTD_LEVEL = 19
+__all__ = ["size_of"]
 
 
 def size_of(model: nn.Module, example: Tensor) -> Size:
-    """Return the size of ``model`` with its constraints baked and its quantized weights as integers.
+    """Return the size of ``model`` with its constraints finalized and its quantized weights as integers.
 
     Args:
         model: any module or intermediate result of a chain; it is not changed.
@@ -34,8 +32,8 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     work: dict[str, int] = {}
     for site in record.sites.values():
         work[site.module] = work.get(site.module, 0) + site_macs(site, record.batch)
-    baked = finalize(model)
-    body = baked.model if isinstance(baked, Edited) else baked
+    final = finalize(model)
+    body = final.model if isinstance(final, Edited) else final
     seen: set[int] = set()
     layers = []
     content = bytearray()
@@ -70,7 +68,7 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     return Size(
         parameters=parameters,
         bytes=len(content),
-        bytes_zstd=len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(bytes(content))),
+        bytes_zstd=packed_size(bytes(content)),
         macs=sum(work.values()),
         effective_macs=effective,
         layers=tuple(layers),

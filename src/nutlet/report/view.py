@@ -11,14 +11,13 @@ from markupsafe import Markup
 from nutlet.report import charts
 from nutlet.report.charts import Bar
 from nutlet.report.figures import NOT_MEASURED, change, count, exact, milliseconds, percent, points, seconds, size
-from nutlet.report.verdict import SAME_SPEED, accuracy_change, paired_latency, verdict
+from nutlet.report.verdict import PARITY_EXPECTED, SAME_SPEED, accuracy_change, paired_latency, verdict
 
 __all__ = ["view"]
 
 LAYERS_SHOWN = 400
 """Rows of the layer table: a page stays below one megabyte; the rest are in report.json."""
 GONE_SHOWN = 20
-PARITY_EXPECTED = 0.99
 BUSY = 0.1
 """Where the ratio of medians and the median of ratios differ by more, other work disturbed the timing."""
 
