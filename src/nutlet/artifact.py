@@ -128,7 +128,7 @@ class Compressed:
         )
         columns = ("step", "validation accuracy", "bytes", "after zstd", "MACs", "effective MACs", "seconds")
         notes = [f"{step.name}: {note}" for step in self.steps for note in step.notes]
-        return Table("What each step did", columns, rows, tuple(notes))
+        return Table("What each step did to the model in memory", columns, rows, tuple(notes))
 
     def __rich__(self) -> Any:
         return self.table().__rich__()
