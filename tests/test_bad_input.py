@@ -84,7 +84,7 @@ X, Y = arrays()
         (X, Y + 7, DataError, ["labels up to 9, the model has 3 outputs", "check the labels"]),
         (X, np.eye(3, dtype="int64")[Y], DataError, ["one-hot labels: take argmax"]),
         (X.astype(object), Y, StorageError, ["pickled objects", "not read"]),
-        (X[:30], Y[:30], DataError, ["found 25 training examples", "lower `calibration` or add data"]),
+        (X[:26], np.zeros(26, dtype="int64"), DataError, ["all training labels are 0", "at least two classes"]),
         (X[:0], Y[:0], DataError, ["no examples"]),
     ],
 )

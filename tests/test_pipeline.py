@@ -25,6 +25,7 @@ import nutlet as nl
 import tiny
 from nutlet.artifact import Compressed
 from nutlet.data import Data
+from nutlet.errors import ConfigError, ModelError, StorageError
 from nutlet.method import Plan
 from nutlet.predict import predict
 
@@ -457,3 +458,34 @@ def test_no_change_of_the_manifest_gets_past_as_anything_but_a_storage_error(
     assert str(loaded.table())
     assert loaded.recipe is not None
     assert loaded.model(loaded.example).shape[-1] == tiny.CLASSES
+
+
+def test_what_is_given_is_checked_first(mlp: tuple[nn.Module, Data], tmp_path: Path) -> None:
+    model, data = mlp
+    for recover in (True, 3):
+        with pytest.raises(ConfigError, match="expected a method that trains"):
+            nl.compress(model, [nl.Quantize()], data, recover=recover)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"expected nutlet\.Data"):
+        nl.compress(model, [nl.Quantize()], (data.train.x, data.train.y))  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="could not write"):
+        nl.compress(model, [nl.Quantize()], data, workdir=tmp_path / "file")
+    single = nl.compress(model, nl.Quantize(include=["*"]), data, recover="FineTune")  # type: ignore[arg-type]
+    assert [step.name for step in single.steps] == ["original", "Quantize"]
+    assert repr(single).startswith("<Compressed original → Quantize: ")
+    assert "validation accuracy" in str(single)
+
+
+def test_channels_that_cannot_be_followed_are_an_error_in_words() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reads = nn.LSTM(8, 16, batch_first=True, bidirectional=True)
+            self.hidden, self.out = nn.Linear(32, 32), nn.Linear(32, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.hidden(self.reads(x)[0][:, -1]).relu())
+
+    examples = nl.Examples.from_arrays(torch.randn(60, 5, 8), torch.arange(60) % 3)
+    with pytest.raises(ModelError, match="Leave PruneChannels out"):
+        nl.compress(Both(), [nl.PruneChannels(ratio=0.5)], nl.split(examples))

@@ -130,6 +130,13 @@ class Compressed:
         notes = [f"{step.name}: {note}" for step in self.steps for note in step.notes]
         return Table("What each step did to the model in memory", columns, rows, tuple(notes))
 
+    def __repr__(self) -> str:
+        chain = " → ".join(step.name for step in self.steps)
+        return f"<Compressed {chain}: {self.steps[-1].size.bytes:,} bytes>"
+
+    def __str__(self) -> str:
+        return str(self.table())
+
     def __rich__(self) -> Any:
         return self.table().__rich__()
 

@@ -21,7 +21,6 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="nutlet",
-    help="A small model in a hard shell: compress a model, ship it, and measure the file that ships.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -81,6 +80,23 @@ def _loading() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        typer.echo(importlib.metadata.version("nutlet"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A small model in a hard shell: compress a model, ship it, and measure the file that ships."""
+
+
 @app.command()
 @_reported
 def compress(
@@ -107,9 +123,11 @@ def compress(
         from nutlet.pipeline import compress as run_chain
         from nutlet.progress import Progress
         from nutlet.recipe import load_recipe
+        from nutlet.storage import prepare_folder
 
     progress = Progress(quiet=quiet or as_json)
     steps = load_recipe(recipe)
+    prepare_folder(out)
     original = load_model(model, weights)
     examples = load_data(
         data,
@@ -128,7 +146,7 @@ def compress(
         examples,
         out,
         command=_command(),
-        names=(model, data),
+        names=(_short(model), _short(data)),
         seconds=seconds,
         progress=progress,
     )
@@ -256,6 +274,11 @@ def _show(*things: Any) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=140)
     for thing in things:
         console.print(thing)
+
+
+def _short(spec: str) -> str:
+    """Return how a report names a model or data: without the folders, which are nobody's business."""
+    return Path(spec.rpartition(":")[2]).name
 
 
 def _command() -> str:

@@ -174,7 +174,7 @@ def split(
 
     Args:
         validation: share of the training set held out, at most 5,000 examples.
-        calibration: number of training examples used for ranges and scores.
+        calibration: number of training examples used for ranges and scores; all where there are fewer.
 
     Raises:
         ConfigError: ``seed`` is negative.
@@ -188,11 +188,13 @@ def split(
     if not 0 < validation < 1:
         raise DataError(f"validation is {validation}; expected a share between 0 and 1")
     held = min(max(int(len(train) * validation), 1), 5000)
-    if calibration < 1 or len(train) - held < calibration:
+    if calibration < 1 or len(train) - held < 1:
         raise DataError(
-            f"found {len(train)} training examples, of which {held} go to validation; expected at least one "
-            f"calibration example and {calibration} to take; lower `calibration` or add data"
+            f"found {len(train)} training examples, of which {held} go to validation, and {calibration} asked for "
+            "calibration; expected at least one calibration example: raise `calibration`, or add data"
         )
+    if train.classes < 2:
+        raise DataError("all training labels are 0; expected at least two classes: check which column holds the label")
     if test is not None and test.x.shape[1:] != train.x.shape[1:]:
         raise DataError(
             f"test inputs have shape {tuple(test.x.shape[1:])}, training inputs {tuple(train.x.shape[1:])}; "

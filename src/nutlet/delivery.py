@@ -87,11 +87,11 @@ def _report(
         "history": [step.to_dict() for step in compressed.steps],
         "measurement": figures.to_dict(),
         "parity": check.to_dict(),
-        "warnings": _warnings(compressed, figures, check),
+        "warnings": _warnings(compressed, figures, check, data.classes),
     }
 
 
-def _warnings(compressed: Compressed, figures: Measurement, check: Parity) -> list[str]:
+def _warnings(compressed: Compressed, figures: Measurement, check: Parity, classes: int) -> list[str]:
     """Say what a user should not have to find out alone."""
     warnings = []
     if figures.size_ratio is not None and 1 / figures.size_ratio >= 1 - SAME_SIZE:
@@ -106,6 +106,17 @@ def _warnings(compressed: Compressed, figures: Measurement, check: Parity) -> li
     if check.agreement < PARITY_EXPECTED:
         warnings.append(
             f"The file agrees with its PyTorch simulation on only {check.agreement:.1%} of {check.examples} inputs."
+        )
+    original = figures.original
+    if original is not None and original.accuracy < 2 / classes:
+        warnings.append(
+            f"The original itself is right on only {original.accuracy:.1%} of the examples, near chance. Were its "
+            "weights given, and are mean, std and labels those it was trained with? Changes measured here mean little."
+        )
+    if figures.split == "validation":
+        warnings.append(
+            "There is no test set: accuracy was measured on held-out training examples, which the original may have "
+            "been trained on. Name a test set for an honest figure."
         )
     final = compressed.steps[-1].size
     if final.effective_macs < 0.9 * final.macs:

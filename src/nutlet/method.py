@@ -75,6 +75,8 @@ class Method:
     def __post_init__(self) -> None:
         """Check option types; subclasses extend this to check values."""
         for option in dataclasses.fields(self):
+            if isinstance(getattr(self, option.name), list):
+                object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
             _check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
 
     def decide(self, model: nn.Module, context: Context) -> Plan:

@@ -29,7 +29,7 @@ from nutlet.method import Context, Method
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import load_recipe, parse_recipe, with_recovery
-from nutlet.storage import digest
+from nutlet.storage import digest, prepare_folder
 from nutlet.train import CHECKPOINT
 
 __all__ = ["compress"]
@@ -37,10 +37,10 @@ __all__ = ["compress"]
 
 def compress(
     model: nn.Module,
-    recipe: Sequence[Method | dict[str, Any] | str] | Path | str,
+    recipe: Method | Sequence[Method | dict[str, Any] | str] | Path | str,
     data: Data,
     *,
-    recover: Method | None = None,
+    recover: Method | dict[str, Any] | str | None = None,
     seed: int = 0,
     workdir: Path | str | None = None,
     progress: Progress | None = None,
@@ -63,12 +63,18 @@ def compress(
         ModelError: the model has NaN weights or does not take the data, or a method finds nothing it can work on.
         StorageError: ``workdir`` cannot be written.
     """
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data is a {type(data).__name__}; expected nutlet.Data: nutlet.split(nutlet.Examples.from_arrays(x, y))"
+        )
     steps = _methods(recipe, recover)
     original = copy.deepcopy(model).cpu().eval()
     check_finite_weights(original)
     check_model(original, data.calibration.batch(slice(0, 2))[0], data.classes)
     progress = progress or Progress(quiet=True)
     teacher = copy.deepcopy(original).requires_grad_(False)
+    if workdir is not None:
+        prepare_folder(Path(workdir))
     keys = _keys(original, data, steps, seed) if workdir is not None else []
     folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
     result = _latest(folders, original, data, progress)
@@ -144,7 +150,16 @@ def _summary(now: Step, before: Step) -> str:
     )
 
 
-def _methods(recipe: Sequence[Method | dict[str, Any] | str] | Path | str, recover: Method | None) -> list[Method]:
+def _methods(
+    recipe: Method | Sequence[Method | dict[str, Any] | str] | Path | str,
+    recover: Method | dict[str, Any] | str | None,
+) -> list[Method]:
+    if isinstance(recover, (str, dict)):
+        recover = Method.from_dict(recover)
+    if recover is not None and not isinstance(recover, Method):
+        raise ConfigError(f"recover is {recover!r}; expected a method that trains, as Distill(epochs=5)")
+    if isinstance(recipe, Method):
+        recipe = [recipe]
     if isinstance(recipe, (str, Path)):
         steps = load_recipe(recipe)
     elif not recipe:

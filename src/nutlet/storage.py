@@ -13,7 +13,16 @@ from typing import Any
 
 from nutlet.errors import StorageError
 
-__all__ = ["LARGEST_ONNX", "ZSTD_LEVEL", "digest", "packed_size", "write_atomic", "write_json", "write_text"]
+__all__ = [
+    "LARGEST_ONNX",
+    "ZSTD_LEVEL",
+    "digest",
+    "packed_size",
+    "prepare_folder",
+    "write_atomic",
+    "write_json",
+    "write_text",
+]
 
 LARGEST_ONNX = 2**31 - 1
 """Bytes; a protobuf message, hence an ONNX file without external data, cannot be larger."""
@@ -38,6 +47,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         write(aside)
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(aside, 0o666 & ~_umask())  # some writers make files for the owner alone
         os.replace(aside, path)
     except Exception as error:
         causes = list(_causes(error))
@@ -50,6 +60,22 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # a folder that cannot be written holds nothing to remove either
             aside.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make ``folder`` and try to write in it, before hours are spent on what is to go there.
+
+    Raises:
+        StorageError: it cannot be made or written.
+    """
+    write_atomic(folder / ".nutlet", lambda aside: aside.write_bytes(b""))
+    (folder / ".nutlet").unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -198,6 +198,28 @@ def test_a_relu_that_does_something_stays(tmp_path: Path) -> None:
         assert [node.op_type for node in model.graph.node].count("Relu") == left, (zero, also)
 
 
+class PaddedShortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.last = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)  # no ReLU: the zero point is not 0
+        x = self.second(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        return self.last(x).mean((2, 3))
+
+
+def test_a_padded_shortcut_stays_in_integers(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = quantized(PaddedShortcut().eval(), data)
+    slim = export_onnx(chosen, tmp_path / "slim.onnx", data.train.x[:2])
+    monkeypatch.setattr(exporter, "slim", lambda proto: None)
+    full = export_onnx(chosen, tmp_path / "full.onnx", data.train.x[:2])
+    assert np.array_equal(answers(slim, data.train.x), answers(full, data.train.x))
+    assert fused(slim)["Pad"] == 1
+    assert fused(slim)["QuantizeLinear"] == fused(full)["QuantizeLinear"] - 1
+
+
 class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if float(x.sum()) > 0 else -x

@@ -12,12 +12,15 @@ _ASSUMED = {"strides": 1, "dilations": 1, "pads": 0}
 
 
 def slim(proto: Any) -> None:
-    """Remove attributes at their default values, and each ReLU that the quantization after it already is.
+    """Remove what the file need not say, and computations that change nothing.
 
+    Those are attributes at their default values, each ReLU that the quantization after it already is, and the way
+    through floating point where padding in one scale only moves codes.
     Outputs stay the same bit for bit, and a runtime that fuses integer operations fuses the same ones.
     """
     _drop_defaults(proto)
     _drop_clamped_relus(proto.graph)
+    _pad_codes(proto.graph)
 
 
 def _drop_defaults(proto: Any) -> None:
@@ -52,3 +55,28 @@ def _drop_clamped_relus(graph: Any) -> None:
         if relu is not None and zero is not None and not onnx.numpy_helper.to_array(zero).any():
             node.input[0] = relu.input[0]
             graph.node.remove(relu)
+
+
+def _pad_codes(graph: Any) -> None:
+    """Pad (and slice) codes where values are dequantized, padded and quantized in the same scale; runtimes do not."""
+    producer = {name: node for node in graph.node for name in node.output}
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(output.name for output in graph.output)
+    for last in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        chain = []
+        node = producer.get(last.input[0])
+        while node is not None and node.op_type in ("Pad", "Slice") and readers[node.output[0]] == 1:
+            chain.append(node)
+            node = producer.get(node.input[0])
+        pads = [moving for moving in chain if moving.op_type == "Pad"]
+        if node is None or node.op_type != "DequantizeLinear" or node.input[1:] != last.input[1:]:
+            continue
+        # Zeros alone: what a Pad with a value of its own writes need not be on the grid.
+        if not pads or any(len(pad.input) > 2 or pad.attribute for pad in pads):
+            continue
+        chain[-1].input[0] = node.input[0]
+        for pad in pads:
+            pad.input.append(last.input[2])
+        for reader in graph.node:
+            reader.input[:] = [chain[0].output[0] if name == last.output[0] else name for name in reader.input]
+        graph.node.remove(last)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import NutletError
+from nutlet.errors import ModelError, NutletError, first_line
 from nutlet.graph.constraints import (
     constrain,
     constrained_layers,
@@ -192,10 +192,17 @@ def _dependencies(model: nn.Module, example: Tensor) -> Any:
         parameter.requires_grad_(True)
     with warnings.catch_warnings(), evaluating(model), torch.enable_grad():
         warnings.simplefilter("ignore")  # it warns of every parameter outside a known layer; the trial decides
-        graph = torch_pruning.DependencyGraph().build_dependency(model, example, verbose=False)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    return graph
+        try:
+            return torch_pruning.DependencyGraph().build_dependency(model, example, verbose=False)
+        except Exception as error:  # a layer it does not know may raise anything
+            raise ModelError(
+                f"how the channels of this model hang together could not be followed ({type(error).__name__}: "
+                f"{first_line(error)}); expected layers that Torch-Pruning knows. Leave PruneChannels out, or replace "
+                "the unusual layer (a bidirectional LSTM is one)"
+            ) from error
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
 
 def _output(model: nn.Module, example: Tensor) -> Tensor:
