@@ -99,7 +99,6 @@ def run_demo(
     FineTune(epochs=12, lr=0.1, batch_size=64).train(
         model, Context(data=data, teacher=model, seed=seed, progress=progress)
     )
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     result = compress(model, RECIPE, data, seed=seed, workdir=out / "steps", progress=progress)
     figures, parity = deliver(
         result, model, data, out, command=command, names=("DigitsNet", "digits"), seconds=1.0, progress=progress

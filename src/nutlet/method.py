@@ -75,7 +75,7 @@ class Method:
     def __post_init__(self) -> None:
         """Check option types; subclasses extend this to check values."""
         for option in dataclasses.fields(self):
-            if isinstance(getattr(self, option.name), list):
+            if isinstance(getattr(self, option.name), list):  # as JSON, YAML and people write a tuple
                 object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
             _check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
 
@@ -138,7 +138,7 @@ class Method:
             raise ConfigError(
                 f"{name} needs the option {missing[0]!r}; expected a value for it, see `nutlet methods {name}`"
             )
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+        return kind(**options)
 
 
 Kind = TypeVar("Kind", bound=type[Method])

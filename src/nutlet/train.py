@@ -109,7 +109,7 @@ def fit(
         task.advance(start * len(batches.sampler))
         for epoch in range(start, settings.epochs):
             # Asked before an epoch and not after one: a run killed in between stops at the same place.
-            if settings.patience and trained and epoch - 1 - best.epoch >= settings.patience:
+            if settings.patience and epoch - 1 - best.epoch >= settings.patience:
                 notes.append(f"stopped after epoch {epoch}, no better for {settings.patience}")
                 break
             batches.begin(epoch)

@@ -79,7 +79,7 @@ def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict
         except NutletError:
             raise
         except Exception as error:  # the dependency graph, or the model without the channel, may fail in any way at all
-            refused[root] = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            refused[root] = f"{type(error).__name__}: {first_line(error)}"
             continue
         # Another shape: these channels are the model's outputs, which are nobody's to remove.
         if thinner.shape == shape:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.errors import ConfigError, ModelError, NutletError
+from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.modules import Passthrough, replace
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.method import Context, Method, Plan, register
@@ -76,7 +76,7 @@ class DropBlocks(Method):
                     except NutletError:
                         raise
                     except Exception as error:  # a model that reads its block's inside may fail in any way at all
-                        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+                        reason = f"{type(error).__name__}: {first_line(error)}"
                         notes.append(f"{name}: the model does not run without it ({reason}); left alone")
                         candidates.remove(name)
                         self._check_enough(candidates, notes)
