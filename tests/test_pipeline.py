@@ -25,7 +25,7 @@ import nutlet as nl
 import tiny
 from nutlet.artifact import Compressed
 from nutlet.data import Data
-from nutlet.errors import ConfigError, ModelError, StorageError
+from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.method import Plan
 from nutlet.predict import predict
 
@@ -489,3 +489,33 @@ def test_channels_that_cannot_be_followed_are_an_error_in_words() -> None:
     examples = nl.Examples.from_arrays(torch.randn(60, 5, 8), torch.arange(60) % 3)
     with pytest.raises(ModelError, match="Leave PruneChannels out"):
         nl.compress(Both(), [nl.PruneChannels(ratio=0.5)], nl.split(examples))
+
+
+@pytest.mark.parametrize("only", [0, 3])
+def test_one_class_is_nothing_to_learn(only: int) -> None:
+    with pytest.raises(DataError, match=f"all training labels are {only}"):
+        nl.split(nl.Examples.from_arrays(torch.randn(20, 4), torch.full((20,), only)))
+
+
+def test_a_sound_original_of_two_classes_is_not_called_chance(tmp_path: Path) -> None:
+    x = torch.randn(300, 2)
+    labels = (x[:, 0] > 0).long()
+    labels[::8] = 1 - labels[::8]  # nobody gets more than seven in eight right
+    model = nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0]] * 8))
+        model[1].weight.copy_(torch.tensor([[-1.0] * 8, [1.0] * 8]))
+        for layer in model:
+            layer.bias.zero_()
+    examples = nl.Examples.from_arrays(x, labels)
+
+    def warnings(original: nn.Module, name: str) -> str:
+        data = nl.split(examples, examples)
+        small = nl.compress(original, nl.Quantize(), data)
+        nl.deliver(small, original, data, tmp_path / name, seconds=0.01)
+        return " ".join(json.loads((tmp_path / name / "report.json").read_text())["warnings"])
+
+    assert "near chance" not in warnings(model, "sound")
+    with torch.no_grad():
+        model[1].weight.neg_()
+    assert "near chance" in warnings(model, "upside-down")

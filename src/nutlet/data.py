@@ -193,8 +193,11 @@ def split(
             f"found {len(train)} training examples, of which {held} go to validation, and {calibration} asked for "
             "calibration; expected at least one calibration example: raise `calibration`, or add data"
         )
-    if train.classes < 2:
-        raise DataError("all training labels are 0; expected at least two classes: check which column holds the label")
+    if len(train) > 1 and int(train.y.min()) == int(train.y.max()):
+        raise DataError(
+            f"all training labels are {int(train.y[0])}; expected at least two classes: "
+            "check which column holds the label"
+        )
     if test is not None and test.x.shape[1:] != train.x.shape[1:]:
         raise DataError(
             f"test inputs have shape {tuple(test.x.shape[1:])}, training inputs {tuple(train.x.shape[1:])}; "

@@ -108,7 +108,7 @@ def _warnings(compressed: Compressed, figures: Measurement, check: Parity, class
             f"The file agrees with its PyTorch simulation on only {check.agreement:.1%} of {check.examples} inputs."
         )
     original = figures.original
-    if original is not None and original.accuracy < 2 / classes:
+    if original is not None and _near_chance(original.accuracy, classes):
         warnings.append(
             f"The original itself is right on only {original.accuracy:.1%} of the examples, near chance. Were its "
             "weights given, and are mean, std and labels those it was trained with? Changes measured here mean little."
@@ -125,3 +125,12 @@ def _warnings(compressed: Compressed, figures: Measurement, check: Parity, class
             "skips: sparsity makes the downloaded file smaller, not the raw one, and nothing faster."
         )
     return warnings
+
+
+def _near_chance(accuracy: float, classes: int) -> bool:
+    """Whether an accuracy is less than a tenth of the way from guessing to perfect.
+
+    >>> [_near_chance(*case) for case in ((0.85, 2), (0.54, 2), (0.18, 10), (0.3, 10))]
+    [False, True, True, False]
+    """
+    return accuracy < 1 / classes + 0.1 * (1 - 1 / classes)

@@ -67,7 +67,7 @@ class Training:
             if getattr(self, option) < least:
                 raise ConfigError(f"{owner}.{option} is {getattr(self, option)}; expected {least} or more")
         if not 0 < self.lr < 100:
-            raise ConfigError(f"{owner}.lr is {self.lr}; expected a positive learning rate")
+            raise ConfigError(f"{owner}.lr is {self.lr}; expected a learning rate above 0 and below 100")
         if not 0 <= self.weight_decay < 1:
             raise ConfigError(f"{owner}.weight_decay is {self.weight_decay}; expected 0 up to but not including 1")
         if self.patience is not None and self.patience < 1:
