@@ -27,12 +27,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"errors", "history", "progress"},
     {"data", "storage", "table"},
-    {"predict"},
-    {"graph", "method"},
+    {"fingerprint", "predict"},
+    {"graph", "jobs", "method"},
     {"export", "inputs", "measurement", "recipe", "report", "train"},
-    {"artifact", "methods"},
-    {"pipeline"},
-    {"delivery"},
+    {"artifact", "methods", "oracle", "thief"},
+    {"attack", "pipeline"},
+    {"attacks", "delivery"},
+    {"audit"},
     {"demo"},
     {"cli"},
     {"__main__"},
@@ -41,6 +42,7 @@ LAYERS = (
 EXCEPTIONS = {
     # The registry loads our own methods when it is first asked what there is.
     ("nutlet.method", "nutlet.methods"),
+    ("nutlet.attack", "nutlet.attacks"),
 }
 PROGRAMS = {"nutlet.__main__", "nutlet.measurement.probe"}
 """Modules that are run and not imported: they have no public names."""

@@ -8,7 +8,9 @@
     ├── ModelError       the model cannot be loaded, or no method can work on it
     ├── ExportError      the file could not be written as a runtime would read it
     ├── StorageError     a file could not be written or is not what it claims to be
-    └── MissingExtra     an optional package is not installed
+    ├── MissingExtra     an optional package is not installed
+    ├── OracleError      a victim does not answer, or not as it promised
+    └── BudgetError      an attack asked for more answers than it may have
 
 Each message says what was found, what was expected and how to mend it.
 """
@@ -19,12 +21,14 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BudgetError",
     "ConfigError",
     "DataError",
     "ExportError",
     "MissingExtra",
     "ModelError",
     "NutletError",
+    "OracleError",
     "StorageError",
     "first_line",
     "nearest",
@@ -77,6 +81,18 @@ class MissingExtra(NutletError):
             f"{purpose} needs the package {package!r}, which is not installed; "
             f"install it with: pip install 'nutlet[{extra}]'"
         )
+
+
+class OracleError(NutletError):
+    """A victim does not answer, or answers something else than it promised."""
+
+    exit_code = 8
+
+
+class BudgetError(NutletError):
+    """An attack asked for more answers than it may have."""
+
+    exit_code = 9
 
 
 def first_line(error: BaseException) -> str:

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from nutlet.data import Augment, Examples
 from nutlet.errors import ConfigError, ModelError, StorageError
 from nutlet.graph.constraints import widen
 from nutlet.method import Context
 from nutlet.predict import evaluate
+from nutlet.progress import Progress
 from nutlet.storage import write_atomic
 
-__all__ = ["CHECKPOINT", "LossTerm", "Training", "cross_entropy", "fit"]
+__all__ = ["CHECKPOINT", "LossTerm", "Training", "cross_entropy", "fit", "train_on"]
 
 CHECKPOINT = "training.pt"
 """Name of the checkpoint in a step's folder."""
@@ -77,35 +79,80 @@ class Training:
 def fit(
     model: nn.Module, context: Context, settings: Training, loss: LossTerm, *, title: str = "training"
 ) -> list[str]:
+    """Train ``model`` as a method does: on the training split, watched on the validation split; see :func:`train_on`.
+
+    Checkpoints go to ``context.workdir``. The last one stays until the caller has kept the result.
+    """
+    return train_on(
+        model,
+        context.data.train,
+        settings,
+        loss,
+        validation=context.data.validation,
+        augment=context.data.augment,
+        seed=context.seed,
+        checkpoint=context.workdir / CHECKPOINT if context.workdir else None,
+        progress=context.progress,
+        title=title,
+    )
+
+
+def train_on(
+    model: nn.Module,
+    examples: Examples,
+    settings: Training,
+    loss: LossTerm,
+    *,
+    validation: Examples | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    title: str = "training",
+) -> list[str]:
     """Train ``model`` in place and return notes for the history.
 
-    Checkpoints go to ``context.workdir`` after each epoch, and a run found there is continued. The last one stays until
-    the caller has kept the result.
+    Args:
+        model: changed in place; in evaluation mode afterwards.
+        examples: what it is trained on.
+        settings: how long and how.
+        loss: sees inputs, outputs and labels of a batch. Where targets are no class indices, let the labels be the
+            numbers of the examples and look the targets up.
+        validation: told after each epoch; what ``settings.patience`` goes by.
+        augment: applied to each batch.
+        seed: the only source of randomness.
+        checkpoint: written after each epoch; a run found there is continued.
+        progress: shows a bar.
+        title: stands beside it.
 
     Raises:
         ModelError: the loss became NaN or infinite.
+        ConfigError: ``settings.patience`` without validation examples.
         StorageError: the checkpoint is damaged or cannot be written.
     """
     from accelerate import Accelerator
 
+    if settings.patience and validation is None:
+        raise ConfigError(f"patience is {settings.patience} without validation examples; expected some to go by")
+    progress = progress or Progress(quiet=True)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _computes_in_bf16())
     # Accelerate's own mixed precision is one setting for the whole process, and stays in the model's forward.
     accelerator = Accelerator(mixed_precision="no")
-    batches = _Batches(context, settings.batch_size)
+    batches = _Batches(examples, augment, seed, settings.batch_size)
     loader = DataLoader(batches, batch_sampler=batches.sampler, collate_fn=_as_is)
-    if context.example.ndim == 4:
+    if examples.x.ndim == 4:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(model, settings)
     steps = settings.epochs * len(batches.sampler)
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    checkpoint = _Checkpoint(context.workdir / CHECKPOINT if context.workdir else None, model, optimizer)
-    start, best = checkpoint.resume()
+    saved = _Checkpoint(checkpoint, model, optimizer)
+    start, best = saved.resume()
     notes = []
     if start:
         notes.append(f"continued after epoch {start}, where an earlier run was stopped")
-        context.progress.say(f"{title}: going on after epoch {start} of {settings.epochs}")
+        progress.say(f"{title}: going on after epoch {start} of {settings.epochs}")
     trained, metric = start, ""
-    with context.progress.task(title, total=steps) as task:
+    with progress.task(title, total=steps) as task:
         task.advance(start * len(batches.sampler))
         for epoch in range(start, settings.epochs):
             # Asked before an epoch and not after one: a run killed in between stops at the same place.
@@ -132,13 +179,14 @@ def fit(
                 average += (value.item() - average) / (k + 1)
                 task.advance(note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
             widen(model)
-            accuracy = evaluate(model, context.data.validation)
-            metric = f" accuracy {accuracy:.2%}"
-            task.advance(0, note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
-            if best.state is None or accuracy > best.accuracy:
-                best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()) if settings.patience else {})
+            if validation is not None:
+                accuracy = evaluate(model, validation)
+                metric = f" accuracy {accuracy:.2%}"
+                task.advance(0, note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
+                if best.state is None or accuracy > best.accuracy:
+                    best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()) if settings.patience else {})
             trained = epoch + 1
-            checkpoint.save(trained, best)
+            saved.save(trained, best)
     if settings.patience:
         model.load_state_dict(best.state)
         notes.append(f"kept epoch {best.epoch + 1} of {trained}, the best on validation")
@@ -158,12 +206,13 @@ def cross_entropy(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
     """Serves whole batches, cut and augmented at once: far cheaper than one example at a time."""
 
-    def __init__(self, context: Context, size: int) -> None:
-        self.data = context.data
-        self.seed = context.seed
+    def __init__(self, examples: Examples, augment: Augment | None, seed: int, size: int) -> None:
+        self.examples = examples
+        self.augment = augment
+        self.seed = seed
         self.generator = torch.Generator()
         # A last batch of one example would break batch norm.
-        self.sampler = BatchSampler(_Shuffled(self), size, drop_last=len(context.data.train) >= size)
+        self.sampler = BatchSampler(_Shuffled(self), size, drop_last=len(examples) >= size)
 
     def begin(self, epoch: int) -> None:
         """Set all randomness of an epoch from the seed and its number."""
@@ -171,13 +220,13 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         torch.manual_seed(self.seed * 100_003 + epoch)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        x, y = self.data.train.batch(indices)
-        if self.data.augment is not None:
-            x = self.data.augment(x, self.generator)
+        x, y = self.examples.batch(indices)
+        if self.augment is not None:
+            x = self.augment(x, self.generator)
         return (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x), y
 
     def __len__(self) -> int:
-        return len(self.data.train)
+        return len(self.examples)
 
 
 def _as_is(batch: Any) -> Any:

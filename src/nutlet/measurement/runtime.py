@@ -93,10 +93,15 @@ class Runtime:
 
     def reopened(self, threads: int) -> Runtime:
         """Return the same bytes opened with another number of threads."""
-        other = object.__new__(Runtime)
-        other.path = self.path
-        other._open(self.content, threads)
-        return other
+        return Runtime.from_bytes(self.content, self.path, threads=threads)
+
+    @staticmethod
+    def from_bytes(content: bytes, path: Path, *, threads: int = 0) -> Runtime:
+        """Open what :func:`read_onnx` returned for ``path``."""
+        runtime = object.__new__(Runtime)
+        runtime.path = path
+        runtime._open(content, threads)
+        return runtime
 
     def _open(self, content: bytes, threads: int) -> None:
         import onnxruntime as ort
@@ -162,7 +167,7 @@ class Runtime:
         rows = []
         with progress.task(f"predicting with {self.path.name}", total=-(-len(examples) // batch)) as task:
             for x, _ in examples.batches(batch):
-                rows.append(self.run(self._feed(x.numpy(), self.fixed_batch or len(x)))[: len(x)])
+                rows.append(self.run(self.feed(x.numpy(), self.fixed_batch or len(x)))[: len(x)])
                 task.advance()
         outputs: npt.NDArray[np.float32] = np.concatenate(rows)
         check_finite(str(self.path), outputs)
@@ -206,7 +211,7 @@ class Runtime:
                 f"{self.path} takes batches of {self.fixed_batch} only, asked for was {size}; export it with a "
                 f"dynamic batch dimension, or measure with batches=({self.fixed_batch},)"
             )
-        return self._feed(examples.batch(slice(0, size))[0].numpy(), size)
+        return self.feed(examples.batch(slice(0, size))[0].numpy(), size)
 
     def check(self, examples: Examples) -> None:
         """Raise DataError unless there are examples of the shape the file takes."""
@@ -227,7 +232,7 @@ class Runtime:
                 f"({', '.join(map(str, expected))}); {mend}"
             )
 
-    def _feed(self, x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    def feed(self, x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
         """Repeat rows up to ``size`` and cast to the dtype of the file."""
         if len(x) < size:
             x = np.resize(x, (size, *x.shape[1:]))

@@ -1,0 +1,158 @@
+"""What an attack is, and the registry that finds one by name.
+
+An attack is plain data (a frozen dataclass) with one verb: ``run`` sees an oracle and a scene, and yields loot, one for
+each budget. It never sees what its loot is scored with; that is the judge's (:mod:`nutlet.audit`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from nutlet.data import Examples
+from nutlet.errors import ConfigError
+from nutlet.oracle import ACCESS, Access, Oracle
+from nutlet.progress import Progress
+from nutlet.thief import Thief
+
+__all__ = ["Attack", "Goal", "Loot", "Scene", "known_attacks", "register_attack"]
+
+Goal = Literal["clone", "weights", "width", "file", "membership", "inversion"]
+"""What is stolen: the function, the exact weights, the size of a hidden layer, what a file gives away as it lies there,
+who was in the training data, what they look like."""
+
+ShadowModels = Callable[[int], tuple[Tensor, Tensor]]
+"""``count -> (scores, members)``: logits ``(count, N, classes)`` of models trained on known random halves of the pool,
+and which half each saw, ``(count, N)`` bool; models come in pairs that saw the two halves of one draw."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scene:
+    """What an attacker has beside the oracle. What he has not is None.
+
+    Args:
+        classes: how many the victim tells apart.
+        shape: of one input.
+        seed: the only source of randomness.
+        transfer: inputs he can ask about, in the order in which a plain attack asks; their labels are his own.
+        thief: what he trains.
+        pool: candidates ``(N,)`` with labels, of which he wants to know which the victim was trained on.
+        shadows: trains models of his own on halves of the pool.
+        companions: other releases of the same model that he has too, the original first.
+        file: the shipped file in his hands.
+        white_box: that file as a module he can differentiate.
+        progress: shows bars.
+    """
+
+    classes: int
+    shape: tuple[int, ...]
+    seed: int = 0
+    transfer: Examples | None = None
+    thief: Thief | None = None
+    pool: Examples | None = None
+    shadows: ShadowModels | None = None
+    companions: tuple[Oracle, ...] = ()
+    file: Path | None = None
+    white_box: nn.Module | None = None
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Loot:
+    """What an attack has in its hands after so many queries; one of the fields beside ``queries`` is set.
+
+    Args:
+        queries: inputs sent so far.
+        clone: a model that answers in the victim's place, ``(B, ...) -> (B, classes)``.
+        scores: one per candidate of the pool, ``(N,)``; higher: more surely a member.
+        images: one reconstruction per class, ``(classes, ...)``.
+        facts: what was found out, as plain JSON; ``share`` (0 to 1) says how much of what was looked for.
+    """
+
+    queries: int
+    clone: nn.Module | None = None
+    scores: Tensor | None = None
+    images: Tensor | None = None
+    facts: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Base of all attacks: validated data.
+
+    Subclasses say in class variables what they want and need, and implement :meth:`run`.
+    """
+
+    when: ClassVar[str] = ""
+    """One line: when an attacker would pick it."""
+    goal: ClassVar[Goal]
+    access: ClassVar[Access]
+    """The least that the oracle must show; with more it works at least as well."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of :class:`Scene` that must not be None or empty."""
+    source: ClassVar[str] = ""
+    """Paper and year."""
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield the loot of each budget, smallest first; never send more than the largest.
+
+        A larger budget goes on from a smaller one: the answers already paid for are used again. An attack that asks a
+        fixed number of questions yields once.
+        """
+        raise NotImplementedError
+
+    def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
+        """Return why the attack cannot run here, or None where it can."""
+        if self.access != "file" and ACCESS.index(oracle.answers.access) < ACCESS.index(self.access):
+            return f"needs {self.access}; the victim shows {oracle.answers}"
+        for name in self.needs:
+            value = getattr(scene, name)
+            if value is None or value == ():
+                return f"needs {_NEEDS.get(name, name)}, which was not given"
+        return None
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as plain data, all of them."""
+        return dataclasses.asdict(self)
+
+
+_NEEDS = {
+    "transfer": "inputs to ask with",
+    "thief": "an architecture for the clone",
+    "pool": "candidates for membership",
+    "shadows": "shadow models",
+    "companions": "another release of the same model (the original)",
+    "file": "the shipped file",
+    "white_box": "the file as a differentiable module",
+}
+
+Kind = TypeVar("Kind", bound=type[Attack])
+
+_registry: dict[str, type[Attack]] = {}
+_plugins_loaded = False
+
+
+def register_attack(kind: Kind) -> Kind:
+    """Class decorator: make an attack known by its class name to the audit, the command line and the docs."""
+    if kind.__name__ in _registry and _registry[kind.__name__] is not kind:
+        raise ConfigError(f"an attack named {kind.__name__!r} is registered already; expected a new name")
+    _registry[kind.__name__] = kind
+    return kind
+
+
+def known_attacks() -> dict[str, type[Attack]]:
+    """Return every known attack by name: ours, and those of installed packages (entry point ``nutlet.attacks``)."""
+    global _plugins_loaded
+    import nutlet.attacks  # noqa: F401  registers ours
+
+    if not _plugins_loaded:
+        for entry in importlib.metadata.entry_points(group="nutlet.attacks"):
+            register_attack(entry.load())
+        _plugins_loaded = True  # not before: a plugin that does not load is to say so every time
+    return dict(sorted(_registry.items()))

@@ -1,0 +1,17 @@
+"""The victim of an attack: a module, a shipped file, a function or an endpoint, behind a counter of queries."""
+
+from nutlet.oracle.answers import ACCESS, Access, Answers, as_probabilities
+from nutlet.oracle.oracle import FileSource, Ledger, ModuleSource, Oracle, Source, source_of
+
+__all__ = [
+    "ACCESS",
+    "Access",
+    "Answers",
+    "FileSource",
+    "Ledger",
+    "ModuleSource",
+    "Oracle",
+    "Source",
+    "as_probabilities",
+    "source_of",
+]

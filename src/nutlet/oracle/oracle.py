@@ -1,0 +1,217 @@
+"""A victim behind a counter: every input that is sent is one query, whoever sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.errors import BudgetError, ModelError
+from nutlet.measurement import Runtime
+from nutlet.oracle.answers import Answers, as_probabilities
+from nutlet.predict import evaluating
+from nutlet.storage import digest
+
+__all__ = ["FileSource", "Ledger", "ModuleSource", "Oracle", "Source", "source_of"]
+
+Source = Callable[[Tensor], Tensor]
+"""Inputs ``(B, ...)`` float32 to scores ``(B, classes)``, logits or probabilities; anything that answers."""
+
+
+@dataclass
+class Ledger:
+    """Who sent how many inputs.
+
+    Args:
+        clients: queries by client.
+        evaluation: inputs that a judge sent to score an attack; no attacker pays for them.
+    """
+
+    clients: dict[str, int] = field(default_factory=dict)
+    evaluation: int = 0
+
+    @property
+    def queries(self) -> int:
+        """Queries of all clients."""
+        return sum(self.clients.values())
+
+    def add(self, other: Ledger) -> None:
+        """Take over the counts of a ledger that another process kept."""
+        for client, count in other.clients.items():
+            self.clients[client] = self.clients.get(client, 0) + count
+        self.evaluation += other.evaluation
+
+
+class Oracle:
+    """Answers queries, counts every input sent, and refuses past the budget.
+
+    Args:
+        source: the victim; see :func:`source_of` for a module, a shipped file or a function.
+        answers: what is shown of its scores.
+        budget: most inputs this client may send; None for no limit.
+        client: whose count this is.
+        ledger: where the count is kept; clients of one victim share one.
+        outputs: whether the source gives ``logits`` or ``probabilities``; ``auto`` looks at the first answers.
+
+    >>> oracle = Oracle(nn.Identity(), answers=Answers("labels"), budget=3)
+    >>> oracle.query(torch.tensor([[2.0, 1.0], [0.0, 5.0]]))
+    tensor([[1., 0.],
+            [0., 1.]])
+    >>> oracle.queries, oracle.left
+    (2, 1)
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        answers: Answers | None = None,
+        budget: int | None = None,
+        client: str = "attacker",
+        ledger: Ledger | None = None,
+        outputs: Literal["auto", "logits", "probabilities"] = "auto",
+    ) -> None:
+        self.source = source
+        self.answers = answers or Answers()
+        self.budget = budget
+        self.name = client
+        self.ledger = ledger if ledger is not None else Ledger()
+        self.outputs = outputs
+
+    @property
+    def queries(self) -> int:
+        """Inputs that this client has sent."""
+        return self.ledger.clients.get(self.name, 0)
+
+    @property
+    def left(self) -> int | None:
+        """Inputs that it may still send; None for no limit."""
+        return None if self.budget is None else self.budget - self.queries
+
+    def client(self, name: str, budget: int | None = None, answers: Answers | None = None) -> Oracle:
+        """Return the same victim for another client, with a count and a budget of its own in the same ledger."""
+        return Oracle(
+            self.source,
+            answers=answers or self.answers,
+            budget=budget,
+            client=name,
+            ledger=self.ledger,
+            outputs=self.outputs,
+        )
+
+    def query(self, x: Tensor) -> Tensor:
+        """Return the answers ``(B, classes)`` float32 to ``x`` ``(B, ...)``, each of which is one query.
+
+        Raises:
+            BudgetError: that would be more than the budget; nothing was sent.
+            ModelError: the answers are not finite scores ``(B, classes)``.
+            OracleError: the endpoint does not answer, or answers something else than promised.
+        """
+        if self.left is not None and len(x) > self.left:
+            raise BudgetError(
+                f"{self.name} asked for {len(x):,} more answers after {self.queries:,}; expected at most "
+                f"{self.budget:,} in all: raise the budget, or ask less"
+            )
+        scores = self._scores(x)
+        # Counted when answered: what an endpoint failed on is paid for only once.
+        self.ledger.clients[self.name] = self.queries + len(x)
+        return self.answers.show(scores if self.answers.kind == "logits" else self._probabilities(scores))
+
+    def judge(self, x: Tensor) -> Tensor:
+        """Return all probabilities ``(N, classes)`` for who scores an attack; listed apart, never an attacker's."""
+        scores = self._scores(x)
+        self.ledger.evaluation += len(x)
+        return self._probabilities(scores)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        if len(x) == 0:
+            raise BudgetError(f"{self.name} asked about no inputs; expected at least one")
+        return torch.cat([_checked(self.source(part), len(part)) for part in torch.split(x, 256)])
+
+    def _probabilities(self, scores: Tensor) -> Tensor:
+        probabilities = as_probabilities(scores, self.outputs)
+        if self.outputs == "auto":
+            # Settled by the first answers: a later batch that happens to sum to one must not be read in another way.
+            self.outputs = "probabilities" if probabilities is scores else "logits"
+        return probabilities
+
+
+def _checked(scores: Any, rows: int) -> Tensor:
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != rows or not scores.is_floating_point():
+        found = (
+            f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        )
+        raise ModelError(f"the victim gave {found} for {rows} inputs; expected floating-point scores ({rows}, classes)")
+    if bool((scores.isnan() | scores.isposinf()).any()):
+        raise ModelError(
+            f"the victim gave NaN or infinity for {int((~scores.isfinite()).any(1).sum())} of {rows} inputs; expected "
+            "finite scores: look for a zero scale, a division by zero, or float16 overflow"
+        )
+    return scores
+
+
+class ModuleSource:
+    """A module in evaluation mode as a victim."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the module's scores; it keeps its own mode."""
+        with evaluating(self.module), torch.inference_mode():
+            scores: Tensor = self.module(x)
+        # Out of inference mode, so that answers can stand beside parameters in a loss.
+        return scores.float().clone()
+
+
+class FileSource:
+    """A shipped ONNX file in its runtime as a victim; opened where it is first asked, so that it can be sent about.
+
+    Args:
+        path: the file.
+        threads: threads of the runtime; more than one only where nothing else computes at that time.
+
+    Raises:
+        StorageError, ModelError: see :class:`nutlet.measurement.Runtime`.
+    """
+
+    def __init__(self, path: Path | str, *, threads: int = 1) -> None:
+        self.path = Path(path)
+        self.threads = threads
+        self._runtime: Runtime | None = Runtime(self.path, threads=threads)
+        self.content = self._runtime.content
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the file's scores; a file of fixed batch size is fed that many, the last ones padded."""
+        if self._runtime is None:
+            self._runtime = Runtime.from_bytes(self.content, self.path, threads=self.threads)
+        size = self._runtime.fixed_batch or len(x)
+        rows = []
+        for part in torch.split(x, size):
+            rows.append(torch.from_numpy(self._runtime.run(self._runtime.feed(part.numpy(), size))[: len(part)]))
+        return torch.cat(rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the open session, which cannot travel."""
+        return {**self.__dict__, "_runtime": None}
+
+    def fingerprint(self) -> str:
+        """Return a hash of the file's content."""
+        return digest(self.content)
+
+
+def source_of(victim: nn.Module | Path | str | Source) -> Source:
+    """Return ``victim`` as something that answers: a module, the path of an ONNX file, or any function.
+
+    Raises:
+        StorageError, ModelError: the file cannot be opened.
+    """
+    if isinstance(victim, nn.Module):
+        return ModuleSource(victim)
+    if isinstance(victim, (str, Path)):
+        return FileSource(victim)
+    return victim
