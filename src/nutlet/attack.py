@@ -98,6 +98,8 @@ class Attack:
     """Fields of :class:`Scene` that must not be None or empty."""
     source: ClassVar[str] = ""
     """Paper and year."""
+    costly: ClassVar[bool] = False
+    """Whether it takes so long that an audit runs it only when asked."""
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield the loot of each budget, smallest first; never send more than the largest.

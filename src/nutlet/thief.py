@@ -155,8 +155,8 @@ def fresh(architecture: nn.Module, seed: int) -> nn.Module:
 def architecture_for(shape: tuple[int, ...], classes: int, size: Size = "unknown") -> nn.Module:
     """Return the architecture of a thief who does not know the victim's.
 
-    Images get a convnet with batch norm, of as many stages as their side can be halved down to 4 (at most four);
-    anything else a network of two hidden layers.
+    Images get a convnet with batch norm that halves their side by strides down to 4 pixels or a little more (at most
+    four times); anything else a network of two hidden layers.
 
     Args:
         shape: of one input, ``(C, H, W)`` or ``(F,)``.
@@ -185,9 +185,9 @@ def _convnet(shape: tuple[int, ...], classes: int, width: float) -> nn.Module:
     layers: list[nn.Module] = []
     for stage in range(stages + 1):
         out = int(width * min(16 * 2**stage, 64))
-        layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
-        if stage < stages:
-            layers.append(nn.MaxPool2d(2))
+        # Strides and not pools: half the time for nearly the accuracy, and a thief trains many times.
+        stride = 2 if stage < stages else 1
+        layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
         channels = out
-    height, wide = shape[1] >> stages, shape[2] >> stages
+    height, wide = (-(-edge // 2**stages) for edge in shape[1:])
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * wide, classes))

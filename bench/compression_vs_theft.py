@@ -1,0 +1,136 @@
+"""Compression against theft: one original and its compressed files, each audited on the shipped file.
+
+    python bench/compression_vs_theft.py [ARTIFACT ...]
+
+The victim is a small convnet trained on the first half of Fashion-MNIST; a thief asks with the other half. Controls
+at the accuracy of compressed files tell apart what compression does and what lost accuracy does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import nutlet as nl
+from extraction import fashion
+from nutlet.data import Data, Examples
+from nutlet.predict import evaluate
+from nutlet.thief import architecture_for, fresh
+from nutlet.train import Training, cross_entropy, train_on
+from rows import WORK
+
+FOLDER = WORK / "compression_vs_theft"
+SHAPE = (1, 28, 28)
+FLIP = nl.flip_and_crop(2)
+
+
+def data() -> Data:
+    """The victim's half, of which it is trained on all but a validation set; test examples judge."""
+    return nl.split(fashion("train").subset(slice(0, 30_000)), fashion("test"), validation=0.05, augment=FLIP)
+
+
+def trained(architecture: nn.Module, epochs: int, seed: int = 100) -> nn.Module:
+    """Train on labels alone."""
+    model = fresh(architecture, seed)
+    settings = Training(epochs=epochs, lr=0.003, optimizer="adamw", weight_decay=0.01)
+    train_on(model, data().train, settings, cross_entropy, augment=FLIP, seed=seed)
+    return model
+
+
+def kept(name: str, make: Callable[[], nn.Module], architecture: nn.Module) -> nn.Module:
+    """Return a trained control, made once."""
+    path = FOLDER / f"{name}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(make().state_dict(), path)
+    architecture.load_state_dict(torch.load(path, weights_only=True))
+    return architecture.eval()
+
+
+def original() -> nn.Module:
+    return kept("original", lambda: trained(architecture_for(SHAPE, 10), 10), architecture_for(SHAPE, 10))
+
+
+def distill(epochs: int) -> nl.Method:
+    return nl.Distill(epochs=epochs, lr=0.003, optimizer="adamw", weight_decay=0.01)
+
+
+def tune(epochs: int) -> nl.Method:
+    return nl.FineTune(epochs=epochs, lr=0.002, optimizer="adamw", weight_decay=0.01)
+
+
+@dataclass(frozen=True)
+class Made:
+    """How one file came about.
+
+    Args:
+        recipe: from the original; empty for a control.
+        control: how a control was trained; None for the original and what is made from it.
+        retrained: whether the training data were used again.
+    """
+
+    recipe: tuple[nl.Method, ...] = ()
+    control: Callable[[], nn.Module] | None = None
+    retrained: bool = False
+
+
+def quarter() -> nn.Module:
+    return architecture_for(SHAPE, 10, "smaller")
+
+
+ARTIFACTS: dict[str, Made] = {
+    "original": Made(),
+    "int8": Made((nl.Quantize(),)),
+    "pruned60-no-training": Made((nl.PruneWeights(sparsity=0.6),)),
+    "pruned90-finetuned": Made((nl.PruneWeights(sparsity=0.9), tune(4)), retrained=True),
+    "pruned90-distilled": Made((nl.PruneWeights(sparsity=0.9), distill(4)), retrained=True),
+    "channels50-distilled": Made((nl.PruneChannels(ratio=0.5), distill(4)), retrained=True),
+    "channels75-distilled": Made((nl.PruneChannels(ratio=0.75), distill(6)), retrained=True),
+    "lowrank-no-training": Made((nl.Factorize(energy=0.9),)),
+    "lowrank-distilled": Made((nl.Factorize(energy=0.6), distill(4)), retrained=True),
+    "channels50-pruned80-int8": Made(
+        (nl.PruneChannels(ratio=0.5), nl.PruneWeights(sparsity=0.8), distill(4), nl.Quantize()), retrained=True
+    ),
+    "control-half-width-labels": Made(
+        control=lambda: kept("half", lambda: trained(quarter(), 10), quarter()), retrained=True
+    ),
+    "control-stopped-early": Made(
+        control=lambda: kept("early", lambda: trained(architecture_for(SHAPE, 10), 2), architecture_for(SHAPE, 10)),
+        retrained=True,
+    ),
+    "control-tuned-longer": Made((tune(10),), retrained=True),
+}
+
+
+def shipped(name: str) -> Path:
+    """Return the ONNX file of an artifact, made once."""
+    path = FOLDER / f"{name}.onnx"
+    if path.exists():
+        return path
+    made, splits = ARTIFACTS[name], data()
+    example = splits.calibration.batch(slice(0, 2))[0]
+    if made.control is not None:
+        return nl.export_onnx(made.control(), path, example)
+    if not made.recipe:
+        return nl.export_onnx(original(), path, example)
+    result = nl.compress(original(), made.recipe, splits, seed=0, workdir=FOLDER / "steps")
+    return result.export(path)
+
+
+def score(path: Path, examples: Examples) -> float:
+    from nutlet.measurement import Runtime, top1
+
+    return top1(Runtime(path, threads=1).predict(examples), examples.y.numpy()).value
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for artifact in sys.argv[1:] or ARTIFACTS:
+        file = shipped(artifact)
+        print(f"{artifact}: {score(file, fashion('test')):.2%}, {file.stat().st_size:,} bytes", flush=True)
+    assert evaluate(original(), fashion("test")) > 0.5

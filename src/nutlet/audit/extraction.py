@@ -1,0 +1,160 @@
+"""Clones: every extraction attack against every release, with paired seeds, scored by agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nutlet.attack import Attack
+from nutlet.audit.claims import Row, judged
+from nutlet.audit.materials import Artifact, Materials
+from nutlet.audit.records import record, victim
+from nutlet.audit.scoring import CloneHits, Difference, clone_hits, paired_difference, queries_to, summary
+from nutlet.audit.trials import attack_job, baseline_job
+from nutlet.jobs import Job, Result
+
+__all__ = ["extraction"]
+
+_SHARES = (0.90, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """One attack against one release: hits at each budget."""
+
+    artifact: Artifact
+    queries: tuple[int, ...]
+    sent: int
+    seconds: float
+    hits: tuple[CloneHits, ...]
+
+    @property
+    def agreement(self) -> list[float]:
+        return [float(hits.file.mean()) for hits in self.hits]
+
+
+def extraction(attacks: Sequence[Attack], materials: Materials) -> tuple[list[dict[str, Any]], list[Row]]:
+    """Run ``attacks`` against every release and return their records, and rows of the strongest before and after."""
+    m = materials
+    jobs: dict[tuple[str, str, int], Job] = {}
+    for seed in m.protocol.seed_numbers:
+        if m.transfer.kind == "same distribution":
+            jobs["", "", seed] = baseline_job(m.thief, m.transfer.examples, m.budgets, seed, m.evaluation)
+        for attack in attacks:
+            for artifact in m.artifacts:
+                name = type(attack).__name__
+                jobs[name, artifact.name, seed] = attack_job(
+                    attack,
+                    artifact.oracle.source,
+                    m.protocol.answers,
+                    m.scene(seed),
+                    m.budgets,
+                    m.evaluation,
+                    f"{name} on {artifact.name}, seed {seed}",
+                )
+    results = dict(zip(jobs, m.workers.run(list(jobs.values()), "copying the model"), strict=True))
+    alone = [results["", "", seed]["outputs"] for seed in m.protocol.seed_numbers if ("", "", seed) in results]
+    records, curves = [], {}
+    for attack in attacks:
+        name = type(attack).__name__
+        both = [_curve(m, artifact, [results[name, artifact.name, s] for s in m.protocol.seed_numbers])
+                for artifact in m.artifacts]  # fmt: skip
+        curves[name] = both
+        victims = [_victim(m, curve, alone) for curve in both]
+        records.append(record(type(attack), victims, sum(curve.seconds for curve in both)))
+    return records, _rows(m, curves) if curves else []
+
+
+def _curve(m: Materials, artifact: Artifact, results: list[Result]) -> _Curve:
+    outputs = np.stack([result["outputs"] for result in results])  # (seeds, loots, E, classes)
+    labels = m.evaluation.y.numpy()
+    original = None if m.original is None else m.original.outputs
+    hits = [clone_hits(outputs[:, k], artifact.outputs, labels, original) for k in range(outputs.shape[1])]
+    return _Curve(
+        artifact,
+        tuple(int(n) for n in results[0]["queries"]),
+        sum(int(result["sent"]) for result in results),
+        sum(float(result["seconds"]) for result in results),
+        tuple(hits),
+    )
+
+
+def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> dict[str, Any]:
+    chosen = curve.artifact.outputs.argmax(1)
+    chance = float(np.bincount(chosen).max() / len(chosen))
+    points = []
+    for place, (queries, hits) in enumerate(zip(curve.queries, curve.hits, strict=True)):
+        without = None
+        if alone and len(alone[0]) == len(curve.hits):
+            without = summary(np.stack([outputs[place].argmax(1) == chosen for outputs in alone]))
+        points.append({
+            "queries": queries,
+            "agreement": summary(hits.file),
+            "agreement_original": None if hits.original is None else summary(hits.original),
+            "agreement_where_wrong": summary(hits.where_wrong),
+            "accuracy": summary(hits.label),
+            "baseline_agreement": without,
+            "chance_agreement": chance,
+        })  # fmt: skip
+    reach = {f"{share:.2f}": queries_to(share, curve.queries, curve.agreement) for share in _SHARES}
+    return victim(curve.artifact.name, curve.sent, curve=points, queries_to=reach)
+
+
+def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
+    """Compare before and after by the attack that copies best; a weaker one would say less."""
+    best = max(curves, key=lambda name: sum(curve.agreement[-1] for curve in curves[name]))
+    both = curves[best]
+    before, after = (both[0] if len(both) > 1 else None), both[-1]
+    lost = None
+    if m.original is not None:
+        labels = m.evaluation.y.numpy()
+        right = [(artifact.outputs.argmax(1) == labels)[None] for artifact in m.artifacts]
+        lost = paired_difference(right[0], right[1])
+    rows = []
+    for place, queries in enumerate(after.queries):
+        gap = paired_difference(before.hits[place].file, after.hits[place].file) if before else None
+        old = before.agreement[place] if before else None
+        title = f"agreement with its victim after {queries:,} queries ({best})"
+        rows.append(judged(title, "share", old, after.agreement[place], gap, weaker=lost))
+    last = after.hits[-1]
+    if before is not None:
+        first = before.hits[-1]
+        if first.where_wrong.shape[1] and last.where_wrong.shape[1]:
+            gap = _unpaired(first.where_wrong, last.where_wrong)
+            rows.append(
+                judged(
+                    f"agreement where the victim is wrong, {after.queries[-1]:,} queries",
+                    "share",
+                    float(first.where_wrong.mean()),
+                    float(last.where_wrong.mean()),
+                    gap,
+                    weaker=lost,
+                )
+            )
+        gap = paired_difference(first.label, last.label)
+        title = f"accuracy of the clone after {after.queries[-1]:,} queries"
+        rows.append(judged(title, "share", float(first.label.mean()), float(last.label.mean()), gap, weaker=lost))
+    for share in _SHARES:
+        reach = [queries_to(share, curve.queries, curve.agreement) for curve in both]
+        old, new = (reach[0] if before else None), reach[-1]
+        # Interpolated and without an interval: it illustrates, the rows above decide.
+        note = "not reached" if new is None else "interpolated"
+        rows.append(Row(f"queries to {share:.0%} agreement ({best})", "queries", old, new, None, "not measured", note))
+    return rows
+
+
+def _unpaired(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Difference:
+    """Return the difference of shares counted on different examples: the two releases err on different ones."""
+    halves, means = [], []
+    for hits in (before, after):
+        seen = summary(hits)
+        assert seen is not None
+        halves.append((seen["high"] - seen["low"]) / 2)
+        means.append(seen["value"])
+    half = float(np.hypot(*halves))
+    gap = means[1] - means[0]
+    return Difference(gap, gap - half, gap + half)

@@ -1,0 +1,205 @@
+"""What an audit works with: the files, the inputs a thief asks with, the examples a judge scores on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from nutlet.attack import Scene
+from nutlet.audit.protocol import DEFAULT_BUDGETS, Protocol
+from nutlet.data import Data, Examples
+from nutlet.errors import DataError
+from nutlet.jobs import Workers
+from nutlet.measurement import Estimate, top1
+from nutlet.oracle import FileSource, Ledger, Oracle, Source, source_of
+from nutlet.thief import Thief
+
+__all__ = ["Artifact", "Materials", "Transfer", "budgets_for", "evaluation_of", "open_artifact", "transfer_of"]
+
+MOST_EVALUATED = 5_000
+"""Examples a judge scores on: more would narrow no interval that the seeds leave wide."""
+
+Kind = Literal["same distribution", "another set"]
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """One release of the model.
+
+    Args:
+        name: of the file, without its folder.
+        role: ``before`` or ``after``.
+        oracle: counts the judge's inputs.
+        path: of the file; None for a module or a function.
+        bytes: on disk; None likewise.
+        outputs: probabilities on the evaluation inputs, ``(E, classes)``.
+        accuracy: on them.
+    """
+
+    name: str
+    role: Literal["before", "after"]
+    oracle: Oracle
+    path: Path | None
+    bytes: int | None
+    outputs: npt.NDArray[np.float32]
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """What the thief asks with.
+
+    Args:
+        examples: inputs with his own labels.
+        name: where they come from.
+        kind: whether they are of the victim's task (then their labels are a baseline) or another set.
+        removed: inputs that were in the evaluation set too, and are left out.
+    """
+
+    examples: Examples
+    name: str
+    kind: Kind
+    removed: int
+
+
+def open_artifact(
+    victim: nn.Module | Path | str | Source, role: Literal["before", "after"], evaluation: Examples, ledger: Ledger
+) -> Artifact:
+    """Open a release and let it answer the evaluation inputs.
+
+    Raises:
+        StorageError, ModelError, OracleError: it cannot be opened, or does not answer with finite scores.
+        DataError: the evaluation examples do not fit its outputs.
+    """
+    source = source_of(victim)
+    oracle = Oracle(source, ledger=ledger, client="judge")
+    outputs = torch.cat([oracle.judge(x) for x, _ in evaluation.batches()]).numpy()
+    path = source.path if isinstance(source, FileSource) else None
+    name = path.name if path else {"before": "original", "after": "victim"}[role]
+    size = len(source.content) if isinstance(source, FileSource) else None
+    return Artifact(name, role, oracle, path, size, outputs, top1(outputs, evaluation.y.numpy()))
+
+
+def evaluation_of(data: Data | Examples, *, seed: int = 0) -> Examples:
+    """Return the examples a judge scores on: the test split, or validation, at most :data:`MOST_EVALUATED`."""
+    examples = data if isinstance(data, Examples) else data.test if data.test is not None else data.validation
+    if len(examples) <= MOST_EVALUATED:
+        return examples
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    return examples.subset(order[:MOST_EVALUATED].sort().values)
+
+
+def transfer_of(
+    data: Data | Examples, given: Examples | None, name: str, evaluation: Examples, *, same_task: bool = False
+) -> Transfer:
+    """Return the thief's inputs: those ``given``, or the training inputs, the best that a thief could hold.
+
+    Args:
+        data: the splits of the victim's task.
+        given: another set to ask with.
+        name: of the set, for the report.
+        evaluation: what no transfer set may hold.
+        same_task: whether the labels of ``given`` are of the victim's task.
+
+    Raises:
+        DataError: there are none, they have another shape, or more than one in a hundred is in the evaluation set.
+    """
+    if given is None and isinstance(data, Examples):
+        raise DataError("there is no transfer set: expected inputs to ask with; name one (--transfer), or give splits")
+    examples = given if given is not None else data.train  # type: ignore[union-attr]
+    if examples.x.shape[1:] != evaluation.x.shape[1:]:
+        raise DataError(
+            f"inputs of the transfer set have shape {tuple(examples.x.shape[1:])}, of the evaluation set "
+            f"{tuple(evaluation.x.shape[1:])}; expected the same: convert one of them"
+        )
+    judged = set(_rows(evaluation))
+    kept = torch.tensor([row not in judged for row in _rows(examples)])
+    removed = int((~kept).sum())
+    if removed > 0.01 * len(examples):
+        raise DataError(
+            f"{removed:,} of {len(examples):,} inputs of the transfer set are in the evaluation set too; expected "
+            "other inputs: a clone would be scored on what it was trained on. Give another set"
+        )
+    kind: Kind = "same distribution" if given is None or same_task else "another set"
+    return Transfer(examples.subset(kept) if removed else examples, name, kind, removed)
+
+
+def budgets_for(asked: Sequence[int], transfer: Examples) -> tuple[int, ...]:
+    """Return the budgets to measure; without any asked for, those of the usual ones that the transfer set can fill.
+
+    Raises:
+        DataError: the transfer set is smaller than a budget asked for.
+    """
+    available = len(transfer)
+    if asked and asked[-1] > available:
+        raise DataError(
+            f"the transfer set has {available:,} inputs, fewer than the budget of {asked[-1]:,} queries; expected as "
+            "many: ask for less, or give a larger set (--transfer)"
+        )
+    usual = tuple(budget for budget in DEFAULT_BUDGETS if budget <= available)
+    return tuple(asked) or usual or (available,)
+
+
+def _rows(examples: Examples) -> list[bytes]:
+    """Return the bytes of each input as a model sees it, to find the same one elsewhere."""
+    rows: list[bytes] = []
+    for x, _ in examples.batches():
+        rows += [row.tobytes() for row in x.numpy().round(4)]
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """Everything the sections of an audit work with.
+
+    Args:
+        artifacts: the original (before) where there is one, then the file (after).
+        data: the splits, or the evaluation examples alone.
+        evaluation: what a judge scores on.
+        transfer: what a thief asks with.
+        budgets: of the extraction attacks.
+        thief: who copies.
+        protocol: what was asked.
+        workers: where long work runs.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    data: Data | Examples
+    evaluation: Examples
+    transfer: Transfer
+    budgets: tuple[int, ...]
+    thief: Thief
+    protocol: Protocol
+    workers: Workers
+
+    @property
+    def file(self) -> Artifact:
+        """The release that is audited."""
+        return self.artifacts[-1]
+
+    @property
+    def original(self) -> Artifact | None:
+        """What it is compared with."""
+        return self.artifacts[0] if len(self.artifacts) > 1 else None
+
+    @property
+    def classes(self) -> int:
+        """How many the victim tells apart."""
+        return int(self.file.outputs.shape[1])
+
+    def scene(self, seed: int) -> Scene:
+        """Return what every attacker has."""
+        return Scene(
+            classes=self.classes,
+            shape=tuple(self.evaluation.x.shape[1:]),
+            seed=seed,
+            transfer=self.transfer.examples,
+            thief=self.thief,
+        )

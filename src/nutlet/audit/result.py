@@ -1,0 +1,82 @@
+"""The result of an audit: plain data that print well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nutlet.table import Table
+
+__all__ = ["Audit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What an audit found; ``value`` is the content of ``audit.json``.
+
+    Args:
+        value: plain JSON, described by the schema of the report.
+    """
+
+    value: dict[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        return str(self.value["sentence"])
+
+    def verdicts(self) -> dict[str, str]:
+        """Return the verdict of each measure."""
+        return {row["measure"]: row["verdict"] for claim in self.value["claims"] for row in claim["rows"]}
+
+    def attack(self, name: str) -> dict[str, Any]:
+        """Return the record of one attack.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        for record in self.value["attacks"]:
+            if record["name"] == name:
+                return dict(record)
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        return self.value
+
+    def table(self) -> Table:
+        """Return the three claims as a table."""
+        rows = []
+        for claim in self.value["claims"]:
+            for row in claim["rows"]:
+                cells = (_figure(row["before"], row["unit"]), _figure(row["after"], row["unit"]))
+                verdict = row["verdict"] + (f" ({row['note']})" if row["note"] else "")
+                rows.append((f"{claim['claim']}: {row['measure']}", *cells, _gap(row), verdict))
+        columns = ("measure", "before", "after", "difference [95 %]", "theft became")
+        missing = [f"{a['name']} not run: {a['reason']}" for a in self.value["attacks"] if a["status"] == "not run"]
+        notes = (self.sentence, *self.value["warnings"], *missing)
+        return Table(f"How hard is {self.value['artifacts'][-1]['name']} to steal?", columns, tuple(rows), notes)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich__(self) -> Any:
+        return self.table().__rich__()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if unit == "share" else f"{value:,.0f}"
+
+
+def _gap(row: dict[str, Any]) -> str:
+    gap = row["difference"]
+    if gap is None:
+        return ""
+    if row["unit"] == "share":
+        return f"{100 * gap['value']:+.2f} pp [{100 * gap['low']:+.2f}, {100 * gap['high']:+.2f}]"
+    return f"{gap['value']:+,.0f}"

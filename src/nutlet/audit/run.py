@@ -1,0 +1,202 @@
+"""``audit``: how hard a shipped file is to steal, before and after compression."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nutlet.attack import Attack, known_attacks
+from nutlet.audit.claims import CLAIMS, Row, sentence
+from nutlet.audit.extraction import extraction
+from nutlet.audit.materials import Materials, budgets_for, evaluation_of, open_artifact, transfer_of
+from nutlet.audit.protocol import Protocol
+from nutlet.audit.records import not_run
+from nutlet.audit.result import Audit
+from nutlet.data import Data, Examples
+from nutlet.errors import ConfigError
+from nutlet.jobs import Workers
+from nutlet.measurement import environment
+from nutlet.oracle import Ledger, Oracle, Source
+from nutlet.progress import Progress
+from nutlet.thief import Thief, architecture_for
+
+__all__ = ["audit"]
+
+_SECTIONS = {"clone": extraction}
+
+
+def audit(
+    victim: nn.Module | Path | str | Source,
+    data: Data | Examples,
+    against: nn.Module | Path | str | Source | None = None,
+    *,
+    protocol: Protocol | None = None,
+    transfer: Examples | None = None,
+    same_task: bool = False,
+    thief: Thief | None = None,
+    retrained: bool | None = None,
+    names: tuple[str, str] = ("", ""),
+    command: str = "",
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Measure how hard ``victim`` is to steal, and beside it ``against``, by every attack that can run.
+
+    Args:
+        victim: what ships: the path of an ONNX file. A module or any function that answers works too; less is measured.
+        data: splits of its task; the test split scores, the training split is what members are drawn from.
+        against: the original, for before and after.
+        protocol: budgets, seeds, attacks; see :class:`nutlet.audit.Protocol`.
+        transfer: inputs the thief asks with; by default the training inputs, the best that a thief could hold.
+        same_task: whether the labels of ``transfer`` are of the victim's task, so that a thief could do without it.
+        thief: who copies; by default a network of our own, for the victim's architecture is not known to him.
+        retrained: whether training data were used again after compression, where that is known.
+        names: how the user named data and transfer set, for the report.
+        command: how to reproduce the audit, for the report.
+        workers: where long work runs and is kept; by default in this process, and nothing is kept.
+        progress: shows bars.
+
+    Raises:
+        StorageError, ModelError, OracleError: a release cannot be opened, or does not answer with finite scores.
+        DataError: the transfer set is too small, has another shape, or overlaps the evaluation set.
+        ConfigError: no attack is left to run.
+    """
+    start = time.perf_counter()
+    protocol, progress = protocol or Protocol(), progress or Progress(quiet=True)
+    ledger = Ledger()
+    evaluation = evaluation_of(data)
+    sides = [("before", against)] if against is not None else []
+    artifacts = tuple(
+        open_artifact(release, role, evaluation, ledger)  # type: ignore[arg-type]
+        for role, release in [*sides, ("after", victim)]
+    )
+    asked = transfer_of(data, transfer, names[1] or "training inputs", evaluation, same_task=same_task)
+    materials = Materials(
+        artifacts=artifacts,
+        data=data,
+        evaluation=evaluation,
+        transfer=asked,
+        budgets=budgets_for(protocol.queries, asked.examples),
+        thief=thief or _stranger(data, evaluation, artifacts[-1].outputs.shape[1], protocol),
+        protocol=protocol,
+        workers=workers or Workers(progress=progress),
+    )
+    chosen, records = _choose(materials)
+    rows: dict[str, list[Row]] = {claim: [] for claim in CLAIMS}
+    for goal, section in _SECTIONS.items():
+        attacks = [attack for attack in chosen if attack.goal == goal]
+        if attacks:
+            found, measured = section(attacks, materials)
+            records += found
+            rows["harder to extract"] += measured
+    claims = [{"claim": claim, "rows": [row.to_dict() for row in rows[claim]]} for claim in CLAIMS]
+    value = {
+        "schema": 1,
+        "nutlet": importlib.metadata.version("nutlet"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "environment": environment(),
+        "seconds": round(time.perf_counter() - start, 1),
+        "protocol": _protocol(materials, ledger),
+        "artifacts": [_artifact(artifact) for artifact in artifacts],
+        "attacks": records,
+        "claims": claims,
+        "warnings": _warnings(materials),
+        "sentence": sentence(claims),
+    }
+    return Audit(value)
+
+
+def _stranger(data: Data | Examples, evaluation: Examples, classes: int, protocol: Protocol) -> Thief:
+    """Return a thief who does not know the victim's architecture."""
+    augment = data.augment if isinstance(data, Data) else None
+    return Thief(
+        architecture=architecture_for(tuple(evaluation.x.shape[1:]), classes), augment=augment, effort=protocol.effort
+    )
+
+
+def _choose(materials: Materials) -> tuple[list[Attack], list[dict[str, Any]]]:
+    """Return the attacks to run, and records of those that will not, with the reason.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    chosen, others = [], []
+    oracle = Oracle(materials.file.oracle.source, answers=materials.protocol.answers)
+    for kind in known_attacks().values():
+        attack = kind()
+        reason = materials.protocol.chosen(kind) or attack.obstacle(oracle, materials.scene(0))
+        if reason is None:
+            chosen.append(attack)
+        else:
+            others.append(not_run(kind, reason))
+    if not chosen:
+        reasons = "; ".join(f"{record['name']}: {record['reason']}" for record in others)
+        raise ConfigError(f"no attack can run ({reasons}); expected at least one: show more, or ask for others")
+    return chosen, others
+
+
+def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
+    p, thief = m.protocol, m.thief
+    return {
+        "budgets": list(m.budgets),
+        "seeds": list(p.seed_numbers),
+        "answers": str(p.answers),
+        "transfer": {
+            "name": m.transfer.name,
+            "kind": m.transfer.kind,
+            "examples": len(m.transfer.examples),
+            "own_labels": m.transfer.kind == "same distribution",
+        },
+        "thief": {
+            "architecture": type(thief.architecture).__name__,
+            "start": thief.start,
+            "parameters": sum(parameter.numel() for parameter in thief.architecture.parameters()),
+            "steps": {str(budget): thief.steps(budget) for budget in m.budgets},
+        },
+        "evaluation": {"examples": len(m.evaluation), "inputs_sent": ledger.evaluation},
+        "members": None,
+        "price": {"per_query": p.price_per_query, "currency": p.currency},
+    }
+
+
+def _artifact(artifact: Any) -> dict[str, Any]:
+    accuracy = artifact.accuracy
+    return {
+        "name": artifact.name,
+        "role": artifact.role,
+        "bytes": artifact.bytes,
+        "accuracy": accuracy.value,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+    }
+
+
+def _warnings(m: Materials) -> list[str]:
+    """Say what a reader should not have to find out alone."""
+    warnings = []
+    if m.transfer.removed:
+        warnings.append(
+            f"{m.transfer.removed} inputs of the transfer set were in the evaluation set and were left out."
+        )
+    if m.transfer.name == "training inputs":
+        warnings.append(
+            "The thief asks with the victim's own training inputs, the best that he could hold. With other inputs he "
+            "gets far less: name a set that he could have (--transfer) and compare."
+        )
+    if m.protocol.seeds == 1:
+        warnings.append("One seed: intervals hold the chance of the evaluation examples, not that of another clone.")
+    if m.protocol.effort < 1:
+        warnings.append(
+            f"Effort {m.protocol.effort:g}: clones were trained shorter than in a full audit, safety is overstated."
+        )
+    if m.original is None:
+        warnings.append("No original was given: nothing is compared, and no verdict can be given.")
+    if m.file.path is None:
+        warnings.append("The victim was no file: what a shipped file gives away was not measured.")
+    return warnings

@@ -1,0 +1,110 @@
+"""One attack against one victim with one seed: the piece of work that is done once, anywhere, and kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nutlet.attack import Attack, Scene
+from nutlet.data import Examples
+from nutlet.jobs import Job, Result
+from nutlet.oracle import Answers, Oracle, Source
+from nutlet.predict import predict
+from nutlet.thief import Thief
+
+__all__ = ["attack_job", "baseline_job", "clone_alone", "run_attack"]
+
+
+def run_attack(
+    attack: Attack,
+    source: Source,
+    answers: Answers,
+    scene: Scene,
+    budgets: Sequence[int],
+    evaluation: Examples,
+) -> Result:
+    """Run ``attack`` and return what it got, as arrays.
+
+    Returns:
+        ``queries`` of each loot and, where the attack gives them, ``outputs`` of its clones on the evaluation inputs
+        ``(loots, E, classes)``, ``images`` and ``facts``; ``sent`` is what the ledger counted, ``seconds`` what it
+        took (the only field that differs from run to run).
+    """
+    start = time.perf_counter()
+    oracle = Oracle(source, answers=answers, budget=max(budgets), client=type(attack).__name__)
+    queries: list[int] = []
+    outputs, facts, images = [], [], []
+    for loot in attack.run(oracle, scene, budgets):
+        queries.append(loot.queries)
+        if loot.clone is not None:
+            outputs.append(predict(loot.clone, evaluation).numpy())
+        if loot.images is not None:
+            images.append(loot.images.numpy())
+        if loot.facts is not None:
+            facts.append(loot.facts)
+    result: dict[str, Any] = {"queries": queries, "sent": oracle.queries, "seconds": time.perf_counter() - start}
+    if outputs:
+        result["outputs"] = np.stack(outputs)
+    if images:
+        result["images"] = np.stack(images)
+    if facts:
+        result["facts"] = facts
+    return result
+
+
+def clone_alone(thief: Thief, transfer: Examples, budgets: Sequence[int], seed: int, evaluation: Examples) -> Result:
+    """Train the thief on his own labels, without the victim: what the queries are to be measured against.
+
+    Returns:
+        ``outputs`` on the evaluation inputs, ``(budgets, E, classes)``.
+    """
+    import torch
+
+    classes = predict(thief.model(seed), evaluation.subset(slice(0, 1))).shape[1]
+    order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(seed))
+    rows = []
+    for budget in sorted(budgets):
+        known = transfer.subset(order[:budget])
+        answers = torch.nn.functional.one_hot(known.y, classes).float()
+        rows.append(predict(thief.train(known, answers, seed=seed), evaluation).numpy())
+    return {"outputs": np.stack(rows)}
+
+
+def attack_job(
+    attack: Attack,
+    source: Source,
+    answers: Answers,
+    scene: Scene,
+    budgets: Sequence[int],
+    evaluation: Examples,
+    title: str,
+) -> Job:
+    """Return the job that runs ``attack``; it costs as much as the trainings of its clones."""
+    arguments = {
+        "attack": attack,
+        "source": source,
+        "answers": answers,
+        "scene": scene,
+        "budgets": tuple(sorted(budgets)),
+        "evaluation": evaluation,
+    }
+    return Job(run_attack, arguments, title, cost=_steps(scene.thief, budgets))
+
+
+def baseline_job(thief: Thief, transfer: Examples, budgets: Sequence[int], seed: int, evaluation: Examples) -> Job:
+    """Return the job that trains the thief on his own labels."""
+    arguments = {
+        "thief": thief,
+        "transfer": transfer,
+        "budgets": tuple(sorted(budgets)),
+        "seed": seed,
+        "evaluation": evaluation,
+    }
+    return Job(clone_alone, arguments, "without the victim", cost=_steps(thief, budgets))
+
+
+def _steps(thief: Thief | None, budgets: Sequence[int]) -> float:
+    return sum(thief.steps(budget) for budget in budgets) / 1000 if thief else 0.1
