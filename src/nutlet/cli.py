@@ -182,6 +182,86 @@ def measure(
 
 @app.command()
 @_reported
+def audit(
+    file: Annotated[Path, typer.Argument(help="The ONNX file to audit.")],
+    data: DataSpec,
+    against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the report and what a rerun goes on from.")
+    ] = Path("audit"),
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    augment: Annotated[str, typer.Option(help="none, crop or flip-crop, applied while clones are trained.")] = "none",
+    transfer: Annotated[str | None, typer.Option(help="What the thief asks with, in the forms of --data.")] = None,
+    same_task: Annotated[bool, typer.Option("--same-task", help="The labels of --transfer are of this task.")] = False,
+    model: Annotated[str | None, typer.Option(help="The thief's architecture, package.module:factory.")] = None,
+    queries: Annotated[str, typer.Option(help="Budgets, as 250,1000,4000.")] = "",
+    seeds: Annotated[int, typer.Option(help="Repetitions; intervals need two or more.")] = 3,
+    answers: Annotated[str, typer.Option(help="What is shown: probabilities, labels, logits, top-3, rounded-2.")] = (
+        "probabilities"
+    ),
+    attacks: Annotated[str, typer.Option(help="Names, as Knockoff,RMIA, or all; see `nutlet attacks`.")] = "",
+    effort: Annotated[float, typer.Option(help="Scales the thief's training; below 1 overstates safety.")] = 1.0,
+    shadow_models: Annotated[int, typer.Option(help="Most models trained for membership inference.")] = 16,
+    price: Annotated[float, typer.Option(help="Price of one answer in USD.")] = 0.001,
+    retrained: Annotated[
+        bool | None, typer.Option("--retrained/--not-retrained", help="Whether training data were used again.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how hard a shipped file is to steal, before and after compression."""
+    with _loading():
+        from nutlet.audit import Protocol, audit_files
+        from nutlet.inputs import load_data, load_examples, load_model
+        from nutlet.oracle import Answers
+        from nutlet.progress import Progress
+        from nutlet.storage import prepare_folder
+
+    progress = Progress(quiet=quiet or as_json)
+    protocol = Protocol(
+        queries=tuple(int(number) for number in _numbers("--queries", queries)),
+        seeds=seeds,
+        first_seed=seed,
+        answers=Answers.parse(answers),
+        attacks=tuple(name for name in attacks.split(",") if name),
+        effort=effort,
+        shadow_models=shadow_models,
+        price_per_query=price,
+    )
+    prepare_folder(out)
+    scale = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
+    examples = load_data(data, test, augment=augment, seed=seed, **scale)
+    asked = None if transfer is None else load_examples(transfer, **scale)
+    result = audit_files(
+        file,
+        examples,
+        against,
+        out,
+        protocol=protocol,
+        transfer=asked,
+        same_task=same_task,
+        architecture=None if model is None else load_model(model),
+        retrained=retrained,
+        names=(_short(data), "" if transfer is None else _short(transfer)),
+        command=_command(),
+        processes=processes,
+        ray=ray,
+        progress=progress,
+    )
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=1))
+    elif not quiet:
+        _show(result)
+        typer.echo(f"report: {out / 'audit.html'}")
+
+
+@app.command()
+@_reported
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder with a report.json, as `nutlet compress` writes it.")],
     as_json: AsJson = False,
