@@ -1,0 +1,182 @@
+"""Where jobs run other than here: processes of this machine, or a Ray cluster, under one loop."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, NamedTuple
+
+import cloudpickle
+import torch
+
+from nutlet.errors import ConfigError, MissingExtra, first_line
+from nutlet.jobs.job import Job, Result
+
+__all__ = ["Pool", "cluster", "processes", "spread", "versions"]
+
+_LOSSES = 2
+"""How often a job is begun again after its worker was killed."""
+_IDLE = 300
+"""Seconds for which processes wait for more work: starting one takes seconds, as it loads torch."""
+
+
+class Pool(NamedTuple):
+    """Where jobs are sent: how many at a time, how, how they are all ended, and which error says a worker is gone."""
+
+    slots: int
+    submit: Callable[[bytes], Future[bytes]]
+    stop: Callable[[], object]
+    lost: Callable[[BaseException], bool]
+
+
+def spread(jobs: dict[str, Job], pool: Pool) -> Iterator[tuple[str, Result]]:
+    """Yield results as they come, with no more jobs pickled at a time than the pool has slots for.
+
+    Raises:
+        ConfigError: a job cannot be sent, or lost its worker too often.
+        Exception: what a job raised.
+    """
+    todo = list(reversed(jobs))
+    waiting: dict[Future[bytes], str] = {}
+    losses: Counter[str] = Counter()
+    try:
+        while todo or waiting:
+            while todo and len(waiting) < pool.slots:
+                key = todo.pop()
+                waiting[pool.submit(jobs[key].pickled())] = key
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                key = waiting.pop(future)
+                error = future.exception()
+                if error is None:
+                    outcome = cloudpickle.loads(future.result())
+                    if isinstance(outcome, _Failure):
+                        raise outcome.error()
+                    yield key, outcome
+                elif not pool.lost(error):
+                    raise ConfigError(
+                        f"a worker could not begin a job: {first_line(error.__cause__ or error)}; expected nutlet "
+                        "installed there as here"
+                    ) from error
+                elif losses[key] == _LOSSES:
+                    raise ConfigError(
+                        f"the worker of the job {jobs[key].title!r} was killed {_LOSSES + 1} times, by the system for "
+                        "want of memory or by somebody; expected it to finish: run fewer processes at a time"
+                    ) from error
+                else:
+                    losses[key] += 1
+                    todo.append(key)
+    except BaseException:  # Ctrl-C, and a caller who stops listening: nothing is to go on unseen
+        pool.stop()
+        raise
+
+
+def processes(count: int, threads: int) -> Pool:
+    """Return processes of this machine, which wait a while for more work when they are done."""
+    # Those of joblib do not import the user's main module again, which spawned ones would.
+    from joblib.externals.loky import BrokenProcessPool, get_reusable_executor
+
+    env = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
+
+    def executor() -> Any:  # a new one, where the last one broke
+        return get_reusable_executor(max_workers=count, timeout=_IDLE, env=env, initializer=_end_with_parent)
+
+    return Pool(
+        slots=count,
+        submit=lambda payload: executor().submit(_work, payload, threads, versions()),
+        stop=lambda: executor().shutdown(wait=True, kill_workers=True),
+        lost=lambda error: isinstance(error, BrokenProcessPool),
+    )
+
+
+def _end_with_parent() -> None:
+    """End this process soon after the one that started it was killed, in the middle of a job if need be."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def cluster(address: str, count: int, threads: int) -> Pool:
+    """Return the Ray cluster at ``address``; ``local`` starts one here that runs ``count`` jobs at a time.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        ConfigError: no cluster answers there.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")  # half of it is typed
+    except ImportError:
+        raise MissingExtra("ray", "ray", "running jobs on a cluster") from None
+    if not ray.is_initialized():
+        own = {"num_cpus": count * threads, "include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(address, log_to_driver=False, **own)
+        except Exception as error:  # it has no common base
+            raise ConfigError(
+                f"no Ray cluster to be had at {address!r}: {first_line(error)}; expected one that runs (`ray start "
+                "--head`), or `local` to start one here"
+            ) from error
+    # Begun again by our own loop, so that a lost worker means the same here as on one machine.
+    remote = ray.remote(num_cpus=threads, max_retries=0)(_work)
+    sent: dict[Future[bytes], Any] = {}
+
+    def submit(payload: bytes) -> Future[bytes]:
+        reference = remote.remote(payload, threads, versions())
+        future: Future[bytes] = reference.future()
+        sent[future] = reference
+        future.add_done_callback(sent.pop)
+        return future
+
+    return Pool(
+        # Some more than there is room for, so that a cluster that can grow sees that it should.
+        slots=2 * max(1, int(ray.cluster_resources().get("CPU", 0)) // threads),
+        submit=submit,
+        stop=lambda: [ray.cancel(reference, force=True) for reference in list(sent.values())],
+        lost=lambda error: (
+            isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
+        ),
+    )
+
+
+class _Failure(NamedTuple):
+    """An error in parts: pickled whole, it would be made again by a constructor that may take something else."""
+
+    kind: type[Exception]
+    args: tuple[Any, ...]
+    trace: str
+
+    def error(self) -> Exception:
+        error: Exception = self.kind.__new__(self.kind, *self.args)
+        error.add_note(f"In a worker:\n{self.trace}")
+        return error
+
+
+def _work(payload: bytes, threads: int, expected: tuple[str, ...]) -> bytes:
+    """Run one job in another process, and hand back its result or its failure."""
+    try:
+        if versions() != expected:
+            raise ConfigError(
+                f"a worker has nutlet, torch, Python {', '.join(versions())}; expected {', '.join(expected)} as here: "
+                "install the same there"
+            )
+        outcome: Result | _Failure = cloudpickle.loads(payload).run(threads)
+    except Exception as error:
+        outcome = _Failure(type(error), error.args, traceback.format_exc())
+    return bytes(cloudpickle.dumps(outcome))
+
+
+def versions() -> tuple[str, ...]:
+    """Return what the results of a job depend on beside itself: the versions of nutlet and torch, and of Python."""
+    return importlib.metadata.version("nutlet"), torch.__version__, platform.python_version()
