@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -20,14 +22,18 @@ import nutlet as nl
 from extraction import BUDGETS, fashion
 from nutlet.attack import Scene
 from nutlet.attacks import Knockoff
-from nutlet.audit.trials import run_attack
+from nutlet.audit.scoring import clone_hits, paired_difference, queries_to
+from nutlet.audit.trials import clone_alone, run_attack
 from nutlet.data import Data
-from nutlet.oracle import Answers, FileSource
+from nutlet.measurement import Runtime
+from nutlet.oracle import Answers, FileSource, as_probabilities
+from nutlet.storage import packed_size
 from nutlet.thief import Thief, architecture_for, fresh
 from nutlet.train import Training, cross_entropy, train_on
-from pieces import Piece, piece
-from rows import WORK
+from pieces import Piece, piece, seconds_of
+from rows import WORK, Rows
 
+Array = npt.NDArray[np.float32]
 FOLDER = WORK / "compression_vs_theft"
 SHAPE = (1, 28, 28)
 FLIP = nl.flip_and_crop(2)
@@ -129,7 +135,7 @@ def shipped(name: str) -> Path:
 
 def thief() -> Thief:
     """The thief of the table: the victim's architecture, trained half as long as in a full audit."""
-    return Thief(architecture=architecture_for(SHAPE, 10), augment=nl.flip_and_crop(padding=0), effort=0.5)
+    return Thief(architecture=architecture_for(SHAPE, 10), augment=nl.flip_and_crop(padding=1), effort=0.5)
 
 
 def stolen(name: str, seed: int, answers: str = "probabilities") -> Piece:
@@ -144,9 +150,78 @@ def stolen(name: str, seed: int, answers: str = "probabilities") -> Piece:
     return piece(FOLDER / "stolen" / f"{label}-seed{seed}.npz", make)
 
 
+def alone(seed: int) -> Piece:
+    """The same thief with his own labels and no victim."""
+
+    def make() -> Piece:
+        others = fashion("train").subset(slice(30_000, 60_000))
+        return clone_alone(thief(), others, BUDGETS, seed, fashion("test"))
+
+    return piece(FOLDER / "stolen" / f"no-victim-seed{seed}.npz", make)
+
+
+def answers_of(name: str) -> Array:
+    """The shipped file's answers to the test images."""
+    return Runtime(shipped(name), threads=1).predict(fashion("test"))
+
+
+def extraction_rows(name: str, rows: Rows, answers: str = "probabilities") -> None:
+    """Add the agreements of the clones of one artifact, beside those of the original's with the same seeds."""
+    labels = fashion("test").y.numpy()
+    file, original = answers_of(name), answers_of("original")
+    thefts = [stolen(name, seed, answers) for seed in SEEDS]
+    rows.seconds += seconds_of(thefts)
+    without = np.stack([alone(seed)["outputs"].argmax(2) == file.argmax(1) for seed in SEEDS])
+    curves = []
+    for place, budget in enumerate(BUDGETS):
+        hits = clone_hits(np.stack([theft["outputs"][place] for theft in thefts]), file, labels, original)
+        first = clone_hits(
+            np.stack([stolen("original", seed)["outputs"][place] for seed in SEEDS]), original, labels, original
+        )
+        assert hits.original is not None
+        gap = paired_difference(first.file, hits.file)
+        for seed in range(len(SEEDS)):
+            rows.add(f"agreement@{budget}", 100 * hits.file[seed].mean(), "%")
+            rows.add(f"agreement_original@{budget}", 100 * hits.original[seed].mean(), "%")
+            rows.add(f"agreement_where_wrong@{budget}", 100 * hits.where_wrong[seed].mean(), "%")
+            rows.add(f"clone_accuracy@{budget}", 100 * hits.label[seed].mean(), "%")
+            rows.add(f"no_query_agreement@{budget}", 100 * without[seed, place].mean(), "%")
+        for part, value in (("", gap.value), ("_low", gap.low), ("_high", gap.high)):
+            rows.add(f"difference{part}@{budget}", 100 * value, "pp")
+        # 1: easier to copy than the original, -1: harder, 0: no measurable difference.
+        rows.add(f"verdict@{budget}", float(np.sign(gap.value)) if gap.clear else 0.0, "sign")
+        curves.append(hits.file.mean(1))
+    for seed in range(len(SEEDS)):
+        reached = queries_to(0.9, BUDGETS, [float(curve[seed]) for curve in curves])
+        if reached is not None:
+            rows.add("queries_to_90pct", reached, "queries")
+
+
+def file_rows(name: str, rows: Rows) -> None:
+    content = shipped(name).read_bytes()
+    labels, answers = fashion("test").y.numpy(), answers_of(name)
+    rows.add("accuracy", 100 * float((answers.argmax(1) == labels).mean()), "%")
+    rows.add("bytes", len(content), "B")
+    rows.add("bytes_zstd", packed_size(content), "B")
+    confidence = as_probabilities(torch.from_numpy(answers)).max(1).values
+    rows.add("mean_confidence", 100 * float(confidence.mean()), "%")
+    rows.add("retrained", float(ARTIFACTS[name].retrained), "yes=1")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     wanted = sys.argv[1:] or list(ARTIFACTS)
     for seed in SEEDS:
         for artifact in wanted:
             stolen(artifact, seed)
+        stolen("original", seed, "labels")
+        alone(seed)
+    for artifact in wanted:
+        rows = Rows("compression_vs_theft", artifact, SEEDS)
+        file_rows(artifact, rows)
+        extraction_rows(artifact, rows)
+        rows.write()
+    hidden = Rows("compression_vs_theft", "original-labels-only", SEEDS)
+    file_rows("original", hidden)
+    extraction_rows("original", hidden, "labels")
+    hidden.write()

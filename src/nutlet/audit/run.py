@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def audit(
         open_artifact(release, role, evaluation, ledger)  # type: ignore[arg-type]
         for role, release in [*sides, ("after", victim)]
     )
+    if len({artifact.name for artifact in artifacts}) < len(artifacts):
+        artifacts = tuple(replace(artifact, name=f"{artifact.name} ({artifact.role})") for artifact in artifacts)
     asked = transfer_of(data, transfer, names[1] or "training inputs", evaluation, same_task=same_task)
     materials = Materials(
         artifacts=artifacts,

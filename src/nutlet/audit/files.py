@@ -1,0 +1,111 @@
+"""An audit of files: where its work runs and is kept, and the pages it leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.audit.protocol import Protocol
+from nutlet.audit.result import Audit
+from nutlet.audit.run import audit
+from nutlet.data import Data, Examples
+from nutlet.jobs import Workers, layout
+from nutlet.measurement import cores
+from nutlet.oracle import Source
+from nutlet.progress import Progress
+from nutlet.report import write_audit
+from nutlet.storage import write_json
+from nutlet.thief import Thief, architecture_for
+
+__all__ = ["audit_files"]
+
+_LAYOUT = "layout.json"
+
+
+def audit_files(
+    victim: Path | str | Source,
+    data: Data,
+    against: Path | str | None,
+    folder: Path | str,
+    *,
+    protocol: Protocol | None = None,
+    transfer: Examples | None = None,
+    same_task: bool = False,
+    architecture: nn.Module | None = None,
+    retrained: bool | None = None,
+    names: tuple[str, str] = ("", ""),
+    command: str = "",
+    processes: int = 0,
+    ray: str | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Audit a shipped file and write ``audit.json`` and ``audit.html`` into ``folder``; see :func:`nutlet.audit`.
+
+    Everything that takes long is kept in ``folder/jobs``: a run that was killed goes on from there. A ``report.json``
+    in the folder gets the audit too, and its page a section.
+
+    Args:
+        victim: path of the ONNX file, or an endpoint.
+        data: splits of its task.
+        against: the original's file, or None.
+        folder: where pages and finished work go.
+        protocol: budgets, seeds, attacks.
+        transfer: inputs the thief asks with.
+        same_task: whether their labels are of the victim's task.
+        architecture: what the thief trains, where he knows the victim's; one of our own otherwise.
+        retrained: whether training data were used again after compression.
+        names: how the user named data and transfer set.
+        command: how to reproduce the audit.
+        processes: at a time; 0 for what a short timing finds best.
+        ray: address of a Ray cluster.
+        progress: shows bars.
+
+    Raises:
+        StorageError: ``folder`` cannot be written.
+        NutletError: see :func:`nutlet.audit`.
+    """
+    folder, protocol, progress = Path(folder), protocol or Protocol(), progress or Progress(quiet=True)
+    examples = transfer if transfer is not None else data.train
+    shape = tuple(examples.x.shape[1:])
+    thief = Thief(
+        architecture=architecture or architecture_for(shape, data.classes), augment=data.augment, effort=protocol.effort
+    )
+
+    def step() -> object:
+        return thief.train(examples.subset(slice(0, 256)), _guesses(examples, data.classes), seed=0, steps=4)
+
+    many, threads = (processes, 1) if processes else _layout(folder / "jobs" / _LAYOUT, step)
+    result = audit(
+        victim,
+        data,
+        against,
+        protocol=protocol,
+        transfer=transfer,
+        same_task=same_task,
+        thief=thief,
+        retrained=retrained,
+        names=names,
+        command=command,
+        workers=Workers(processes=many, threads=threads, folder=folder / "jobs", ray=ray, progress=progress),
+    )
+    write_audit(result.value, folder)
+    return result
+
+
+def _guesses(examples: Examples, classes: int) -> Tensor:
+    return torch.full((min(256, len(examples)), classes), 1 / classes)
+
+
+def _layout(path: Path, step: Callable[[], object]) -> tuple[int, int]:
+    """Return processes and threads as an earlier run found them: with others its finished work would not be found."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return int(found["processes"]), int(found["threads"])
+    except (OSError, ValueError, KeyError, TypeError):
+        many, threads = layout(step, cores())
+        write_json(path, {"processes": many, "threads": threads})
+        return many, threads
