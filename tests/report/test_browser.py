@@ -1,10 +1,12 @@
 """The page in a real browser, with JavaScript off: it fits, it asks nobody for anything, it can be read."""
 
+import itertools
 import shutil
 
 import pytest
 
-from nutlet.report import write_report
+from nutlet.report import write_audit, write_report
+from report.audit_example import full_audit, small_audit
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs the package playwright: pip install 'nutlet[dev]'", exc_type=ImportError
@@ -48,13 +50,8 @@ def browser():
         opened.close()
 
 
-@pytest.mark.parametrize("width", [1280, 375])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_in_chromium(browser, report, tmp_path, scheme, width):
-    report["model"]["name"] = "a_name_without_any_place_to_break_" * 4
-    report["history"][1]["notes"] = ["<script>document.title = 'taken over'</script>"]
-    write_report(report, tmp_path)
-    address = (tmp_path / "report.html").as_uri()
+def look_at(browser, address, scheme, width):
+    """Open a page and check what holds for every page: it fits, it is silent, it can be read; keep a picture of it."""
     context = browser.new_context(
         java_script_enabled=False, color_scheme=scheme, viewport={"width": width, "height": 900}
     )
@@ -63,33 +60,69 @@ def test_page_in_chromium(browser, report, tmp_path, scheme, width):
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(address)
+    page.goto(address.as_uri())
 
     assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert [url for url in asked if not url.startswith("data:")] == [address.as_uri()]
     assert "taken over" not in page.title()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) > 382) == (scheme == "light")
-    for kind in ("table", "svg", "figure", "h2", "caption"):
+    for kind in ("table", "svg.chart", "svg.meter", "figure", "h2", "caption"):
         places = page.locator(kind)
-        assert places.count() >= 4
         assert all(places.nth(index).is_visible() for index in range(places.count()))
     for box in page.locator("svg.chart").all():
         size = box.bounding_box()
         assert size["width"] > 200
         assert size["height"] > 80
-        assert all(
-            text.bounding_box()["x"] + text.bounding_box()["width"] <= width for text in box.locator("text").all()
-        )
+        texts = [text.bounding_box() for text in box.locator("text").all()]
+        assert all(text["x"] >= 0 and text["x"] + text["width"] <= width for text in texts)
+        assert [pair for pair in itertools.combinations(texts, 2) if overlap(*pair)] == []
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 20
     assert {name: ratio for name, ratio in contrasts.items() if ratio < 4.5} == {}
 
-    picture = tmp_path / f"{scheme}-{width}.png"
+    picture = address.with_name(f"{address.stem}-{scheme}-{width}.png")
     page.screenshot(path=picture, full_page=True)
     assert picture.stat().st_size > 10_000
+    counts = {kind: page.locator(kind).count() for kind in ("table", "svg.chart", "figure", "h2")}
     context.close()
+    return counts
+
+
+def overlap(a, b):
+    """Whether two boxes share more than the halo around figures, 4 pixels, in both directions."""
+    return all(
+        min(a[at] + a[long], b[at] + b[long]) - max(a[at], b[at]) > 4 for at, long in (("x", "width"), ("y", "height"))
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_in_chromium(browser, report, tmp_path, scheme, width):
+    report["model"]["name"] = "a_name_without_any_place_to_break_" * 4
+    report["history"][1]["notes"] = ["<script>document.title = 'taken over'</script>"]
+    write_report(report, tmp_path)
+    counts = look_at(browser, tmp_path / "report.html", scheme, width)
+    assert min(counts.values()) >= 4
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("light", 375), ("dark", 375)])
+def test_audit_in_chromium(browser, tmp_path, scheme, width):
+    audit = full_audit()
+    audit["sentence"] = "<script>document.title = 'taken over'</script>"
+    audit["command"] = "a_command_without_any_place_to_break_" * 8
+    write_audit(audit, tmp_path)
+    counts = look_at(browser, tmp_path / "audit.html", scheme, width)
+    assert counts["svg.chart"] == counts["figure"] == 5
+    assert counts["table"] >= 9
+
+
+def test_the_least_audit_and_a_report_with_one_in_chromium(browser, report, tmp_path):
+    write_audit(small_audit(), tmp_path / "small")
+    assert look_at(browser, tmp_path / "small" / "audit.html", "dark", 375)["svg.chart"] == 1
+    write_report({**report, "audit": full_audit()}, tmp_path)
+    assert look_at(browser, tmp_path / "report.html", "light", 375)["svg.chart"] == 6
 
 
 def test_page_prints_on_paper(browser, report, tmp_path):

@@ -32,7 +32,7 @@ def rules(rule):
 
 def test_every_field_is_described_and_only_known_keywords_are_used():
     known = {"$schema", "$ref", "$defs", "title", "description", "type", "const", "minimum", "maximum", "minItems",
-             "maxItems", "items", "properties", "required", "additionalProperties"}  # fmt: skip
+             "maxItems", "items", "properties", "required", "additionalProperties", "enum"}  # fmt: skip
     for rule in rules(schema()):
         assert set(rule) <= known
         assert "$ref" in rule or rule.get("description"), rule

@@ -1,7 +1,17 @@
-"""One self-contained page from one ``report.json``."""
+"""One self-contained page from one ``report.json`` or ``audit.json``."""
 
-from nutlet.report.html import render, write_report
-from nutlet.report.load import load_report
+from nutlet.report.html import render, render_audit, write_audit, write_report
+from nutlet.report.load import load_audit, load_report
+from nutlet.report.standards import findings
 from nutlet.report.verdict import verdict
 
-__all__ = ["load_report", "render", "verdict", "write_report"]
+__all__ = [
+    "findings",
+    "load_audit",
+    "load_report",
+    "render",
+    "render_audit",
+    "verdict",
+    "write_audit",
+    "write_report",
+]

@@ -5,7 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["NOT_MEASURED", "change", "clean", "count", "exact", "milliseconds", "percent", "points", "seconds", "size"]
+__all__ = [
+    "NOT_MEASURED",
+    "amount",
+    "change",
+    "clean",
+    "count",
+    "exact",
+    "interval",
+    "milliseconds",
+    "percent",
+    "points",
+    "rate",
+    "seconds",
+    "size",
+]
 
 NOT_MEASURED = "not measured"
 LONGEST_TEXT = 2_000
@@ -25,6 +39,26 @@ def percent(value: float | None) -> str:
     elif text in ("100.00", "0.00"):  # rounding must not turn nearly all into all, nor hardly any into none
         return "> 99.99 %" if value > 0.5 else "< 0.01 %"
     return f"{text} %"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return the interval of a share, nothing where there is none; an end beyond what a share can be is cut.
+
+    >>> interval(0.91171, 0.92249), interval(-0.01, 1.02), interval(None, None)
+    ('91.17 to 92.25 %', '0 to 100 %', '')
+    """
+    if low is None or high is None:
+        return ""
+    return f"{percent(max(low, 0)).removesuffix(' %')} to {percent(min(high, 1))}"
+
+
+def rate(value: float) -> str:
+    """Return a share that somebody chose, with the digits it has.
+
+    >>> rate(0.001), rate(0.01), rate(0.9)
+    ('0.1 %', '1 %', '90 %')
+    """
+    return f"{100 * value:.4g} %"
 
 
 def points(value: float, *, sign: bool = False) -> str:
@@ -74,6 +108,30 @@ def exact(value: int | None) -> str:
     '284,316'
     """
     return NOT_MEASURED if value is None else f"{value:,}"
+
+
+def amount(value: float | None, unit: str, *, sign: bool = False) -> str:
+    """Return a value in one of the units of an audit: share, points, bytes, queries or count.
+
+    With ``sign`` it is a difference: of shares too it is then in percentage points.
+
+    >>> amount(0.5, "share"), amount(2300.5, "queries"), amount(284316, "bytes"), amount(None, "count")
+    ('50.00 %', '2,300', '284 kB', 'not measured')
+    >>> amount(-0.004, "share", sign=True), amount(-914000, "bytes", sign=True), amount(12, "queries", sign=True)
+    ('-0.4 points', '-914 kB', '+12')
+    """
+    if value is None:
+        return NOT_MEASURED
+    if unit == "points" or (unit == "share" and sign):
+        return f"{points(value if unit == 'share' else value / 100, sign=sign)} points"
+    if unit == "share":
+        return percent(value)
+    text = size(round(abs(value))) if unit == "bytes" else _number(abs(value))
+    return f"{'-' if value < 0 else '+' if sign and value > 0 else ''}{text}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.3g}"
 
 
 def milliseconds(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The report as one page: a file with no script, no fonts and no requests, for a browser, a mail or a printer."""
+"""A report or an audit as one page: no script, no fonts and no requests, for a browser, a mail or a printer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from nutlet.report.audit_view import audit_view, summary
 from nutlet.report.figures import clean, percent
-from nutlet.report.load import check
+from nutlet.report.load import check, check_audit, load_report
 from nutlet.report.view import view
 from nutlet.storage import write_json, write_text
 
-__all__ = ["render", "write_report"]
+__all__ = ["render", "render_audit", "write_audit", "write_report"]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -30,7 +31,23 @@ def render(report: dict[str, Any]) -> str:
     """
     check(report)
     safe = clean(report)
-    return _environment().get_template("template.html").render(report=safe, percent=percent, **view(safe)) + "\n"
+    audit = safe.get("audit")
+    page = _environment().get_template("template.html")
+    return page.render(report=safe, percent=percent, audit=audit and summary(audit), **view(safe)) + "\n"
+
+
+def render_audit(audit: dict[str, Any]) -> str:
+    """Return an audit as one self-contained HTML page in plain language, with the ids of standards.
+
+    Args:
+        audit: what ``audit`` in schema.json describes, as plain data.
+
+    Raises:
+        StorageError: the audit lacks a field or a field has the wrong type; the message names it.
+    """
+    check_audit(audit)
+    safe = clean(audit)
+    return _environment().get_template("audit.html").render(audit=safe, **audit_view(safe)) + "\n"
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
@@ -42,6 +59,20 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     page = render(report)
     write_json(folder / "report.json", report)
     write_text(folder / "report.html", page)
+
+
+def write_audit(audit: dict[str, Any], folder: Path) -> None:
+    """Write ``audit.json`` and ``audit.html`` into ``folder``, and put the audit into a report that lies there.
+
+    Raises:
+        StorageError: the audit is not what schema.json describes, the folder cannot be written, or ``report.json``
+            is no report; the audit itself is written then.
+    """
+    page = render_audit(audit)
+    write_json(folder / "audit.json", audit)
+    write_text(folder / "audit.html", page)
+    if (folder / "report.json").exists():
+        write_report({**load_report(folder / "report.json"), "audit": audit}, folder)
 
 
 @functools.cache

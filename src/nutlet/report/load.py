@@ -1,4 +1,4 @@
-"""Reading ``report.json`` back: bounded, and checked against the shipped schema before anything uses it."""
+"""Reading ``report.json`` and ``audit.json`` back: bounded, and checked against the schema before any use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from nutlet.errors import StorageError
 
-__all__ = ["LARGEST", "check", "load_report", "schema"]
+__all__ = ["LARGEST", "check", "check_audit", "load_audit", "load_report", "schema"]
 
 LARGEST = 32 * 2**20
 """Bytes above which a file is not read: a report of a thousand layers and ten steps has about 2 MiB."""
@@ -33,26 +33,42 @@ def load_report(path: Path) -> dict[str, Any]:
     Raises:
         StorageError: the file is missing, empty, too big, not JSON, or not a report; the message names the field.
     """
+    value = _read(path, "report.json")
+    check(value, where=str(path))
+    assert isinstance(value, dict)  # checked just above; for the type checker
+    return value
+
+
+def load_audit(path: Path) -> dict[str, Any]:
+    """Read and check an ``audit.json``.
+
+    Raises:
+        StorageError: the file is missing, empty, too big, not JSON, or not an audit; the message names the field.
+    """
+    value = _read(path, "audit.json")
+    check_audit(value, where=str(path))
+    assert isinstance(value, dict)
+    return value
+
+
+def _read(path: Path, kind: str) -> Any:
     try:
         with path.open("rb") as file:
             # One byte more than allowed is enough to know, and a size asked beforehand may be stale or a lie.
             raw = file.read(LARGEST + 1)
     except OSError as error:
-        raise StorageError(f"could not read {path}: {error.strerror}; expected a report.json") from error
+        raise StorageError(f"could not read {path}: {error.strerror}; expected {kind}") from error
     if len(raw) > LARGEST:
-        raise StorageError(f"{path} has more than {LARGEST:,} bytes; expected a report.json of at most that size")
+        raise StorageError(f"{path} has more than {LARGEST:,} bytes; expected {kind} of at most that size")
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except RecursionError as error:
-        raise StorageError(f"{path} is nested too deeply; expected a report.json as nutlet writes it") from error
+        raise StorageError(f"{path} is nested too deeply; expected {kind} as nutlet writes it") from error
     except ValueError as error:
         raise StorageError(
-            f"{path} is not JSON ({error}); expected a report.json as nutlet writes it. "
-            "If the file was cut off, copy it again or write the report anew"
+            f"{path} is not JSON ({error}); expected {kind} as nutlet writes it. "
+            "If the file was cut off, copy it again or write it anew"
         ) from error
-    check(value, where=str(path))
-    assert isinstance(value, dict)  # checked just above; for the type checker
-    return value
 
 
 def check(value: Any, where: str = "report") -> None:
@@ -66,6 +82,40 @@ def check(value: Any, where: str = "report") -> None:
     nutlet.errors.StorageError: report: the field 'nutlet' is missing; expected it as: version of nutlet that wrote it
     """
     _check(value, schema(), "", where, 0)
+    if value.get("audit") is not None:
+        _check_names(value["audit"], f"{where}: audit")
+
+
+def check_audit(value: Any, where: str = "audit") -> None:
+    """Check plain data against the part of the schema that describes an audit.
+
+    Raises:
+        StorageError: a required field is missing, a field has another type or range than the schema says, or an attack
+            names a file that is not among the audited ones.
+
+    >>> check_audit(None)
+    Traceback (most recent call last):
+    nutlet.errors.StorageError: audit: the whole is None (null); expected object: How hard the shipped file is to steal
+    """
+    _check(value, {"$ref": "#/$defs/audit", "type": "object"}, "", where, 0)
+    _check_names(value, where)
+
+
+def _check_names(audit: dict[str, Any], where: str) -> None:
+    """Check what a schema cannot say: figures belong to a file by its name, so names must tell the files apart."""
+    roles = {artifact["name"]: artifact["role"] for artifact in audit["artifacts"]}
+    if len(set(roles.values())) != len(audit["artifacts"]) or "after" not in roles.values():
+        found = ", ".join(f"{artifact['name'][:80]!r} as {artifact['role']}" for artifact in audit["artifacts"])
+        raise StorageError(
+            f"{where}: artifacts are {found}; expected one 'after' and at most one 'before', of two names"
+        )
+    for attack in audit["attacks"]:
+        for victim in attack["victims"]:
+            if victim["artifact"] not in roles:
+                raise StorageError(
+                    f"{where}: {attack['name'][:80]} attacked {victim['artifact'][:80]!r}; "
+                    f"expected one of the audited files: {', '.join(name[:80] for name in roles)}"
+                )
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -85,6 +135,8 @@ def _check(value: Any, rule: dict[str, Any], field: str, where: str, depth: int)
         _refuse(where, field, value, f"{' or '.join(kinds)}: {rule.get('description', 'plain JSON')}")
     if "const" in rule and value != rule["const"]:
         _refuse(where, field, value, f"{rule['const']}; this version of nutlet reads no other")
+    if "enum" in rule and value not in rule["enum"]:
+        _refuse(where, field, value, f"one of {', '.join(map(str, rule['enum']))}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         # A whole number that no file can hold would overflow when it is divided.
         low, high = rule.get("minimum", -_BIGGEST), rule.get("maximum", _BIGGEST)
@@ -117,4 +169,4 @@ def _kind(value: Any) -> str:
 def _refuse(where: str, field: str, value: Any, expected: str) -> NoReturn:
     found = repr(value) if not isinstance(value, (dict, list, tuple)) else f"{len(value)} entries"
     found = found if len(found) <= 80 else found[:79] + "…"
-    raise StorageError(f"{where}: {field or 'the report'} is {found} ({_kind(value)}); expected {expected}")
+    raise StorageError(f"{where}: {field or 'the whole'} is {found} ({_kind(value)}); expected {expected}")

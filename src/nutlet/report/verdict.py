@@ -84,14 +84,19 @@ def paired_latency(measurement: dict[str, Any]) -> list[tuple[dict[str, Any] | N
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """Say in plain words what compression did to size, speed and accuracy of the file.
+    """Say in plain words what compression did to size, speed and accuracy of the file, and to a thief where audited.
 
     >>> before, after = {"bytes": 610, "accuracy": 0.9}, {"bytes": 100, "accuracy": 0.9}
     >>> files = {"original": before, "compressed": after}
     >>> verdict({"measurement": {**files, "accuracy_drop_pp_low": -0.4, "accuracy_drop_pp_high": 0.4}})
     '6.1x smaller, speed not measured, no measurable loss of accuracy (0.0 points, 95 % interval -0.4 to +0.4).'
     """
-    measurement = report.get("measurement") or {}
+    text = _measured(report.get("measurement") or {})
+    audit = report.get("audit")
+    return f"{text} {audit['sentence']}" if audit else text
+
+
+def _measured(measurement: dict[str, Any]) -> str:
     before, after = measurement.get("original"), measurement.get("compressed")
     if not after:
         return "Not measured: there is no shipped file to speak about yet."

@@ -10,10 +10,21 @@ from markupsafe import Markup
 
 from nutlet.report import charts
 from nutlet.report.charts import Bar
-from nutlet.report.figures import NOT_MEASURED, change, count, exact, milliseconds, percent, points, seconds, size
+from nutlet.report.figures import (
+    NOT_MEASURED,
+    change,
+    count,
+    exact,
+    interval,
+    milliseconds,
+    percent,
+    points,
+    seconds,
+    size,
+)
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SPEED, accuracy_change, paired_latency, verdict
 
-__all__ = ["view"]
+__all__ = ["Cell", "flat", "view"]
 
 LAYERS_SHOWN = 400
 """Rows of the layer table: a page stays below one megabyte; the rest are in report.json."""
@@ -60,13 +71,9 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
         **_layers(report["history"]),
         "latency_charts": _latency_charts(measurement),
         "parity": _parity(report["parity"]),
-        "environment": _flat(report["environment"]),
+        "environment": flat(report["environment"]),
         "recipe": yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True, width=80),
     }
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{percent(low).removesuffix(' %')} to {percent(high)}"
 
 
 def _tiles(measurement: dict[str, Any]) -> list[Row]:
@@ -98,7 +105,7 @@ def _comparison(report: dict[str, Any], measurement: dict[str, Any]) -> list[Row
     first, last = report["history"][0]["size"], report["history"][-1]["size"]
 
     def accuracy(side: dict[str, Any]) -> Cell:
-        return Cell(percent(side.get("accuracy")), _interval(side.get("accuracy_low"), side.get("accuracy_high")))
+        return Cell(percent(side.get("accuracy")), interval(side.get("accuracy_low"), side.get("accuracy_high")))
 
     def stored(side: dict[str, Any], key: str) -> Cell:
         value = side.get(key)
@@ -279,13 +286,13 @@ def _parity(parity: dict[str, Any] | None) -> dict[str, str] | None:
     }
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested properties as one list of names and texts."""
     rows: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(item, dict):
-            rows.update(_flat(item, f"{name}, "))
+            rows.update(flat(item, f"{name}, "))
         elif isinstance(item, list):
             rows[name] = ", ".join(str(entry) for entry in item) or "none"
         else:
