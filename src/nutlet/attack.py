@@ -21,7 +21,7 @@ from nutlet.oracle import ACCESS, Access, Oracle
 from nutlet.progress import Progress
 from nutlet.thief import Thief
 
-__all__ = ["Attack", "Goal", "Loot", "Scene", "known_attacks", "register_attack"]
+__all__ = ["Attack", "Goal", "Loot", "Scene", "ShadowModels", "known_attacks", "register_attack"]
 
 Goal = Literal["clone", "weights", "width", "file", "membership", "inversion"]
 """What is stolen: the function, the exact weights, the size of a hidden layer, what a file gives away as it lies there,
@@ -43,8 +43,9 @@ class Scene:
         transfer: inputs he can ask about, in the order in which a plain attack asks; their labels are his own.
         thief: what he trains.
         pool: candidates ``(N,)`` with labels, of which he wants to know which the victim was trained on.
-        shadows: trains models of his own on halves of the pool.
+        shadows: trains models of his own on halves of the pool, made as the victim was, as far as he knows how.
         companions: other releases of the same model that he has too, the original first.
+        companion_shadows: for each of them shadow models made as it was, of the same halves as ``shadows``.
         file: the shipped file in his hands.
         white_box: that file as a module he can differentiate.
         progress: shows bars.
@@ -58,6 +59,7 @@ class Scene:
     pool: Examples | None = None
     shadows: ShadowModels | None = None
     companions: tuple[Oracle, ...] = ()
+    companion_shadows: tuple[ShadowModels, ...] = ()
     file: Path | None = None
     white_box: nn.Module | None = None
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
@@ -130,6 +132,7 @@ _NEEDS = {
     "pool": "candidates for membership",
     "shadows": "shadow models",
     "companions": "another release of the same model (the original)",
+    "companion_shadows": "shadow models of the other releases",
     "file": "the shipped file",
     "white_box": "the file as a differentiable module",
 }

@@ -1,5 +1,12 @@
 """The attacks, one to a file; importing this package registers them."""
 
+from nutlet.attacks.bavaria import BaVarIA
 from nutlet.attacks.knockoff import Knockoff
+from nutlet.attacks.lira import LiRA
+from nutlet.attacks.loss_threshold import LossThreshold
+from nutlet.attacks.rmia import RMIA
+from nutlet.attacks.samia import SAMIA
+from nutlet.attacks.shadow_classifier import ShadowClassifier
+from nutlet.attacks.two_version import TwoVersion
 
-__all__ = ["Knockoff"]
+__all__ = ["RMIA", "SAMIA", "BaVarIA", "Knockoff", "LiRA", "LossThreshold", "ShadowClassifier", "TwoVersion"]

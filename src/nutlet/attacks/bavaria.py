@@ -1,0 +1,84 @@
+"""BaVarIA: LiRA with a Bayesian variance, for few shadow models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.evidence import log_ratio
+from nutlet.attacks.signals import (
+    ask,
+    check_budget,
+    check_models,
+    check_option,
+    check_prior,
+    confidence,
+    of_pool,
+    shadow_confidence,
+)
+from nutlet.oracle import Access, Answers, Oracle
+
+__all__ = ["BaVarIA"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class BaVarIA(Attack):
+    r"""Compare two Student t distributions of the confidence, whose variances are shrunk to that of like candidates.
+
+    Under a normal-inverse-gamma prior the confidence of one more model is :math:`t_{s+n+2}` distributed around the
+    posterior mean (Brännvall 2026); the score is the log ratio of its densities among models that saw the candidate and
+    those that did not. Our prior is of candidates of about the same difficulty: :mod:`nutlet.attacks.evidence` has the
+    formulas.
+
+    Args:
+        mode: ``online``, or ``offline``: no model that saw a candidate says anything about that candidate.
+        models: shadow models; four are enough.
+        strength: models that the prior variance is worth.
+        neighbours: candidates of about the same difficulty that make one prior.
+
+    Raises:
+        ConfigError: fewer than four models, or a value out of range.
+    """
+
+    when: ClassVar[str] = "membership with four to sixty-four shadow models: as good as LiRA with fewer"
+    goal: ClassVar[Goal] = "membership"
+    access: ClassVar[Access] = "labels"
+    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
+    source: ClassVar[str] = "Brännvall 2026, arXiv:2603.11799"
+
+    mode: Literal["online", "offline"] = "online"
+    models: int = 8
+    strength: float = 16.0
+    neighbours: int = 100
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_option("BaVarIA.mode", self.mode, ("online", "offline"))
+        check_models("BaVarIA", self.models, 4, "two on each side are the fewest that show a variance; RMIA takes two")
+        check_prior("BaVarIA", self.strength, self.neighbours)
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield one loot: the whole pool is asked about once."""
+        pool = of_pool(scene)
+        check_budget(len(pool), budgets)
+        scores = self.scores(ask(oracle, pool), oracle.answers, scene)
+        yield Loot(queries=oracle.queries, scores=scores)
+
+    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+        """Return the evidence for each candidate, in nats, from the victim's answers ``(N, classes)``."""
+        assert scene.shadows is not None
+        labels = of_pool(scene).y
+        values, members = shadow_confidence(scene.shadows, self.models, labels, shown)
+        return log_ratio(
+            confidence(answers, labels, shown)[:, None],
+            values[:, :, None],
+            members,
+            online=self.mode == "online",
+            strength=self.strength,
+            neighbours=self.neighbours,
+        )

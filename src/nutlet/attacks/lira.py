@@ -1,0 +1,87 @@
+"""LiRA: is this confidence more likely of a model that saw the candidate, or of one that did not?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.signals import ask, check_budget, check_models, check_option, confidence, of_pool, shadow_confidence
+from nutlet.oracle import Access, Answers, Oracle
+
+__all__ = ["LiRA"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class LiRA(Attack):
+    r"""Compare two normal distributions of the confidence :math:`\varphi`, one of shadow models that saw the candidate.
+
+    Online, the score is :math:`\log N(\varphi; \mu_{in}, \sigma_{in}) - \log N(\varphi; \mu_{out}, \sigma_{out})`;
+    offline, :math:`(\varphi - \mu_{out}) / \sigma_{out}`, which looks only at the models that did not see the candidate
+    (Carlini et al. 2022, First Principles).
+
+    Args:
+        mode: ``online`` or ``offline``.
+        variance: ``per-example``, or ``fixed``: one of the whole pool, pooled within candidates, for few models.
+        models: shadow models; half of them saw each candidate.
+
+    Raises:
+        ConfigError: fewer than four models, or an unknown option.
+    """
+
+    when: ClassVar[str] = "the reference for membership: strong, and dear; dozens of shadow models"
+    goal: ClassVar[Goal] = "membership"
+    access: ClassVar[Access] = "labels"
+    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
+    source: ClassVar[str] = "Carlini et al. 2022, arXiv:2112.03570"
+
+    mode: Literal["online", "offline"] = "online"
+    variance: Literal["per-example", "fixed"] = "per-example"
+    models: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_option("LiRA.mode", self.mode, ("online", "offline"))
+        check_option("LiRA.variance", self.variance, ("per-example", "fixed"))
+        check_models("LiRA", self.models, 4, "two on each side are the fewest that show a variance; RMIA takes two")
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield one loot: the whole pool is asked about once."""
+        pool = of_pool(scene)
+        check_budget(len(pool), budgets)
+        scores = self.scores(ask(oracle, pool), oracle.answers, scene)
+        yield Loot(queries=oracle.queries, scores=scores)
+
+    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+        """Return a score for each candidate from the victim's answers ``(N, classes)``."""
+        assert scene.shadows is not None
+        labels = of_pool(scene).y
+        phi = confidence(answers, labels, shown)
+        values, members = shadow_confidence(scene.shadows, self.models, labels, shown)
+        mean, deviation = _normal(values, ~members, fixed=self.variance == "fixed")
+        if self.mode == "offline":
+            return (phi - mean) / deviation
+        seen_mean, seen_deviation = _normal(values, members, fixed=self.variance == "fixed")
+        return (
+            ((phi - mean) / deviation) ** 2 / 2
+            + deviation.log()
+            - ((phi - seen_mean) / seen_deviation) ** 2 / 2
+            - seen_deviation.log()
+        )
+
+
+def _normal(values: Tensor, chosen: Tensor, *, fixed: bool) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the chosen values ``(M, N)`` for each candidate, ``(N,)`` each."""
+    weights = chosen.double()
+    count = weights.sum(0)
+    mean = (weights * values).sum(0) / count
+    squares = (weights * (values - mean) ** 2).sum(0)
+    pooled = squares.sum() / (count - 1).sum()
+    variance = pooled.expand_as(mean) if fixed else squares / count
+    # A candidate on which all models agree is no infinite evidence.
+    return mean, torch.sqrt(variance + 1e-6 * pooled + 1e-12)

@@ -1,0 +1,36 @@
+"""The loss alone: members have a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.signals import ask, check_budget, confidence, of_pool
+from nutlet.oracle import Access, Oracle
+
+__all__ = ["LossThreshold"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class LossThreshold(Attack):
+    """Take the candidates of smallest cross entropy for members (Yeom et al. 2018).
+
+    On labels alone it is their gap attack: what is classified rightly is a member.
+    """
+
+    when: ClassVar[str] = "no model of one's own: what anyone finds out for nothing"
+    goal: ClassVar[Goal] = "membership"
+    access: ClassVar[Access] = "labels"
+    needs: ClassVar[tuple[str, ...]] = ("pool",)
+    source: ClassVar[str] = "Yeom et al. 2018, arXiv:1709.01604"
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield one loot: the whole pool is asked about once."""
+        pool = of_pool(scene)
+        check_budget(len(pool), budgets)
+        # The order of the loss, but with more digits where it is nearly zero.
+        scores = confidence(ask(oracle, pool), pool.y, oracle.answers)
+        yield Loot(queries=oracle.queries, scores=scores)

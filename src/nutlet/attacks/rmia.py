@@ -1,0 +1,89 @@
+"""RMIA: is the victim surer of this candidate than other models are, more so than for others of the population?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.signals import ask, check_budget, check_models, check_option, confidence, of_pool, shadow_confidence
+from nutlet.errors import ConfigError
+from nutlet.oracle import Access, Answers, Oracle
+
+__all__ = ["RMIA"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class RMIA(Attack):
+    r"""Count the other candidates ``z`` over which the likelihood ratio of a candidate ``x`` exceeds ``gamma``.
+
+    .. math::
+        LR(x, z) = \frac{p(x \mid \theta) / p(x)}{p(z \mid \theta) / p(z)}, \quad
+        score(x) = \Pr_z[LR(x, z) > \gamma]
+
+    with ``p`` the probability of the label. Online, ``p(x)`` is its mean over all shadow models. Offline it is guessed
+    from those that did not see ``x`` by the line :math:`p_{in} = a\, p_{out} + 1 - a`, so that
+    :math:`p(x) = \frac{1}{2}((1 + a)\, p_{out}(x) + 1 - a)` (Zarifzadeh et al. 2024).
+
+    All candidates are compared with one population, so a ``gamma`` above 1 changes no order: it only makes ties.
+
+    Args:
+        mode: ``online`` or ``offline``.
+        models: shadow models; two are enough.
+        a: of the line; fitted to the shadow models by least squares where not given.
+        gamma: 1 or more.
+
+    Raises:
+        ConfigError: fewer than two models, or a value out of range.
+    """
+
+    when: ClassVar[str] = "membership with two to eight shadow models: the most for the least training"
+    goal: ClassVar[Goal] = "membership"
+    access: ClassVar[Access] = "labels"
+    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
+    source: ClassVar[str] = "Zarifzadeh, Liu, Shokri 2024, arXiv:2312.03262"
+
+    mode: Literal["online", "offline"] = "online"
+    models: int = 4
+    a: float | None = None
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_option("RMIA.mode", self.mode, ("online", "offline"))
+        check_models("RMIA", self.models, 2)
+        if self.gamma < 1 or (self.a is not None and not 0 <= self.a <= 1):
+            raise ConfigError(f"RMIA has gamma={self.gamma}, a={self.a}; expected gamma of 1 or more, a from 0 to 1")
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield one loot: the whole pool is asked about once."""
+        pool = of_pool(scene)
+        check_budget(len(pool), budgets)
+        scores = self.scores(ask(oracle, pool), oracle.answers, scene)
+        yield Loot(queries=oracle.queries, scores=scores)
+
+    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+        """Return a score for each candidate from the victim's answers ``(N, classes)``."""
+        assert scene.shadows is not None
+        labels = of_pool(scene).y
+        values, members = shadow_confidence(scene.shadows, self.models, labels, shown)
+        ratio = confidence(answers, labels, shown).sigmoid() / self._expected(values.sigmoid(), members)
+        below = torch.searchsorted(ratio.sort().values, ratio / self.gamma)
+        return below.double() / len(ratio)
+
+    def _expected(self, probabilities: Tensor, members: Tensor) -> Tensor:
+        """Return ``p(x)``, ``(N,)``, from the probabilities of the shadow models ``(M, N)``."""
+        unseen = (probabilities * ~members).sum(0) / (~members).sum(0)
+        seen = (probabilities * members).sum(0) / members.sum(0)
+        if self.mode == "online":
+            return (seen + unseen) / 2
+        a = self.a
+        if a is None:
+            a = float(((1 - seen) * (1 - unseen)).sum() / ((1 - unseen) ** 2).sum().clamp_min(1e-12))
+            a = min(max(a, 0.0), 1.0)
+        return ((1 + a) * unseen + 1 - a) / 2

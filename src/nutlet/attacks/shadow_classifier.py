@@ -1,0 +1,79 @@
+"""The first membership attack: a classifier trained on the answers of shadow models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.classifier import learn
+from nutlet.attacks.signals import as_shown, ask, check_budget, check_models, confidence, of_pool
+from nutlet.oracle import Access, Answers, Oracle
+
+__all__ = ["ShadowClassifier"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class ShadowClassifier(Attack):
+    """Learn what answers about members look like: sorted probabilities, confidence in the label, and the label.
+
+    One network sees the label instead of one network for each label (Shokri et al. 2017). On labels alone it learns how
+    often members of each class are classified rightly.
+
+    Args:
+        models: shadow models whose answers it learns from.
+
+    Raises:
+        ConfigError: an odd number of models, or fewer than two.
+    """
+
+    when: ClassVar[str] = "membership without a value for each candidate: what holds of all members alike"
+    goal: ClassVar[Goal] = "membership"
+    access: ClassVar[Access] = "labels"
+    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
+    source: ClassVar[str] = "Shokri et al. 2017, arXiv:1610.05820"
+
+    models: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_models("ShadowClassifier", self.models, 2)
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield one loot: the whole pool is asked about once."""
+        pool = of_pool(scene)
+        check_budget(len(pool), budgets)
+        scores = self.scores(ask(oracle, pool), oracle.answers, scene)
+        yield Loot(queries=oracle.queries, scores=scores)
+
+    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+        """Return the log odds of each candidate from the victim's answers ``(N, classes)``."""
+        assert scene.shadows is not None
+        labels = of_pool(scene).y
+        logits, members = scene.shadows(self.models)
+        known = _features(as_shown(logits, shown), labels, shown)
+        asked = _features(answers, labels, shown)
+        mean, deviation = known.mean((0, 1)), known.std((0, 1)).clamp_min(1e-3)
+
+        def network() -> nn.Module:
+            return nn.Sequential(nn.Linear(known.shape[-1], 64), nn.ReLU(), nn.Linear(64, 2))
+
+        return learn(
+            network, (known - mean) / deviation, members, (asked - mean) / deviation, steps=1000, seed=scene.seed
+        )
+
+
+def _features(answers: Tensor, labels: Tensor, shown: Answers) -> Tensor:
+    """Return features ``(..., N, F)`` of answers ``(..., N, classes)``."""
+    classes = answers.shape[-1]
+    shares = answers.softmax(-1) if shown.kind == "logits" else answers
+    top = shares.topk(min(classes, 10), -1).values
+    sure = confidence(answers, labels, shown).float()[..., None]
+    label = F.one_hot(labels, classes).float().expand(*answers.shape[:-1], classes)
+    return torch.cat([top, sure, label], -1)

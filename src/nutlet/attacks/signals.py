@@ -1,0 +1,113 @@
+"""What membership attacks share: asking about the pool once, and how confident an answer is in a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nutlet.attack import Scene, ShadowModels
+from nutlet.data import Examples
+from nutlet.errors import BudgetError, ConfigError
+from nutlet.oracle import Answers, Oracle
+
+__all__ = ["as_shown", "ask", "check_budget", "check_models", "confidence", "of_pool", "shadow_confidence"]
+
+_SMALLEST = 1e-12
+"""Probabilities below this tell no more than it does: they are rounding errors of float32."""
+
+
+def of_pool(scene: Scene) -> Examples:
+    """Return the candidates, which every membership attack needs."""
+    assert scene.pool is not None
+    return scene.pool
+
+
+def check_budget(queries: int, budgets: Sequence[int]) -> None:
+    """Raise BudgetError, before anything is sent, unless one of ``budgets`` allows so many queries."""
+    if max(budgets) < queries:
+        raise BudgetError(
+            f"the largest budget is {max(budgets):,} queries; expected at least {queries:,}, one for each input that "
+            "this attack asks about: raise the budget, or give fewer candidates"
+        )
+
+
+def check_models(owner: str, models: int, least: int, why: str = "") -> None:
+    """Raise ConfigError unless ``models`` is even and at least ``least``, saying ``why`` fewer tell too little."""
+    if models < least or models % 2:
+        raise ConfigError(
+            f"{owner}.models is {models}; expected an even number of {least} or more, because they come in pairs"
+            + (f" and {why}" if why else "")
+        )
+
+
+def ask(oracle: Oracle, inputs: Examples) -> Tensor:
+    """Return the answers ``(N, classes)`` to all inputs, one query each."""
+    return torch.cat([oracle.query(x) for x, _ in inputs.batches(256)])
+
+
+def as_shown(logits: Tensor, shown: Answers) -> Tensor:
+    """Return logits ``(..., classes)`` of the attacker's own models as the victim would show them.
+
+    A shadow model that shows more than the victim would have other values for members and others than it has.
+    """
+    if shown.kind == "logits":
+        return logits
+    rows = logits.reshape(-1, logits.shape[-1])
+    return shown.show(rows.softmax(1)).reshape(logits.shape)
+
+
+def confidence(answers: Tensor, labels: Tensor, shown: Answers) -> Tensor:
+    r"""Return how confident answers are in the labels, on the scale of logits (Carlini et al. 2022, arXiv:2112.03570).
+
+    .. math:: \varphi = \log p_y - \log \sum_{c \ne y} p_c
+
+    It is nearly normal over models, unlike the probability. The sum keeps the digits that ``1 - p_y`` would lose.
+    What an oracle hides is spread evenly: of the top ``k`` the rest over the other classes, of rounded probabilities
+    half of the last digit; a label alone counts as a probability of three quarters.
+
+    Args:
+        answers: as the oracle shows them, ``(..., N, classes)``.
+        labels: ``(N,)``.
+        shown: what the oracle shows.
+
+    Returns:
+        ``(..., N)`` float64.
+
+    >>> confidence(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), Answers("logits"))
+    tensor([2.], dtype=torch.float64)
+    """
+    answers = answers.double()
+    at_label = labels.expand(answers.shape[:-1])[..., None]
+    if shown.kind == "logits":
+        own = answers.gather(-1, at_label)[..., 0]
+        return own - answers.scatter(-1, at_label, -torch.inf).logsumexp(-1)
+    if shown.kind == "top-k":
+        hidden = answers == 0
+        rest = (1 - answers.sum(-1, keepdim=True)).clamp_min(0) / hidden.sum(-1, keepdim=True).clamp_min(1)
+        answers = torch.where(hidden, rest, answers)
+    least = {"labels": 0.25, "rounded": 0.5 * 10.0**-shown.digits}.get(shown.kind, _SMALLEST)
+    own = answers.gather(-1, at_label)[..., 0]
+    others = answers.scatter(-1, at_label, 0.0).sum(-1)
+    return own.clamp(least, 1 - least).log() - others.clamp(least, 1 - least).log()
+
+
+def shadow_confidence(shadows: ShadowModels, models: int, labels: Tensor, shown: Answers) -> tuple[Tensor, Tensor]:
+    """Return :func:`confidence` of shadow models ``(models, N)`` and what each was trained on, ``(models, N)`` bool."""
+    logits, members = shadows(models)
+    return confidence(as_shown(logits, shown), labels, shown), members
+
+
+def check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def check_prior(owner: str, strength: float, neighbours: int) -> None:
+    """Raise ConfigError unless the prior of :mod:`nutlet.attacks.evidence` makes sense."""
+    if not strength > 0 or neighbours < 2:
+        raise ConfigError(
+            f"{owner} has strength={strength}, neighbours={neighbours}; expected above 0, and 2 candidates or more"
+        )

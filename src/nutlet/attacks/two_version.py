@@ -1,0 +1,111 @@
+"""Two versions: the compressed file and the original say more of their training data together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.evidence import log_ratio
+from nutlet.attacks.signals import (
+    ask,
+    check_budget,
+    check_models,
+    check_option,
+    check_prior,
+    confidence,
+    of_pool,
+    shadow_confidence,
+)
+from nutlet.errors import ConfigError
+from nutlet.oracle import Access, Answers, Oracle
+
+__all__ = ["TwoVersion"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class TwoVersion(Attack):
+    r"""Weigh the confidences of all releases of a model jointly: the compressed file, the original, other versions.
+
+    :class:`~nutlet.attacks.BaVarIA` with a vector of confidences, one for each release, and their covariance within a
+    candidate: what a release adds is how far it is from what the others make one expect. That releases together leak
+    more was shown by CompLeak (2025), which trains a classifier on both answers. It needs shadow models of every
+    release, compressed from the same originals.
+
+    Args:
+        mode: ``online`` or ``offline``, as BaVarIA.
+        models: shadow models of each release.
+        strength: models that the prior covariance is worth.
+        neighbours: candidates of about the same difficulty that make one prior.
+
+    Raises:
+        ConfigError: fewer than four models, or a value out of range.
+    """
+
+    when: ClassVar[str] = "membership where the original or other versions of the shipped model are public too"
+    goal: ClassVar[Goal] = "membership"
+    access: ClassVar[Access] = "labels"
+    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows", "companions", "companion_shadows")
+    source: ClassVar[str] = "CompLeak 2025, arXiv:2507.16872; statistic as Brännvall 2026, arXiv:2603.11799"
+
+    mode: Literal["online", "offline"] = "online"
+    models: int = 8
+    strength: float = 16.0
+    neighbours: int = 100
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_option("TwoVersion.mode", self.mode, ("online", "offline"))
+        check_models("TwoVersion", self.models, 4, "two on each side are the fewest that show a variance")
+        check_prior("TwoVersion", self.strength, self.neighbours)
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield one loot; each release is asked about the whole pool once, and counts that itself."""
+        pool = of_pool(scene)
+        check_budget(len(pool), budgets)
+        releases = [oracle, *scene.companions]
+        answers = [ask(release, pool) for release in releases]
+        scores = self.scores(answers, [release.answers for release in releases], scene)
+        yield Loot(queries=oracle.queries, scores=scores)
+
+    def scores(self, answers: Sequence[Tensor], shown: Sequence[Answers], scene: Scene) -> Tensor:
+        """Return the evidence for each candidate, in nats.
+
+        Args:
+            answers: of the victim and then of each companion, ``(N, classes)``.
+            shown: what each shows.
+            scene: with shadow models of each.
+
+        Raises:
+            ConfigError: not one kind of shadow models for each release, or they were trained on other halves.
+        """
+        assert scene.shadows is not None
+        labels = of_pool(scene).y
+        kinds = [scene.shadows, *scene.companion_shadows]
+        if len(kinds) != len(answers):
+            raise ConfigError(
+                f"found shadow models of {len(kinds)} releases; expected one kind for each of {len(answers)}"
+            )
+        values, halves = zip(
+            *(shadow_confidence(kind, self.models, labels, how) for kind, how in zip(kinds, shown, strict=True)),
+            strict=True,
+        )
+        if any(not torch.equal(half, halves[0]) for half in halves):
+            raise ConfigError(
+                "the shadow models of two releases were trained on different halves of the pool; expected compressed "
+                "versions of the same models: give all Shadows one pool and one seed"
+            )
+        phi = [confidence(answer, labels, how) for answer, how in zip(answers, shown, strict=True)]
+        return log_ratio(
+            torch.stack(phi, -1),
+            torch.stack(values, -1),
+            halves[0],
+            online=self.mode == "online",
+            strength=self.strength,
+            neighbours=self.neighbours,
+        )
