@@ -205,6 +205,9 @@ def audit(
     effort: Annotated[float, typer.Option(help="Scales the thief's training; below 1 overstates safety.")] = 1.0,
     shadow_models: Annotated[int, typer.Option(help="Most models trained for membership inference.")] = 16,
     price: Annotated[float, typer.Option(help="Price of one answer in USD.")] = 0.001,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", help="How the file was made, YAML: known to the attacker.")
+    ] = None,
     retrained: Annotated[
         bool | None, typer.Option("--retrained/--not-retrained", help="Whether training data were used again.")
     ] = None,
@@ -217,9 +220,10 @@ def audit(
     """Measure how hard a shipped file is to steal, before and after compression."""
     with _loading():
         from nutlet.audit import Protocol, audit_files
-        from nutlet.inputs import load_data, load_examples, load_model
+        from nutlet.inputs import load_data, load_inputs, load_model
         from nutlet.oracle import Answers
         from nutlet.progress import Progress
+        from nutlet.recipe import load_recipe
         from nutlet.storage import prepare_folder
 
     progress = Progress(quiet=quiet or as_json)
@@ -234,9 +238,9 @@ def audit(
         price_per_query=price,
     )
     prepare_folder(out)
-    scale = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
-    examples = load_data(data, test, augment=augment, seed=seed, **scale)
-    asked = None if transfer is None else load_examples(transfer, **scale)
+    centre, scale = _numbers("--mean", mean), _numbers("--std", std)
+    examples = load_data(data, test, mean=centre, std=scale, augment=augment, seed=seed)
+    asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
     result = audit_files(
         file,
         examples,
@@ -246,6 +250,7 @@ def audit(
         transfer=asked,
         same_task=same_task,
         architecture=None if model is None else load_model(model),
+        recipe=() if recipe is None else load_recipe(recipe),
         retrained=retrained,
         names=(_short(data), "" if transfer is None else _short(transfer)),
         command=_command(),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nutlet.attack import Goal
 from nutlet.audit.scoring import Difference
 
 __all__ = ["CLAIMS", "Row", "judged", "sentence"]
@@ -26,6 +27,7 @@ class Row:
         difference: after minus before with its interval; None where there is none.
         verdict: whether theft became harder or easier.
         note: what a reader must know to read the verdict.
+        goal: of the attacks that it measures; None where it is of no attack.
     """
 
     measure: str
@@ -35,12 +37,14 @@ class Row:
     difference: Difference | None
     verdict: Verdict
     note: str = ""
+    goal: Goal | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
         gap = self.difference
         return {
             "measure": self.measure,
+            "goal": self.goal,
             "unit": self.unit,
             "before": self.before,
             "after": self.after,
@@ -57,6 +61,7 @@ def judged(
     after: float | None,
     difference: Difference | None = None,
     *,
+    goal: Goal | None = None,
     more_is: Literal["easier", "harder"] = "easier",
     weaker: Difference | None = None,
     note: str = "",
@@ -69,6 +74,7 @@ def judged(
         before: of the original.
         after: of the file.
         difference: with an interval; without one the figures are exact (bytes, counts) and any difference counts.
+        goal: of the attacks that it measures.
         more_is: what a larger figure means for theft.
         weaker: how much accuracy the file itself gained; where it clearly lost some, a difference that looks like
             protection goes with it and the note says so.
@@ -84,7 +90,7 @@ def judged(
         if verdict == "harder" and weaker is not None and weaker.high < 0:
             lost = "goes with the accuracy that the file itself lost: no protection"
             note = f"{lost}; {note}" if note else lost
-    return Row(measure, unit, before, after, difference, verdict, note)
+    return Row(measure, unit, before, after, difference, verdict, note, goal)
 
 
 def sentence(claims: Sequence[dict[str, Any]]) -> str:

@@ -119,7 +119,7 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
         gap = paired_difference(before.hits[place].file, after.hits[place].file) if before else None
         old = before.agreement[place] if before else None
         title = f"agreement with its victim after {queries:,} queries ({best})"
-        rows.append(judged(title, "share", old, after.agreement[place], gap, weaker=lost))
+        rows.append(judged(title, "share", old, after.agreement[place], gap, goal="clone", weaker=lost))
     last = after.hits[-1]
     if before is not None:
         first = before.hits[-1]
@@ -132,18 +132,23 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
                     float(first.where_wrong.mean()),
                     float(last.where_wrong.mean()),
                     gap,
+                    goal="clone",
                     weaker=lost,
                 )
             )
         gap = paired_difference(first.label, last.label)
         title = f"accuracy of the clone after {after.queries[-1]:,} queries"
-        rows.append(judged(title, "share", float(first.label.mean()), float(last.label.mean()), gap, weaker=lost))
+        rows.append(
+            judged(title, "share", float(first.label.mean()), float(last.label.mean()), gap, goal="clone", weaker=lost)
+        )
     for share in _SHARES:
         reach = [queries_to(share, curve.queries, curve.agreement) for curve in both]
         old, new = (reach[0] if before else None), reach[-1]
         # Interpolated and without an interval: it illustrates, the rows above decide.
         note = "not reached" if new is None else "interpolated"
-        rows.append(Row(f"queries to {share:.0%} agreement ({best})", "queries", old, new, None, "not measured", note))
+        rows.append(
+            Row(f"queries to {share:.0%} agreement ({best})", "queries", old, new, None, "not measured", note, "clone")
+        )
     return rows
 
 

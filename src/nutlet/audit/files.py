@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from nutlet.audit.run import audit
 from nutlet.data import Data, Examples
 from nutlet.jobs import Workers, layout
 from nutlet.measurement import cores
+from nutlet.method import Method
 from nutlet.oracle import Source
 from nutlet.progress import Progress
 from nutlet.report import write_audit
@@ -36,6 +37,7 @@ def audit_files(
     transfer: Examples | None = None,
     same_task: bool = False,
     architecture: nn.Module | None = None,
+    recipe: Sequence[Method] = (),
     retrained: bool | None = None,
     names: tuple[str, str] = ("", ""),
     command: str = "",
@@ -57,7 +59,8 @@ def audit_files(
         transfer: inputs the thief asks with.
         same_task: whether their labels are of the victim's task.
         architecture: what the thief trains, where he knows the victim's; one of our own otherwise.
-        retrained: whether training data were used again after compression.
+        recipe: how the file was made from the original, where that is known.
+        retrained: whether training data were used again after compression; by default what ``recipe`` says.
         names: how the user named data and transfer set.
         command: how to reproduce the audit.
         processes: at a time; 0 for what a short timing finds best.
@@ -87,6 +90,7 @@ def audit_files(
         transfer=transfer,
         same_task=same_task,
         thief=thief,
+        recipe=recipe,
         retrained=retrained,
         names=names,
         command=command,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nutlet.attack import Attack, known_attacks
 from nutlet.audit.claims import CLAIMS, Row, sentence
 from nutlet.audit.extraction import extraction
 from nutlet.audit.materials import Materials, budgets_for, evaluation_of, open_artifact, transfer_of
+from nutlet.audit.privacy import Candidates, candidates_of, privacy, scene_of
 from nutlet.audit.protocol import Protocol
 from nutlet.audit.records import not_run
 from nutlet.audit.result import Audit
@@ -22,13 +24,13 @@ from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
 from nutlet.measurement import environment
+from nutlet.method import Method
 from nutlet.oracle import Ledger, Oracle, Source
 from nutlet.progress import Progress
+from nutlet.report import findings
 from nutlet.thief import Thief, architecture_for
 
 __all__ = ["audit"]
-
-_SECTIONS = {"clone": extraction}
 
 
 def audit(
@@ -40,6 +42,7 @@ def audit(
     transfer: Examples | None = None,
     same_task: bool = False,
     thief: Thief | None = None,
+    recipe: Sequence[Method] = (),
     retrained: bool | None = None,
     names: tuple[str, str] = ("", ""),
     command: str = "",
@@ -56,7 +59,8 @@ def audit(
         transfer: inputs the thief asks with; by default the training inputs, the best that a thief could hold.
         same_task: whether the labels of ``transfer`` are of the victim's task, so that a thief could do without it.
         thief: who copies; by default a network of our own, for the victim's architecture is not known to him.
-        retrained: whether training data were used again after compression, where that is known.
+        recipe: how ``victim`` was made from ``against``, where that is known: the attacker makes his shadow models so.
+        retrained: whether training data were used again after compression; by default what ``recipe`` says.
         names: how the user named data and transfer set, for the report.
         command: how to reproduce the audit, for the report.
         workers: where long work runs and is kept; by default in this process, and nothing is kept.
@@ -89,15 +93,22 @@ def audit(
         protocol=protocol,
         workers=workers or Workers(progress=progress),
     )
-    chosen, records = _choose(materials)
-    rows: dict[str, list[Row]] = {claim: [] for claim in CLAIMS}
-    for goal, section in _SECTIONS.items():
-        attacks = [attack for attack in chosen if attack.goal == goal]
-        if attacks:
-            found, measured = section(attacks, materials)
-            records += found
-            rows["harder to extract"] += measured
-    claims = [{"claim": claim, "rows": [row.to_dict() for row in rows[claim]]} for claim in CLAIMS]
+    candidates = candidates_of(materials, recipe)
+    chosen, records = _choose(materials, candidates)
+    surface, copying, worth = (list[Row]() for _ in CLAIMS)
+    members = None
+    if cloning := [attack for attack in chosen if attack.goal == "clone"]:
+        found, measured = extraction(cloning, materials)
+        records, copying = records + found, copying + measured
+    if prying := [attack for attack in chosen if attack.goal == "membership"]:
+        assert candidates is not None
+        found, measured, members = privacy(prying, materials, candidates)
+        members["training_data_used_again"] = _trained(recipe) if retrained is None and recipe else retrained
+        records, surface = records + found, surface + measured
+    claims = [
+        {"claim": claim, "rows": [row.to_dict() for row in rows]}
+        for claim, rows in zip(CLAIMS, (surface, copying, worth), strict=True)
+    ]
     value = {
         "schema": 1,
         "nutlet": importlib.metadata.version("nutlet"),
@@ -105,14 +116,20 @@ def audit(
         "command": command,
         "environment": environment(),
         "seconds": round(time.perf_counter() - start, 1),
-        "protocol": _protocol(materials, ledger),
+        "protocol": {**_protocol(materials, ledger), "members": members},
         "artifacts": [_artifact(artifact) for artifact in artifacts],
         "attacks": records,
         "claims": claims,
         "warnings": _warnings(materials),
         "sentence": sentence(claims),
     }
+    value["findings"] = findings(value)
     return Audit(value)
+
+
+def _trained(recipe: Sequence[Method]) -> bool:
+    """Whether a step of the recipe looked at training data again to change values."""
+    return any(type(method).train is not Method.train for method in recipe)
 
 
 def _stranger(data: Data | Examples, evaluation: Examples, classes: int, protocol: Protocol) -> Thief:
@@ -123,7 +140,7 @@ def _stranger(data: Data | Examples, evaluation: Examples, classes: int, protoco
     )
 
 
-def _choose(materials: Materials) -> tuple[list[Attack], list[dict[str, Any]]]:
+def _choose(materials: Materials, candidates: Candidates | None) -> tuple[list[Attack], list[dict[str, Any]]]:
     """Return the attacks to run, and records of those that will not, with the reason.
 
     Raises:
@@ -131,9 +148,10 @@ def _choose(materials: Materials) -> tuple[list[Attack], list[dict[str, Any]]]:
     """
     chosen, others = [], []
     oracle = Oracle(materials.file.oracle.source, answers=materials.protocol.answers)
+    scene = materials.scene(0) if candidates is None else scene_of(materials, materials.file, candidates)
     for kind in known_attacks().values():
         attack = kind()
-        reason = materials.protocol.chosen(kind) or attack.obstacle(oracle, materials.scene(0))
+        reason = materials.protocol.chosen(kind) or attack.obstacle(oracle, scene)
         if reason is None:
             chosen.append(attack)
         else:
@@ -163,7 +181,6 @@ def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
             "steps": {str(budget): thief.steps(budget) for budget in m.budgets},
         },
         "evaluation": {"examples": len(m.evaluation), "inputs_sent": ledger.evaluation},
-        "members": None,
         "price": {"per_query": p.price_per_query, "currency": p.currency},
     }
 

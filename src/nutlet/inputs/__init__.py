@@ -4,6 +4,6 @@ Only ``module:factory`` runs code, and it is the user's own: whoever names it ha
 """
 
 from nutlet.inputs.models import check_model, load_model
-from nutlet.inputs.sources import load_data, load_examples
+from nutlet.inputs.sources import load_data, load_examples, load_inputs
 
-__all__ = ["check_model", "load_data", "load_examples", "load_model"]
+__all__ = ["check_model", "load_data", "load_examples", "load_inputs", "load_model"]

@@ -15,7 +15,7 @@ from nutlet.inputs.factory import build, is_factory
 from nutlet.inputs.hub import read_hub
 from nutlet.inputs.images import read_image_folder
 
-__all__ = ["AUGMENTATIONS", "load_data", "load_examples"]
+__all__ = ["AUGMENTATIONS", "load_data", "load_examples", "load_inputs"]
 
 AUGMENTATIONS = ("none", "crop", "flip-crop")
 """What ``augment`` may be: nothing, random shifts, or random shifts and mirror images."""
@@ -112,6 +112,24 @@ def load_examples(
         return found
     held = _held_out(found, test, mean, std)
     return Examples.from_arrays(found.x, found.y, mean=mean, std=std) if held is None else held
+
+
+def load_inputs(spec: str, *, mean: tuple[float, ...] = (), std: tuple[float, ...] = ()) -> Examples:
+    """Read inputs to ask a victim with: the training set where there are two, never split.
+
+    Args:
+        spec: as in :func:`load_data`.
+        mean: subtracted per channel.
+        std: divides per channel.
+
+    Raises:
+        DataError, StorageError, ConfigError, MissingExtra: as in :func:`load_data`.
+    """
+    found = _read(spec)
+    if isinstance(found, Data):
+        _refuse_options(spec, mean=bool(mean), std=bool(std))
+        return found.train
+    return Examples.from_arrays(found.x, found.y, mean=mean, std=std)
 
 
 def _refuse_options(spec: str, **given: bool) -> None:

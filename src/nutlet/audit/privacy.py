@@ -1,0 +1,224 @@
+"""Privacy: who was in the training data, asked of every release, and of both together."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from nutlet import membership
+from nutlet.attack import Attack, Scene
+from nutlet.attacks import BaVarIA
+from nutlet.attacks.signals import ask
+from nutlet.audit.claims import Row, judged
+from nutlet.audit.materials import Artifact, Materials
+from nutlet.audit.records import record, victim
+from nutlet.audit.scoring import Difference
+from nutlet.data import Data, Examples, split
+from nutlet.measurement import Estimate
+from nutlet.method import Method
+from nutlet.oracle import Oracle
+from nutlet.pipeline import compress
+from nutlet.shadows import Shadows
+from nutlet.train import Training
+
+__all__ = ["Candidates", "Recompress", "candidates_of", "privacy", "scene_of"]
+
+MOST_CANDIDATES = 1_000
+"""Members, and as many others: shadow models are trained on half of them all."""
+RATES = (0.001, 0.01)
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recompress:
+    """Compress a shadow model as the victim was; what an attacker does who knows the recipe.
+
+    Args:
+        recipe: the chain of methods.
+    """
+
+    recipe: tuple[Method, ...]
+
+    def __call__(self, model: nn.Module, examples: Examples, seed: int) -> nn.Module:
+        """Return ``model``, compressed with what it was trained on."""
+        return compress(model, self.recipe, split(examples, calibration=min(512, len(examples) // 2)), seed=seed).model
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Of whom an attacker wants to know whether they were trained on.
+
+    Args:
+        pool: members and others, mixed.
+        members: which are, ``(N,)`` bool.
+        before: shadow models made as the original was.
+        after: shadow models made as the file was; the same ones where the recipe is not known.
+    """
+
+    pool: Examples
+    members: torch.Tensor
+    before: Shadows
+    after: Shadows
+
+
+def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
+    """Return members from the training split and as many others from the evaluation set; None without splits."""
+    if not isinstance(m.data, Data):
+        return None
+    size = min(MOST_CANDIDATES, len(m.data.train), len(m.evaluation))
+    random = torch.Generator().manual_seed(m.protocol.first_seed)
+    inside = m.data.train.subset(torch.randperm(len(m.data.train), generator=random)[:size])
+    outside = m.evaluation.subset(torch.randperm(len(m.evaluation), generator=random)[:size])
+    mixed = torch.randperm(2 * size, generator=random)
+    pool = replace(inside, x=torch.cat([inside.x, outside.x])[mixed], y=torch.cat([inside.y, outside.y])[mixed])
+    training = Training(
+        epochs=max(2, round(20 * m.protocol.effort)), lr=3e-3, batch_size=64, optimizer="adamw", weight_decay=0.01
+    )
+    before = Shadows(
+        pool=pool,
+        architecture=m.thief.architecture,
+        training=training,
+        augment=m.thief.augment,
+        seed=m.protocol.first_seed,
+        workers=m.workers,
+    )
+    after = replace(before, after=Recompress(tuple(recipe))) if recipe else before
+    return Candidates(pool, mixed < size, before, after)
+
+
+def privacy(
+    attacks: Sequence[Attack], m: Materials, candidates: Candidates
+) -> tuple[list[dict[str, Any]], list[Row], dict[str, Any]]:
+    """Run ``attacks`` on every release; return their records, rows of the strongest, and what was asked of whom."""
+    scenes = {artifact.name: scene_of(m, artifact, candidates) for artifact in m.artifacts}
+    models = _enough(m, scenes[m.file.name], candidates)
+    records, scores = [], {}
+    for attack in attacks:
+        if "models" in {option.name for option in dataclasses.fields(attack)}:
+            attack = replace(attack, models=models)  # type: ignore[call-arg]
+        start, name = time.perf_counter(), type(attack).__name__
+        victims = []
+        for artifact in m.artifacts:
+            oracle = Oracle(artifact.oracle.source, answers=m.protocol.answers, client=name)
+            if attack.obstacle(oracle, scenes[artifact.name]):  # two versions: the original has no companion
+                continue
+            (loot,) = attack.run(oracle, scenes[artifact.name], [10 * len(candidates.pool)])
+            assert loot.scores is not None
+            found: Scores = loot.scores.double().numpy()
+            scores[name, artifact.name] = found
+            victims.append(_victim(artifact, found, candidates.members.numpy(), oracle.queries))
+        records.append(record(type(attack), victims, time.perf_counter() - start))
+    return records, _rows(m, scores, candidates.members.numpy()), _members(m, candidates, models)
+
+
+def scene_of(m: Materials, artifact: Artifact, candidates: Candidates) -> Scene:
+    """Return what a membership attacker has against one release."""
+    compressed = artifact is m.file
+    scene = replace(
+        m.scene(m.protocol.first_seed),
+        pool=candidates.pool,
+        shadows=candidates.after if compressed else candidates.before,
+    )
+    # Shadow models of both releases only where they differ: else the second would seem to tell nothing.
+    if compressed and m.original is not None and candidates.after is not candidates.before:
+        other = Oracle(m.original.oracle.source, answers=m.protocol.answers, client="TwoVersion")
+        scene = replace(scene, companions=(other,), companion_shadows=(candidates.before,))
+    return scene
+
+
+def _enough(m: Materials, scene: Scene, candidates: Candidates) -> int:
+    """Return how many shadow models settle the matter: few first, more only while they raise what is found."""
+    counts = [count for count in (4, 8, 16, 32, 64) if count <= m.protocol.shadow_models] or [4]
+    if len(counts) == 1:
+        return counts[0]
+    oracle = Oracle(m.file.oracle.source, answers=m.protocol.answers, client="sequential")
+    answers = ask(oracle, candidates.pool)
+
+    def score(count: int) -> npt.ArrayLike:
+        return BaVarIA(models=count).scores(answers, oracle.answers, scene).numpy()
+
+    return membership.sequential(score, membership.settled(candidates.members.numpy()), counts)[1]
+
+
+def _victim(artifact: Artifact, scores: Scores, members: npt.NDArray[np.bool_], queries: int) -> dict[str, Any]:
+    claimable = membership.claimable(members, RATES)
+    rates = [
+        {
+            "fpr": rate,
+            "tpr": _plain(membership.tpr_at(scores, members, rate)) if rate in claimable else None,
+            "claimable": rate in claimable,
+        }
+        for rate in RATES
+    ]
+    fpr, tpr = membership.curve(scores, members)
+    return victim(
+        artifact.name,
+        queries,
+        auc=_plain(membership.auc(scores, members)),
+        tpr_at=rates,
+        roc={"fpr": fpr.tolist(), "tpr": tpr.tolist()},
+    )
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "values": [estimate.value]}
+
+
+def _rows(m: Materials, scores: dict[tuple[str, str], Scores], members: npt.NDArray[np.bool_]) -> list[Row]:
+    """Compare before and after by the attack that finds most."""
+    names = sorted({name for name, artifact in scores if artifact == m.file.name and name != "TwoVersion"})
+    if not names:
+        return []
+
+    def area(name: str, artifact: Artifact) -> float:
+        return membership.auc(scores[name, artifact.name], members).value
+
+    best = max(names, key=lambda name: sum(area(name, artifact) for artifact in m.artifacts))
+    both = [scores[best, artifact.name] for artifact in m.artifacts]
+    rows = [_row(f"members told from others, AUC ({best})", both, members, None)]
+    rows += [
+        _row(f"members found at {rate:.1%} false alarms ({best})", both, members, rate)
+        for rate in membership.claimable(members, RATES)
+    ]
+    together = scores.get(("TwoVersion", m.file.name))
+    if together is not None:
+        alone = scores[best, m.file.name]
+        rows.append(_row(f"the same, AUC, with the original beside it (TwoVersion; before: {best} on the file alone)",
+                         [alone, together], members, None))  # fmt: skip
+    return rows
+
+
+def _row(measure: str, both: list[Scores], members: npt.NDArray[np.bool_], rate: float | None) -> Row:
+    def value(scores: Scores) -> float:
+        found = membership.auc(scores, members) if rate is None else membership.tpr_at(scores, members, rate)
+        return found.value
+
+    if len(both) == 1:
+        return judged(measure, "share", None, value(both[0]), goal="membership")
+    gap = membership.difference(both[0], both[1], members, fpr=rate)
+    return judged(
+        measure, "share", value(both[0]), value(both[1]), Difference(gap.value, gap.low, gap.high), goal="membership"
+    )
+
+
+def _members(m: Materials, candidates: Candidates, models: int) -> dict[str, Any]:
+    members = candidates.members.numpy()
+    blind = membership.auc(membership.blind_scores(candidates.pool, members, m.protocol.first_seed), members)
+    claimable = membership.claimable(members, (*RATES, 0.1))
+    return {
+        "members": int(members.sum()),
+        "non_members": int((~members).sum()),
+        "smallest_fpr": min(claimable, default=None),
+        "training_data_used_again": None,
+        "shadow_models": models,
+        "blind_auc": _plain(blind),
+    }
