@@ -102,7 +102,6 @@ ARTIFACTS: dict[str, Made] = {
     "pruned90-distilled": Made((nl.PruneWeights(sparsity=0.9), distill(4)), retrained=True),
     "channels50-distilled": Made((nl.PruneChannels(ratio=0.5), distill(4)), retrained=True),
     "channels75-distilled": Made((nl.PruneChannels(ratio=0.75), distill(6)), retrained=True),
-    "lowrank-no-training": Made((nl.Factorize(energy=0.9),)),
     "lowrank-distilled": Made((nl.Factorize(energy=0.6), distill(4)), retrained=True),
     "channels50-pruned80-int8": Made(
         (nl.PruneChannels(ratio=0.5), nl.PruneWeights(sparsity=0.8), distill(4), nl.Quantize()), retrained=True
