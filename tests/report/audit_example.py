@@ -169,7 +169,7 @@ def full_audit() -> dict[str, Any]:
             ]},
             {"claim": "worth less to a thief", "rows": [
                 row("Accuracy after reuse on another task", "reuse", "share", 0.71, 0.69, "harder", 0.012,
-                    "goes with the file's own lost accuracy: not protection"),
+                    "goes with the accuracy that the file itself lost: no protection"),
                 row("Lead over a start from nothing", "reuse", "points", 14.2, 12.9, "no measurable difference", 2.1),
             ]},
         ],

@@ -26,7 +26,7 @@ def test_every_part_of_the_audit_is_on_the_page():
     for wanted in (
         audit["sentence"], "model.onnx against original.onnx", "Compression trained on the members again",
         "harder in 3 of 4", "easier in 1 of 3", "Worth less to a thief?", "-0.8 points", "-1.2 to -0.3 points",
-        "goes with the file's own lost", "not run: needs logits; the victim shows probabilities",
+        "goes with the accuracy that the file itself lost", "not run: needs logits; the victim shows probabilities",
         "1,130 queries 1.13 USD", "not reached with 4,000 queries", "94.35 %", "93.75 to 94.95 %", "guessing 10.30 %",
         "47.00 to 53.00 %", "AUC 0.574", "2.24 %", "1,000 members", "false-positive rates below 0.1 %",
         "16 models of his own", "an AUC of 0.501", "/features/11/Conv, and 8 more", "pytorch 2.13.0", "AML.T0024.002",
@@ -72,6 +72,19 @@ def test_attacks_without_a_single_figure_are_not_measured():
     page = render_audit(audit)
     assert "<figure" not in page
     assert text_of(page).count("not measured") > 10
+
+
+def test_a_file_that_only_got_worse_is_not_called_protected():
+    audit = full_audit()
+    tiles = render_audit(audit).split('<dl class="tiles">')[1].split("</dl>")[0]
+    assert "no protection 2 measures: 1 harder only with lost accuracy, 1 no measurable difference" in text_of(tiles)
+    for claim in audit["claims"]:
+        for measure in claim["rows"]:
+            measure.update(verdict="harder", note="goes with the accuracy that the file itself lost: no protection")
+    audit["findings"] = findings(audit)
+    page = render_audit(audit)
+    assert 'class="mark harder"' not in page
+    assert {finding["verdict"] for finding in audit["findings"]} == {"harder only with lost accuracy", "not measured"}
 
 
 def test_a_rate_that_few_candidates_cannot_carry_is_not_shown():

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from nutlet.report.audit_charts import extraction_chart, roc_chart
-from nutlet.report.audited import ROLES, best_clone, best_membership, combined, in_order, last, names, ran, victims
+from nutlet.report.audited import (
+    ROLES,
+    best_clone,
+    best_membership,
+    combined,
+    in_order,
+    last,
+    names,
+    ran,
+    victims,
+    weighed,
+)
 from nutlet.report.figures import NOT_MEASURED, amount, exact, interval, percent, rate, seconds, size
 from nutlet.report.standards import ANALOGY, VERSIONS
 from nutlet.report.view import Cell, flat
@@ -115,14 +126,18 @@ def audit_view(audit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _claims(audit: dict[str, Any]) -> list[tuple[str, list[Measure]]]:
-    return [(claim["claim"], [_measure(row) for row in claim["rows"]]) for claim in audit["claims"]]
+    files = names(audit)
+    return [(claim["claim"], [_measure(row, files) for row in claim["rows"]]) for claim in audit["claims"]]
 
 
-def _measure(row: dict[str, Any]) -> Measure:
-    # Queries that were not reached are an answer; a verdict shows that they were tried.
-    absent = "not reached" if row["unit"] == "queries" and row["verdict"] != NOT_MEASURED else NOT_MEASURED
-    before, after = (Cell(absent if row[side] is None else amount(row[side], row["unit"])) for side in ROLES)
-    return Measure(row["measure"], row["note"], before, after, _difference(row), row["verdict"])
+def _measure(row: dict[str, Any], files: dict[str, str]) -> Measure:
+    def cell(role: str) -> Cell:
+        # Nobody counts queries to a level that was not reached: of a file that was attacked, that is the answer.
+        if row[role] is None and row["unit"] == "queries" and role in files:
+            return Cell("not reached")
+        return Cell(amount(row[role], row["unit"]))
+
+    return Measure(row["measure"], row["note"], cell("before"), cell("after"), _difference(row), weighed(row))
 
 
 def _difference(row: dict[str, Any]) -> Cell:
@@ -139,13 +154,15 @@ def _difference(row: dict[str, Any]) -> Cell:
 
 def _tile(claim: dict[str, Any]) -> tuple[str, str, str]:
     """Return a claim, what came of it in three words, and how many measures say what."""
-    verdicts = [row["verdict"] for row in claim["rows"]]
+    verdicts = [weighed(row) for row in claim["rows"]]
     counted = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-    told, measured = combined(verdicts), len(verdicts) - counted.get(NOT_MEASURED, 0)
-    if told == "mixed" and not {"harder", "easier"} <= set(counted):
-        told = next(f"{word} in {counted[word]} of {measured}" for word in ("harder", "easier") if word in counted)
+    told, clear = combined(verdicts), [word for word in ("harder", "easier") if word in counted]
+    if told == "mixed" and len(clear) < 2:
+        measured = len(verdicts) - counted.get(NOT_MEASURED, 0)
+        told = f"{clear[0]} in {counted[clear[0]]} of {measured}" if clear else "no protection"
     total = f"{len(verdicts)} measure{'s' * (len(verdicts) != 1)}"
-    return claim["claim"], told, ": ".join([total, *filter(None, [", ".join(f"{n} {v}" for v, n in counted.items())])])
+    told_of = ", ".join(f"{number} {verdict}" for verdict, number in counted.items())
+    return claim["claim"], told, f"{total}: {told_of}" if told_of else total
 
 
 def _tried(attack: dict[str, Any]) -> dict[str, Any]:
@@ -176,16 +193,11 @@ def _cost(audit: dict[str, Any], attack: dict[str, Any]) -> list[Pair]:
         return Cell(f"{exact(round(asked))} queries", _money(asked, audit["protocol"]["price"]))
 
     sides = {role: victim.get("queries_to") or {} for role, victim in victims(audit, attack).items()}
-    levels = sorted({level for side in sides.values() for level in side})
-    return [
-        _pair(
-            audit,
-            f"To agree on {_level(level)}",
-            "",
-            {r: cell(side[level]) for r, side in sides.items() if level in side},
-        )
-        for level in levels
-    ]
+    rows = []
+    for level in sorted({level for side in sides.values() for level in side}):
+        cells = {role: cell(side[level]) for role, side in sides.items() if level in side}
+        rows.append(_pair(audit, f"To agree on {_level(level)}", "", cells))
+    return rows
 
 
 def _money(asked: float, price: dict[str, Any] | None) -> str:
@@ -292,11 +304,12 @@ def _facts(audit: dict[str, Any], attack: dict[str, Any]) -> list[Pair]:
 
 
 def _short(value: Any) -> Any:
-    """Cut long lists, and say so."""
+    """Cut long lists, and say so; an entry that has parts becomes one text."""
     if isinstance(value, dict):
         return {key: _short(item) for key, item in value.items()}
-    if isinstance(value, list) and len(value) > ENTRIES_SHOWN:
-        return [*value[:ENTRIES_SHOWN], f"and {len(value) - ENTRIES_SHOWN} more"]
+    if isinstance(value, list):
+        shown = [" ".join(f"{k} {v}" for k, v in flat({"": item}).items()).strip() for item in value[:ENTRIES_SHOWN]]
+        return shown if len(value) <= ENTRIES_SHOWN else [*shown, f"and {len(value) - ENTRIES_SHOWN} more"]
     return value
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "ran",
     "strictest",
     "victims",
+    "weighed",
 ]
 
 ROLES = ("before", "after")
@@ -81,6 +82,16 @@ def best_membership(audit: dict[str, Any]) -> dict[str, Any] | None:
 
     measured = [attack for attack in ran(audit, "membership") if max(score(attack)) >= 0]
     return max(measured, key=score, default=None)
+
+
+def weighed(row: dict[str, Any]) -> str:
+    """Return the verdict of a measure; where the file only got worse, that is no protection and is called so.
+
+    >>> weighed({"verdict": "harder", "note": "goes with the accuracy that the file lost: no protection"})
+    'harder only with lost accuracy'
+    """
+    lost = row["verdict"] == "harder" and row["note"].startswith("goes with")
+    return "harder only with lost accuracy" if lost else str(row["verdict"])
 
 
 def combined(verdicts: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nutlet.report.audited import best_clone, best_membership, combined, last, names, ran, strictest, victims
+from nutlet.report.audited import best_clone, best_membership, combined, last, names, ran, strictest, victims, weighed
 from nutlet.report.figures import amount, exact, interval, percent, rate
 
 __all__ = ["ANALOGY", "VERSIONS", "findings"]
@@ -72,7 +72,7 @@ def findings(audit: dict[str, Any]) -> list[dict[str, Any]]:
         if sentence is None:
             continue
         verdicts = [
-            row["verdict"]
+            weighed(row)
             for claim in audit["claims"]
             for row in claim["rows"]
             if kind.measures(claim["claim"], row["goal"])
