@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import BudgetError, ModelError
+from nutlet.fingerprint import fingerprint
 from nutlet.measurement import Runtime
 from nutlet.oracle.answers import Answers, as_probabilities
 from nutlet.predict import evaluating
 from nutlet.storage import digest
 
-__all__ = ["FileSource", "Ledger", "ModuleSource", "Oracle", "Source", "source_of"]
+__all__ = ["FileSource", "Ledger", "ModuleSource", "Oracle", "Source", "checked", "source_of"]
 
 Source = Callable[[Tensor], Tensor]
 """Inputs ``(B, ...)`` float32 to scores ``(B, classes)``, logits or probabilities; anything that answers."""
@@ -130,7 +131,7 @@ class Oracle:
     def _scores(self, x: Tensor) -> Tensor:
         if len(x) == 0:
             raise BudgetError(f"{self.name} asked about no inputs; expected at least one")
-        return torch.cat([_checked(self.source(part), len(part)) for part in torch.split(x, 256)])
+        return torch.cat([checked(self.source(part), len(part)) for part in torch.split(x, 256)])
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         probabilities = as_probabilities(scores, self.outputs)
@@ -140,7 +141,8 @@ class Oracle:
         return probabilities
 
 
-def _checked(scores: Any, rows: int) -> Tensor:
+def checked(scores: Any, rows: int) -> Tensor:
+    """Return what a victim gave for so many inputs, or raise ModelError unless it is a finite score of each class."""
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != rows or not scores.is_floating_point():
         found = (
             f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
@@ -166,6 +168,10 @@ class ModuleSource:
             scores: Tensor = self.module(x)
         # Out of inference mode, so that answers can stand beside parameters in a loss.
         return scores.float().clone()
+
+    def fingerprint(self) -> str:
+        """Return a hash of the module's weights, structure and code."""
+        return fingerprint(self.module)
 
 
 class FileSource:

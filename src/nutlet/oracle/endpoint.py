@@ -1,0 +1,319 @@
+"""An HTTP endpoint as a victim: asked again where that may help, and believed only after a look at what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+import torch
+import yaml
+from torch import Tensor
+
+from nutlet.errors import ConfigError, DataError, OracleError, nearest
+from nutlet.oracle.answers import Answers
+from nutlet.oracle.transport import Transient, beginning, send
+from nutlet.storage import digest
+
+__all__ = ["Endpoint", "load_endpoint"]
+
+_LONGEST_BACKOFF = 60.0
+_LONGEST_WAIT = 600.0
+"""Seconds. Where an endpoint asks to be left alone for longer, the run ends, and can go on later."""
+_SECRET = re.compile("auth|token|key|secret|passw|cookie|credential|signature|session", re.IGNORECASE)
+_FROM_ENVIRONMENT = re.compile(r"env:([A-Za-z_]\w*)", re.ASCII)
+_NUMBERS: dict[str, tuple[Any, float, float]] = {
+    "classes": (int, 2, 1_000_000),
+    "batch": (int, 1, 100_000),
+    "retries": (int, 0, 20),
+    "timeout": ((int, float), 0.01, 3600),
+    "pause": ((int, float), 0, 3600),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """An HTTP endpoint of your own, which takes inputs and gives scores, both as JSON.
+
+    Timeouts, dropped connections, the statuses 429 and 5xx, and answers that are not what was promised are tried again:
+    after 1, 2, 4 … seconds, or as long as ``Retry-After`` asks for. No redirect is followed, certificates are verified,
+    and no more is read than an answer can be long.
+
+    Args:
+        url: with ``https``, or with ``http`` where no secret is sent or it is on this machine.
+        classes: scores of one answer.
+        outputs: what it promises for each input: ``probabilities``, ``logits``, or ``labels`` (the number of a class).
+        i_own_this_endpoint: your word that it is yours.
+        method: ``POST`` or ``PUT``.
+        headers: sent along. A secret is written as ``env:NAME`` and taken from that environment variable.
+        batch: inputs in one request.
+        request: where the inputs, nested lists, go in the body: ``inputs``, ``a.b``, or empty where they are the body.
+        response: where the answers are in the body of the response, one per input; a number steps into a list.
+        timeout: seconds for one request.
+        retries: further attempts at one request.
+        pause: seconds before each request, to stay below a limit of requests.
+        sleep: how it waits.
+
+    Raises:
+        ConfigError: a value out of range, a secret in plain sight, or no word that it is yours.
+
+    >>> Endpoint(url="https://models.example.org/digits", classes=10)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    nutlet.errors.ConfigError: nobody said whose ... is; ... confirm it with --i-own-this-endpoint (...)
+    """
+
+    url: str
+    classes: int
+    outputs: Literal["probabilities", "logits", "labels"] = "probabilities"
+    i_own_this_endpoint: bool = False
+    method: Literal["POST", "PUT"] = "POST"
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    batch: int = 64
+    request: str = "inputs"
+    response: str = "probabilities"
+    timeout: float = 30.0
+    retries: int = 4
+    pause: float = 0.0
+    sleep: Callable[[float], object] = field(default=time.sleep, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("url", "request", "response"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} of the endpoint is a {type(getattr(self, name)).__name__}; expected text")
+        _check_url(self.url)
+        for name, (kind, least, most) in _NUMBERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+                raise ConfigError(f"{name} of the endpoint is {value!r}; expected a number from {least} to {most:,}")
+        for name, known in (("outputs", ("probabilities", "logits", "labels")), ("method", ("POST", "PUT"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} of the endpoint is {getattr(self, name)!r}; expected {' or '.join(known)}")
+        self._check_headers()
+        if self.i_own_this_endpoint is not True:
+            raise ConfigError(
+                f"nobody said whose {self.where} is; expected an endpoint of your own: confirm it with "
+                "--i-own-this-endpoint (i_own_this_endpoint=True)"
+            )
+
+    def _check_headers(self) -> None:
+        if not isinstance(self.headers, Mapping):
+            raise ConfigError(f"headers of the endpoint are a {type(self.headers).__name__}; expected name: value")
+        for name, value in self.headers.items():
+            if not isinstance(name, str) or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
+                raise ConfigError(f"found a header named {name!r}; expected letters, digits and hyphens")
+            if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+                raise ConfigError(f"the header {name!r} holds what no header can; expected printable ASCII, in quotes")
+            if _SECRET.search(name) and not re.fullmatch(rf"(\w+ )?{_FROM_ENVIRONMENT.pattern}", value):
+                raise ConfigError(
+                    f"the header {name!r} holds a secret in plain sight; expected `env:NAME`: put the secret into an "
+                    "environment variable of that name"
+                )
+        parts = urlsplit(self.url)
+        if self._secrets() and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise ConfigError(f"a secret would go to {self.where} for all to read; expected https, or this machine")
+
+    @property
+    def where(self) -> str:
+        """The address without what follows a question mark, as it is shown."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+    @property
+    def answers(self) -> Answers:
+        """What it shows, for the oracle before it."""
+        return Answers(self.outputs)
+
+    def fingerprint(self) -> str:
+        """Return a hash of what its answers depend on, as far as can be known from here; no secret is in it."""
+        plain = {name: value for name, value in self.headers.items() if not _FROM_ENVIRONMENT.search(value)}
+        deciding = [
+            self.url,
+            self.method,
+            self.request,
+            self.response,
+            self.outputs,
+            self.classes,
+            sorted(plain.items()),
+        ]
+        return digest(json.dumps(deciding))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the answers ``(B, classes)`` float32 to ``x`` ``(B, ...)``; labels as ones and zeros.
+
+        Raises:
+            DataError: the inputs hold NaN or infinity, which JSON does not know.
+            OracleError: the endpoint does not answer, or answers something else than promised.
+        """
+        if not bool(torch.isfinite(x).all()):
+            raise DataError("the inputs hold NaN or infinity, which JSON does not know; expected finite numbers")
+        return torch.cat([self._ask(part) for part in torch.split(x.detach().float(), self.batch)])
+
+    def _ask(self, x: Tensor) -> Tensor:
+        content: Any = x.tolist()
+        for name in reversed(self.request.split(".") if self.request else []):
+            content = {name: content}
+        secrets = self._secrets()
+        headers = {name: _FROM_ENVIRONMENT.sub(lambda m: secrets[m[1]], value) for name, value in self.headers.items()}
+        delay = self.pause
+        for attempt in range(1, self.retries + 2):
+            if delay:
+                self.sleep(delay)
+            try:
+                body = send(
+                    self.url,
+                    json.dumps(content).encode(),
+                    method=self.method,
+                    headers={"Content-Type": "application/json", "Accept": "application/json", **headers},
+                    timeout=self.timeout,
+                    # A score is written in about 25 characters; the rest of the body may hold something else.
+                    limit=2**20 + 64 * len(x) * self.classes,
+                )
+                return self._scores(body, len(x))
+            except OracleError as error:
+                raise OracleError(f"{self.where} {_hidden(str(error), secrets)}") from None
+            except Transient as problem:
+                found, wait = _hidden(str(problem), secrets), problem.wait
+            if wait > _LONGEST_WAIT:
+                raise OracleError(f"{self.where} {found}; it asks to wait {wait:,.0f} s: go on after that")
+            delay = max(self.pause, wait, min(_LONGEST_BACKOFF, 2.0 ** (attempt - 1)))
+        raise OracleError(f"{self.where} {found} (attempt {attempt} of {attempt})")
+
+    def _secrets(self) -> dict[str, str]:
+        """Return the environment variables that headers name, with what they hold."""
+        secrets = {}
+        for header, value in self.headers.items():
+            for name in _FROM_ENVIRONMENT.findall(value):
+                secret = os.environ.get(name, "").strip()
+                if not secret or not secret.isascii() or not secret.isprintable():
+                    found = "holds what no header can" if secret else "is not set"
+                    raise ConfigError(
+                        f"the environment variable {name}, for the header {header!r}, {found}; expected a secret in it"
+                    )
+                secrets[name] = secret
+        return secrets
+
+    def _scores(self, body: bytes, rows: int) -> Tensor:
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Transient(f"gave {beginning(body)!r}; expected JSON") from None
+        for name in self.response.split(".") if self.response else []:
+            if isinstance(value, dict) and name in value:
+                value = value[name]
+            elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+                value = value[int(name)]
+            else:
+                held = f"the names {beginning(', '.join(value))}" if isinstance(value, dict) else type(value).__name__
+                raise Transient(f"gave {held} where {name!r} of `response: {self.response}` should be; mend `response`")
+        try:
+            scores = torch.tensor(value, dtype=torch.float64).float()
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise Transient(
+                f"gave {beginning(json.dumps(value))!r}; expected lists of numbers of equal length"
+            ) from None
+        return self._labels(scores, rows) if self.outputs == "labels" else self._rows(scores, rows)
+
+    def _labels(self, labels: Tensor, rows: int) -> Tensor:
+        if labels.numel() != rows or labels.ndim not in (1, 2):
+            raise Transient(
+                f"gave numbers of shape {tuple(labels.shape)} for {rows} inputs; expected one label for each"
+            )
+        labels = labels.reshape(-1)
+        wrong = labels[(labels != labels.round()) | (labels < 0) | (labels >= self.classes)]
+        if len(wrong):
+            raise Transient(f"gave {wrong[0].item():g} as a label; expected whole numbers from 0 to {self.classes - 1}")
+        return torch.nn.functional.one_hot(labels.long(), self.classes).float()
+
+    def _rows(self, scores: Tensor, rows: int) -> Tensor:
+        if scores.shape != (rows, self.classes):
+            raise Transient(
+                f"gave scores of shape {tuple(scores.shape)} to {rows} inputs; expected ({rows}, {self.classes}): mend "
+                "`classes`, `response`, or what the endpoint gives"
+            )
+        if not bool(torch.isfinite(scores).all()):
+            raise Transient(f"gave NaN or infinity for {int((~scores.isfinite()).any(1).sum())} of {rows} inputs")
+        sums = scores.sum(1)
+        if self.outputs == "probabilities" and (bool(((sums - 1).abs() > 1e-3).any()) or bool((scores < -1e-6).any())):
+            raise Transient(
+                f"gave rows that sum to {sums.min():.4g} to {sums.max():.4g}, and scores from {scores.min():.4g} on; "
+                "expected probabilities: if these are logits, say `outputs: logits`"
+            )
+        return scores
+
+
+def _check_url(url: str) -> None:
+    """Raise ConfigError, without showing it, for an address that cannot be asked or that holds a secret."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError("the url of the endpoint is none that can be asked; expected https://host/path")
+    named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET.search(name)]
+    if parts.username is not None or named:
+        raise ConfigError(
+            f"the url of the endpoint holds a secret ({named[0] if named else 'a user name'}); expected none in plain "
+            "sight: send it as a header, `Authorization: env:NAME`"
+        )
+
+
+def _hidden(text: str, secrets: Mapping[str, str]) -> str:
+    """Return ``text`` without the secrets: an endpoint may repeat what it was sent."""
+    for secret in secrets.values():
+        for part in {secret, *secret.split()}:
+            text = text.replace(part, "***") if len(part) > 3 else text
+    return text
+
+
+def load_endpoint(
+    path: Path | str | None = None,
+    *,
+    url: str | None = None,
+    classes: int | None = None,
+    i_own_this_endpoint: bool = False,
+) -> Endpoint:
+    """Read an endpoint from a YAML file with the fields of :class:`Endpoint`.
+
+    Args:
+        path: the file; None where ``url`` and ``classes`` say enough.
+        url: in place of that in the file.
+        classes: in place of that in the file.
+        i_own_this_endpoint: your word, which no file can give for you.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
+    """
+    fields: Any = {} if path is None else _read_yaml(Path(path))
+    known = {option.name for option in dataclasses.fields(Endpoint)} - {"sleep", "i_own_this_endpoint"}
+    for key in fields:
+        if key == "i_own_this_endpoint":
+            raise ConfigError(f"{path} says {key}; expected your word with each run: --i-own-this-endpoint")
+        if key not in known:
+            raise ConfigError(f"{path} has the unknown key {key!r}; {nearest(str(key), known)}")
+    given = {name: value for name, value in (("url", url), ("classes", classes)) if value is not None}
+    fields = {**fields, **given}
+    for name in ("url", "classes"):
+        if name not in fields:
+            raise ConfigError(f"the endpoint has no {name}; expected it in the file or on the command line")
+    return Endpoint(**fields, i_own_this_endpoint=i_own_this_endpoint)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"could not read {path}: {error.strerror}; expected a YAML file of an endpoint") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML; expected the fields of an endpoint, one a line") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} holds {type(fields).__name__}; expected the fields of an endpoint, `url: …` first")
+    return fields
