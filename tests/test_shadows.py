@@ -93,8 +93,8 @@ def test_members_are_what_a_model_was_trained_on() -> None:
     long = Training(epochs=40, batch_size=16, lr=0.01, optimizer="adamw")
     scores, members = make(pool=examples, training=long)(2)
     right = scores.argmax(2) == examples.y
-    assert right[members].float().mean() > 0.9
-    assert right[~members].float().mean() < 0.6
+    assert right[members].float().mean() > 0.8
+    assert right[~members].float().mean() < 0.5
 
 
 def test_a_trained_model_comes_back_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.classifier import learn
-from nutlet.attacks.signals import as_shown, ask, check_budget, check_models, of_pool
+from nutlet.attacks.signals import as_shown, ask, check_budget, check_models, check_steps, of_pool
 from nutlet.oracle import Access, Answers, Oracle
 from nutlet.shadows import Shadows, nearby
 
@@ -32,9 +32,10 @@ class SAMIA(Attack):
 
     Args:
         models: shadow models whose answers it learns from.
+        steps: batches of 256 answers that the attack model is trained on, about.
 
     Raises:
-        ConfigError: an odd number of models, or fewer than two.
+        ConfigError: an odd number of models, fewer than two, or no steps.
     """
 
     when: ClassVar[str] = (
@@ -46,10 +47,12 @@ class SAMIA(Attack):
     source: ClassVar[str] = "Yuan, Zhang 2022 (USENIX Security), arXiv:2202.03335"
 
     models: int = 4
+    steps: int = 400
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_models("SAMIA", self.models, 2)
+        check_steps("SAMIA", self.steps)
 
     def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
@@ -72,7 +75,7 @@ class SAMIA(Attack):
             _shares(as_shown(logits, oracle.answers), oracle.answers), shadows.sensitivity(self.models), pool.y
         )
         asked = _tokens(victim, change / shadows.repeats, pool.y)
-        scores = learn(_Attention, known, members, asked, steps=400, seed=scene.seed)
+        scores = learn(_Attention, known, members, asked, steps=self.steps, seed=scene.seed)
         yield Loot(queries=oracle.queries, scores=scores)
 
 

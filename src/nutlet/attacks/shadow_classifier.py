@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.classifier import learn
-from nutlet.attacks.signals import as_shown, ask, check_budget, check_models, confidence, of_pool
+from nutlet.attacks.signals import as_shown, ask, check_budget, check_models, check_steps, confidence, of_pool
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["ShadowClassifier"]
@@ -28,9 +28,10 @@ class ShadowClassifier(Attack):
 
     Args:
         models: shadow models whose answers it learns from.
+        steps: batches of 256 answers that the attack model is trained on, about.
 
     Raises:
-        ConfigError: an odd number of models, or fewer than two.
+        ConfigError: an odd number of models, fewer than two, or no steps.
     """
 
     when: ClassVar[str] = "membership without a value for each candidate: what holds of all members alike"
@@ -40,10 +41,12 @@ class ShadowClassifier(Attack):
     source: ClassVar[str] = "Shokri et al. 2017, arXiv:1610.05820"
 
     models: int = 4
+    steps: int = 1000
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_models("ShadowClassifier", self.models, 2)
+        check_steps("ShadowClassifier", self.steps)
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield one loot: the whole pool is asked about once."""
@@ -65,7 +68,7 @@ class ShadowClassifier(Attack):
             return nn.Sequential(nn.Linear(known.shape[-1], 64), nn.ReLU(), nn.Linear(64, 2))
 
         return learn(
-            network, (known - mean) / deviation, members, (asked - mean) / deviation, steps=1000, seed=scene.seed
+            network, (known - mean) / deviation, members, (asked - mean) / deviation, steps=self.steps, seed=scene.seed
         )
 
 

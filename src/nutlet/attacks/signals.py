@@ -12,10 +12,21 @@ from nutlet.data import Examples
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.oracle import Answers, Oracle
 
-__all__ = ["as_shown", "ask", "check_budget", "check_models", "confidence", "of_pool", "shadow_confidence"]
+__all__ = [
+    "as_shown",
+    "ask",
+    "check_budget",
+    "check_models",
+    "check_option",
+    "check_prior",
+    "check_steps",
+    "confidence",
+    "of_pool",
+    "shadow_confidence",
+]
 
-_SMALLEST = 1e-12
-"""Probabilities below this tell no more than it does: they are rounding errors of float32."""
+_SMALLEST = 1e-30
+"""The least that a probability of float32 is taken for, where it is 0."""
 
 
 def of_pool(scene: Scene) -> Examples:
@@ -111,3 +122,9 @@ def check_prior(owner: str, strength: float, neighbours: int) -> None:
         raise ConfigError(
             f"{owner} has strength={strength}, neighbours={neighbours}; expected above 0, and 2 candidates or more"
         )
+
+
+def check_steps(owner: str, steps: int) -> None:
+    """Raise ConfigError unless there is at least one step."""
+    if steps < 1:
+        raise ConfigError(f"{owner}.steps is {steps}; expected 1 or more")
