@@ -205,8 +205,8 @@ def test_findings_say_what_was_measured():
                    "without an answer reaches 83.35 %", "of original.onnx the copy reaches 94.10 %",
                    "LogitSubspace found 100 %"):  # fmt: skip
         assert wanted in extraction, wanted
-    for wanted in ("The best of 2 attacks, LiRA,", "0.83 %", "0.1 % of the others", "original.onnx: 1.58 %",
-                   "AUC is 0.574", "0.501"):  # fmt: skip
+    for wanted in ("The best of 2 attacks, LiRA,", "0.83 %", "0.1 % of the others", "in original.onnx: 1.58 %",
+                   "AUC 0.574 (guessing 0.5, without any model 0.501)"):  # fmt: skip
         assert wanted in found["membership"]["sentence"], wanted
     assert "FileLeaks found 50.00 %" in found["the file in hand"]["sentence"]
     assert "its accuracy on the evaluation examples is 89.31 %" in found["harm"]["sentence"]
@@ -235,3 +235,15 @@ def test_a_rate_that_may_not_be_claimed_is_not_told():
     told = by_name(audit)["membership"]["sentence"]
     assert "1 % of the others" in told
     assert "0.1 % of the others" not in told
+
+
+def test_candidates_too_few_for_any_rate_are_said():
+    audit = full_audit()
+    for attack in audit["attacks"]:
+        for victim in attack["victims"]:
+            for item in victim.get("tpr_at") or []:
+                item.update(claimable=False, tpr=None)
+    check_audit(audit)
+    assert (
+        "too few candidates to speak of low false-positive rates; AUC 0.574" in by_name(audit)["membership"]["sentence"]
+    )

@@ -131,13 +131,19 @@ def test_the_least_audit_and_a_report_with_one_in_chromium(browser, report, tmp_
     assert look_at(browser, tmp_path / "report.html", "light", 375)["svg.chart"] == 6
 
 
-def test_page_prints_on_paper(browser, report, tmp_path):
+@pytest.mark.parametrize("name", ["report", "audit"])
+def test_page_prints_on_paper(browser, report, tmp_path, name):
     write_report(report, tmp_path)
-    context = browser.new_context(java_script_enabled=False, color_scheme="dark")
+    write_audit(full_audit(), tmp_path)
+    a4 = 718  # pixels between the margins
+    context = browser.new_context(
+        java_script_enabled=False, color_scheme="dark", viewport={"width": a4, "height": 1000}
+    )
     page = context.new_page()
-    page.goto((tmp_path / "report.html").as_uri())
-    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    page.goto((tmp_path / f"{name}.html").as_uri())
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= a4
     context.close()

@@ -83,5 +83,5 @@ def roc_chart(audit: dict[str, Any], attack: dict[str, Any], index: int) -> Char
     picture = curves.roc(f"roc-{index}", f"ROC curve on logarithmic axes, {attack['name']}", lines, smallest)
     note = "Both scales are logarithmic; the further above the dots on the left, the worse."
     if smallest is not None and smallest > curves.LEAST:
-        note += " Of what is covered, too few candidates let nothing be said."
+        note += " Of the covered part nothing can be said: there are too few candidates."
     return Chart(f"{attack['name']}: members found (upwards)", (*keys, ("dotted", "guessing")), note, picture)

@@ -98,7 +98,7 @@ def extraction(name: str, title: str, copies: Sequence[Copy], chance: float | No
             spoken.append(f"{copy.series}, {exact(round(asked))} queries: {percent(value)}{f' ({span})' * bool(span)}")
     if chance is not None:
         inner.insert(0, _polyline("chance", [(0, y(chance)), (100, y(chance))]))
-    below = _spread((x(asked), f"{exact(round(asked))}") for asked in queries)
+    below = _spread([(x(asked), exact(round(asked))) for asked in queries])
     beside = [(y(mark / 100), f"{mark:g} %") for mark in marks]
     return _plot(name, f"{title}. {'; '.join(spoken)}", inner, dots, below, beside, "queries sent")
 
@@ -147,10 +147,10 @@ def _thin(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def _spread(labels: Iterable[Point | tuple[float, str]]) -> list[tuple[float, str]]:
+def _spread(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
     """Leave out labels that would touch the one before; the last always stays."""
     kept: list[tuple[float, str]] = []
-    for across, text in reversed([(float(across), str(text)) for across, text in labels]):
+    for across, text in reversed(labels):
         if not kept or kept[-1][0] - across >= APART:
             kept.append((across, text))
     return kept[::-1]

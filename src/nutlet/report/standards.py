@@ -118,23 +118,18 @@ def _membership(audit: dict[str, Any]) -> str | None:
     sides = victims(audit, attack)
     best = f"The best of {len(tried)} attacks, {attack['name']}," if len(tried) > 1 else attack["name"]
     found, auc = strictest(sides["after"]), sides["after"].get("auc")
-    parts = []
+    text = "was given too few candidates to speak of low false-positive rates"
     if found:
-        text = (
-            f"finds {_estimate(found['tpr'])} of the members while it wrongly names {rate(found['fpr'])} of the others"
-        )
+        level = rate(found["fpr"])
+        text = f"finds {_estimate(found['tpr'])} of the members, and guessing {level}, while {level} of the others are"
+        text += " wrongly named"
         old = [item for item in (sides.get("before") or {}).get("tpr_at") or [] if item["fpr"] == found["fpr"]]
-        if old and old[0]["tpr"]:
-            text += f" (in {names(audit)['before']}: {_estimate(old[0]['tpr'])})"
-        parts.append(text)
+        text += f" (in {names(audit)['before']}: {_estimate(old[0]['tpr'])})" if old and old[0]["tpr"] else ""
     if auc:
-        parts.append(
-            f"{'its' if parts else 'has an'} AUC {'is' if parts else 'of'} {auc['value']:.3f}, guessing has 0.5"
-        )
-    blind = (audit["protocol"]["members"] or {}).get("blind_auc")
-    if blind:
-        parts.append(f"without any model it would be {blind['value']:.3f}")
-    return f"{best} {'; '.join(parts)}."
+        blind = (audit["protocol"]["members"] or {}).get("blind_auc")
+        more = f", without any model {blind['value']:.3f}" if blind else ""
+        text += f"; AUC {auc['value']:.3f} (guessing 0.5{more})"
+    return f"{best} {text}."
 
 
 def _inversion(audit: dict[str, Any]) -> str | None:
