@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import nutlet as nl
 from nutlet.attack import Attack, Scene, ShadowModels
-from nutlet.attacks import RMIA, BaVarIA, LiRA, LossThreshold, TwoVersion
+from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, TwoVersion
 from nutlet.data import Examples
 from nutlet.export.onnx import export_onnx
 from nutlet.jobs import Workers
@@ -266,21 +266,28 @@ class Releases:
     def oracle(self, release: str, pair: int) -> Oracle:
         return Oracle(FileSource(self.file(release, pair)), budget=3 * len(self.models.pool), client=release)
 
-    def run(self, attack: Attack, pair: int, victim: str, companions: tuple[str, ...] = ()) -> Tensor:
+    def run(
+        self,
+        attack: Attack,
+        pair: int,
+        victim: str,
+        companions: tuple[str, ...] = (),
+        shadows: ShadowModels | None = None,
+    ) -> Tensor:
         """Return the scores of an attack on a shipped file that answers with probabilities."""
         scene = Scene(
             classes=10,
             shape=(1, 28, 28),
             seed=pair,
             pool=self.models.pool,
-            shadows=Others(self.kind(victim), pair),
+            shadows=shadows or Others(self.kind(victim), pair),
             companions=tuple(self.oracle(release, pair) for release in companions),
             companion_shadows=tuple(Others(self.kind(release), pair) for release in companions),
         )
         oracle = self.oracle(victim, pair)
         problem = attack.obstacle(oracle, scene)
         assert problem is None, problem
-        (loot,) = attack.run(oracle, scene, [len(self.models.pool)])
+        (loot,) = attack.run(oracle, scene, [3 * len(self.models.pool)])
         assert loot.scores is not None
         return loot.scores
 
@@ -299,6 +306,11 @@ def two_versions(release: str) -> None:
         compressed = figures(rows, releases.run(alone, pair, release), members, "compressed_alone_")
         original = figures(rows, releases.run(alone, pair, "original"), members, "original_alone_")
         together = figures(rows, releases.run(both, pair, release, ("original",)), members, "two_version_")
+        # An attacker who does not know how it was compressed, and one who learns a classifier on compressed models.
+        plain = releases.run(alone, pair, release, shadows=Others(releases.models, pair))
+        figures(rows, plain, members, "compressed_by_plain_shadows_")
+        own = replace(releases.kind(release), seed=1)
+        figures(rows, releases.run(SAMIA(), pair, release, shadows=own), members, "compressed_by_samia_")
         rows.add("auc_gained_over_compressed", together - compressed, "share", 0.0)
         rows.add("auc_gained_over_better", together - max(compressed, original), "share", 0.0)
     rows.write()

@@ -12,7 +12,18 @@ from nutlet.data import Examples
 from nutlet.errors import DataError
 from nutlet.measurement import Estimate, wilson
 
-__all__ = ["auc", "blind_scores", "claimable", "curve", "difference", "roc", "sequential", "settled", "tpr_at"]
+__all__ = [
+    "auc",
+    "blind_scores",
+    "claimable",
+    "curve",
+    "difference",
+    "logistic",
+    "roc",
+    "sequential",
+    "settled",
+    "tpr_at",
+]
 
 Array = npt.NDArray[Any]
 
@@ -198,7 +209,7 @@ def blind_scores(pool: Examples, members: npt.ArrayLike, seed: int = 0, folds: i
     part = random.permutation(len(x)) % folds
     scores = np.empty(len(x))
     for fold in range(folds):
-        scores[part == fold] = x[part == fold] @ _logistic(x[part != fold], wanted[part != fold])
+        scores[part == fold] = x[part == fold] @ logistic(x[part != fold], wanted[part != fold])
     return scores
 
 
@@ -292,8 +303,15 @@ def _binomial_interval(trials: int, share: float) -> tuple[int, int]:
     return int(low), min(int(high), trials)
 
 
-def _logistic(x: Array, wanted: Array, penalty: float = 0.02, steps: int = 8) -> Array:
-    """Return the weights of a ridge-penalised logistic regression, by Newton's method."""
+def logistic(x: Array, wanted: Array, penalty: float = 0.02, steps: int = 8) -> Array:
+    """Return the weights of a logistic regression with a ridge penalty, ``(F,)``, by Newton's method.
+
+    Args:
+        x: features ``(N, F)``; a column of ones for an intercept.
+        wanted: ones and zeros, ``(N,)``.
+        penalty: of the squared weights, for each row.
+        steps: of Newton's method.
+    """
     weights = np.zeros(x.shape[1])
     ridge = penalty * len(x)
     for _ in range(steps):

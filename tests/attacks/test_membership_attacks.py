@@ -160,7 +160,7 @@ def test_a_budget_too_small_is_refused_before_anything_is_asked(target: Target, 
         (lambda: BaVarIA(models=2), "expected an even number of 4 or more"),
         (lambda: BaVarIA(models=7), "come in pairs"),
         (lambda: RMIA(models=0), "expected an even number of 2 or more"),
-        (lambda: TwoVersion(models=3), "expected an even number of 4 or more"),
+        (lambda: TwoVersion(models=4), "expected an even number of 6 or more"),
         (lambda: ShadowClassifier(models=1), "expected an even number of 2 or more"),
         (lambda: SAMIA(models=5), "come in pairs"),
         (lambda: SAMIA(steps=0), "SAMIA.steps is 0"),
@@ -196,7 +196,7 @@ def test_what_is_missing_is_named(target: Target) -> None:
 def test_shadow_models_of_two_releases_must_fit_each_other(target: Target) -> None:
     shadows = target.scene.shadows
     assert isinstance(shadows, Shadows)
-    attack, both = TwoVersion(models=4), (target.oracle(),)
+    attack, both = TwoVersion(models=6), (target.oracle(),)
     other = replace(target.scene, companions=both, companion_shadows=(replace(shadows, seed=1),))
     with pytest.raises(ConfigError, match="different halves"):
         next(attack.run(target.oracle(), other, [CANDIDATES]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.evidence import log_ratio
 from nutlet.attacks.signals import (
-    ask,
+    answers_to,
     check_budget,
     check_models,
     check_option,
@@ -53,7 +53,7 @@ class BaVarIA(Attack):
 
     mode: Literal["online", "offline"] = "online"
     models: int = 8
-    strength: float = 16.0
+    strength: float = 32.0
     neighbours: int = 100
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class BaVarIA(Attack):
         """Yield one loot: the whole pool is asked about once."""
         pool = of_pool(scene)
         check_budget(len(pool), budgets)
-        scores = self.scores(ask(oracle, pool), oracle.answers, scene)
+        scores = self.scores(answers_to(oracle, pool), oracle.answers, scene)
         yield Loot(queries=oracle.queries, scores=scores)
 
     def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.asking import Asked
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["Knockoff"]
@@ -35,8 +36,8 @@ class Knockoff(Attack):
         assert transfer is not None
         assert thief is not None
         order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(scene.seed))
-        answers = torch.empty(0, scene.classes)
+        asked = Asked.nothing(transfer, scene.classes)
         for budget in sorted(budgets):
-            asked = transfer.subset(order[:budget])
-            answers = torch.cat([answers, oracle.query(asked.batch(slice(len(answers), None))[0])])
-            yield Loot(queries=oracle.queries, clone=thief.train(asked, answers, seed=scene.seed))
+            asked = asked.more(oracle, order[len(asked) : budget])
+            clone = thief.train(asked.examples, asked.answers, seed=scene.seed, progress=scene.progress)
+            yield Loot(queries=oracle.queries, clone=clone)

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.signals import ask, check_budget, check_models, check_option, confidence, of_pool, shadow_confidence
+from nutlet.attacks.signals import (
+    answers_to,
+    check_budget,
+    check_models,
+    check_option,
+    confidence,
+    of_pool,
+    shadow_confidence,
+)
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["LiRA"]
@@ -54,7 +62,7 @@ class LiRA(Attack):
         """Yield one loot: the whole pool is asked about once."""
         pool = of_pool(scene)
         check_budget(len(pool), budgets)
-        scores = self.scores(ask(oracle, pool), oracle.answers, scene)
+        scores = self.scores(answers_to(oracle, pool), oracle.answers, scene)
         yield Loot(queries=oracle.queries, scores=scores)
 
     def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:

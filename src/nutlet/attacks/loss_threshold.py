@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.signals import ask, check_budget, confidence, of_pool
-from nutlet.oracle import Access, Oracle
+from nutlet.attacks.signals import answers_to, check_budget, confidence, of_pool
+from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["LossThreshold"]
 
@@ -31,6 +33,10 @@ class LossThreshold(Attack):
         """Yield one loot: the whole pool is asked about once."""
         pool = of_pool(scene)
         check_budget(len(pool), budgets)
-        # The order of the loss, but with more digits where it is nearly zero.
-        scores = confidence(ask(oracle, pool), pool.y, oracle.answers)
+        scores = self.scores(answers_to(oracle, pool), oracle.answers, scene)
         yield Loot(queries=oracle.queries, scores=scores)
+
+    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+        """Return the confidence in each candidate's label from the victim's answers ``(N, classes)``."""
+        # The order of the loss, but with more digits where it is nearly zero.
+        return confidence(answers, of_pool(scene).y, shown)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.classifier import learn
-from nutlet.attacks.signals import as_shown, ask, check_budget, check_models, check_steps, of_pool
+from nutlet.attacks.signals import answers_to, as_shown, check_budget, check_models, check_steps, of_pool
 from nutlet.oracle import Access, Answers, Oracle
 from nutlet.shadows import Shadows, nearby
 
@@ -65,10 +65,10 @@ class SAMIA(Attack):
         pool, shadows = of_pool(scene), scene.shadows
         assert isinstance(shadows, Shadows)
         check_budget((1 + shadows.repeats) * len(pool), budgets)
-        victim = _shares(ask(oracle, pool), oracle.answers)
+        victim = _shares(answers_to(oracle, pool), oracle.answers)
         change = torch.zeros_like(victim)
         for copy in range(shadows.repeats):
-            moved = ask(oracle, nearby(pool, shadows.noise, scene.seed + copy))
+            moved = answers_to(oracle, nearby(pool, shadows.noise, scene.seed + copy))
             change += (_shares(moved, oracle.answers) - victim).abs()
         logits, members = shadows(self.models)
         known = _tokens(

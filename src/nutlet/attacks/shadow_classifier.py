@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.classifier import learn
-from nutlet.attacks.signals import as_shown, ask, check_budget, check_models, check_steps, confidence, of_pool
+from nutlet.attacks.signals import answers_to, as_shown, check_budget, check_models, check_steps, confidence, of_pool
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["ShadowClassifier"]
@@ -52,7 +52,7 @@ class ShadowClassifier(Attack):
         """Yield one loot: the whole pool is asked about once."""
         pool = of_pool(scene)
         check_budget(len(pool), budgets)
-        scores = self.scores(ask(oracle, pool), oracle.answers, scene)
+        scores = self.scores(answers_to(oracle, pool), oracle.answers, scene)
         yield Loot(queries=oracle.queries, scores=scores)
 
     def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:

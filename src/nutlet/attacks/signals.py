@@ -13,8 +13,8 @@ from nutlet.errors import BudgetError, ConfigError
 from nutlet.oracle import Answers, Oracle
 
 __all__ = [
+    "answers_to",
     "as_shown",
-    "ask",
     "check_budget",
     "check_models",
     "check_option",
@@ -53,7 +53,7 @@ def check_models(owner: str, models: int, least: int, why: str = "") -> None:
         )
 
 
-def ask(oracle: Oracle, inputs: Examples) -> Tensor:
+def answers_to(oracle: Oracle, inputs: Examples) -> Tensor:
     """Return the answers ``(N, classes)`` to all inputs, one query each."""
     return torch.cat([oracle.query(x) for x, _ in inputs.batches(256)])
 

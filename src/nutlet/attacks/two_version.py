@@ -12,7 +12,7 @@ from torch import Tensor
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.evidence import log_ratio
 from nutlet.attacks.signals import (
-    ask,
+    answers_to,
     check_budget,
     check_models,
     check_option,
@@ -22,9 +22,13 @@ from nutlet.attacks.signals import (
     shadow_confidence,
 )
 from nutlet.errors import ConfigError
+from nutlet.membership import logistic
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["TwoVersion"]
+
+_PAIRS = 4
+"""Pairs of shadow models whose first is made a victim, to learn weights: a few weights need no more."""
 
 
 @register_attack
@@ -32,10 +36,12 @@ __all__ = ["TwoVersion"]
 class TwoVersion(Attack):
     r"""Weigh the confidences of all releases of a model jointly: the compressed file, the original, other versions.
 
-    :class:`~nutlet.attacks.BaVarIA` with a vector of confidences, one for each release, and their covariance within a
-    candidate: what a release adds is how far it is from what the others make one expect. That releases together leak
-    more was shown by CompLeak (2025), which trains a classifier on both answers. It needs shadow models of every
-    release, compressed from the same originals.
+    The evidence of :class:`~nutlet.attacks.BaVarIA` is taken from each release alone and from the vector of all, with
+    their covariance within a candidate: what a release adds there is how far it is from what the others make one
+    expect. A logistic regression weighs these; the attacker learns the weights on his own models, each in turn a victim
+    of those of the other pairs, so that a release that says little is given little weight. CompLeak (2025), who showed
+    that releases leak together, train a classifier on all answers instead. It needs shadow models of every release,
+    compressed from the same originals.
 
     Args:
         mode: ``online`` or ``offline``, as BaVarIA.
@@ -44,7 +50,7 @@ class TwoVersion(Attack):
         neighbours: candidates of about the same difficulty that make one prior.
 
     Raises:
-        ConfigError: fewer than four models, or a value out of range.
+        ConfigError: fewer than six models, or a value out of range.
     """
 
     when: ClassVar[str] = "membership where the original or other versions of the shipped model are public too"
@@ -54,14 +60,14 @@ class TwoVersion(Attack):
     source: ClassVar[str] = "CompLeak 2025, arXiv:2507.16872; statistic as Brännvall 2026, arXiv:2603.11799"
 
     mode: Literal["online", "offline"] = "online"
-    models: int = 8
-    strength: float = 16.0
+    models: int = 16
+    strength: float = 32.0
     neighbours: int = 100
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_option("TwoVersion.mode", self.mode, ("online", "offline"))
-        check_models("TwoVersion", self.models, 4, "two on each side are the fewest that show a variance")
+        check_models("TwoVersion", self.models, 6, "all but one pair, two on each side, have to show a variance")
         check_prior("TwoVersion", self.strength, self.neighbours)
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
@@ -69,7 +75,7 @@ class TwoVersion(Attack):
         pool = of_pool(scene)
         check_budget(len(pool), budgets)
         releases = [oracle, *scene.companions]
-        answers = [ask(release, pool) for release in releases]
+        answers = [answers_to(release, pool) for release in releases]
         scores = self.scores(answers, [release.answers for release in releases], scene)
         yield Loot(queries=oracle.queries, scores=scores)
 
@@ -101,11 +107,38 @@ class TwoVersion(Attack):
                 "versions of the same models: give all Shadows one pool and one seed"
             )
         phi = [confidence(answer, labels, how) for answer, how in zip(answers, shown, strict=True)]
-        return log_ratio(
-            torch.stack(phi, -1),
-            torch.stack(values, -1),
-            halves[0],
-            online=self.mode == "online",
-            strength=self.strength,
-            neighbours=self.neighbours,
+        return self._weighed(torch.stack(phi, -1), torch.stack(values, -1), halves[0])
+
+    def _weighed(self, phi: Tensor, values: Tensor, members: Tensor) -> Tensor:
+        """Return weighed evidence ``(N,)`` of confidences ``(N, D)``, from those of shadow models ``(M, N, D)``."""
+        models = len(values)
+        pairs = torch.arange(models) // 2
+        features, wanted = [], []
+        for pair in range(min(models // 2, _PAIRS)):
+            others = pairs != pair
+            features.append(self._evidence(values[2 * pair], values[others], members[others]))
+            wanted.append(members[2 * pair])
+        known = torch.cat(features)
+        mean, deviation = known.mean(0), known.std(0).clamp_min(1e-9)
+        x = torch.cat([(known - mean) / deviation, torch.ones(len(known), 1, dtype=known.dtype)], 1)
+        weights = torch.from_numpy(logistic(x.numpy(), torch.cat(wanted).numpy(), penalty=1e-4))
+        return ((self._evidence(phi, values, members) - mean) / deviation) @ weights[:-1]
+
+    def _evidence(self, phi: Tensor, values: Tensor, members: Tensor) -> Tensor:
+        """Return the evidence of each release alone and of all together, ``(N, D + 1)``."""
+        releases = range(phi.shape[1])
+        looks = [[release] for release in releases] + [list(releases)]
+        return torch.stack(
+            [
+                log_ratio(
+                    phi[:, look],
+                    values[:, :, look],
+                    members,
+                    online=self.mode == "online",
+                    strength=self.strength,
+                    neighbours=self.neighbours,
+                )
+                for look in looks
+            ],
+            1,
         )

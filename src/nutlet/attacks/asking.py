@@ -1,0 +1,72 @@
+"""What attacks that train a clone share: how answers become targets, and the asked part of a transfer set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nutlet.data import Examples
+from nutlet.oracle import Oracle, as_probabilities
+
+__all__ = ["Asked", "ask"]
+
+
+def ask(oracle: Oracle, x: Tensor) -> Tensor:
+    """Send ``x`` and return targets to train on ``(B, classes)``: rows that sum to one, whatever the oracle shows.
+
+    Logits become probabilities. What ``top-k`` or rounding leaves out of a row is spread over the classes shown as 0.
+
+    >>> from nutlet.oracle import Answers
+    >>> ask(Oracle(torch.nn.Identity(), answers=Answers("top-k")), torch.tensor([[0.75, 0.25, 0.0]]))
+    tensor([[0.7500, 0.1250, 0.1250]])
+    """
+    shown = oracle.query(x)
+    if oracle.answers.kind == "logits":
+        return as_probabilities(shown, oracle.outputs)
+    hidden = (shown == 0).float()
+    rest = (1 - shown.sum(1, keepdim=True)).clamp_min(0)
+    return shown + rest * hidden / hidden.sum(1, keepdim=True).clamp_min(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The part of a transfer set that was asked about, in the order of asking.
+
+    Args:
+        transfer: all inputs.
+        indices: of those asked about, ``(N,)``.
+        answers: to them, as targets ``(N, classes)``.
+    """
+
+    transfer: Examples
+    indices: Tensor
+    answers: Tensor
+
+    @staticmethod
+    def nothing(transfer: Examples, classes: int) -> Asked:
+        """Return the state before the first question."""
+        return Asked(transfer, torch.empty(0, dtype=torch.long), torch.empty(0, classes))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def examples(self) -> Examples:
+        """The inputs asked about."""
+        return self.transfer.subset(self.indices)
+
+    @property
+    def left(self) -> Tensor:
+        """Indices of the inputs not asked about yet, ascending."""
+        mask = torch.ones(len(self.transfer), dtype=torch.bool)
+        mask[self.indices] = False
+        return mask.nonzero().flatten()
+
+    def more(self, oracle: Oracle, indices: Tensor) -> Asked:
+        """Ask about ``indices`` too; about none where there are none, as at the end of a transfer set."""
+        if len(indices) == 0:
+            return self
+        answers = ask(oracle, self.transfer.batch(indices)[0])
+        return Asked(self.transfer, torch.cat([self.indices, indices]), torch.cat([self.answers, answers]))

@@ -1,0 +1,180 @@
+"""One small configuration of every attack, and the tiny worlds that they run in.
+
+To add an attack, add a case to :data:`CASES`; a test holds that none is missing. An attack may have several, under
+names that begin with its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nutlet.attack import Attack, Loot, Scene
+from nutlet.attacks import Knockoff
+from nutlet.data import Examples
+from nutlet.oracle import Access, Answers, Oracle, Source, source_of
+from nutlet.thief import Thief, architecture_for
+
+CLASSES = 4
+SHOWN: dict[Access, Answers] = {
+    "labels": Answers("labels"),
+    "probabilities": Answers(),
+    "logits": Answers("logits"),
+    "file": Answers("labels"),
+}
+"""The least that an oracle shows at each access: whoever has the file needs no better answers."""
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A victim, what the attacker has, and what only the judge has.
+
+    Args:
+        victim: answers queries.
+        scene: the attacker's.
+        truth: whatever the judge scores with.
+    """
+
+    victim: Source
+    scene: Scene
+    truth: Any = None
+
+    def oracle(self, shown: Answers, budget: int | None = None) -> Oracle:
+        """Return the victim behind a ledger of its own."""
+        return Oracle(self.victim, answers=shown, budget=budget)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Case:
+    """An attack in a tiny world, and what it must reach there.
+
+    Args:
+        attack: a small configuration.
+        bad: values it must refuse; every option has to occur in one of them.
+        budgets: queries; none where it asks nothing.
+        real: makes the world in which there is something to find.
+        null: makes the same world around a victim (or a file) with nothing in it.
+        judge: scores a loot, higher is worse for the victim.
+        baseline: what one reaches in the world without a single query.
+        margin: by how much the loot of the largest budget must beat it.
+        chance: the score of a thief who knows nothing.
+        slack: how far from it the score may be in the null world, above or below.
+        nested: the loot of a budget is the same whatever larger budgets were asked for.
+    """
+
+    attack: Attack
+    bad: tuple[dict[str, Any], ...] = ()
+    budgets: tuple[int, ...] = ()
+    real: Callable[[], World]
+    null: Callable[[], World]
+    judge: Callable[[Loot, World], float]
+    baseline: Callable[[World], float]
+    margin: float
+    chance: float
+    slack: float
+    nested: bool = True
+
+
+# Clones: eight centres on a circle. The thief labels them in pairs; the victim was trained on other pairs, so that
+# labels of his own get him half of it.
+
+
+def rows(count: int, seed: int) -> Examples:
+    """Return rows ``(count, 10)`` around eight centres, labelled by pairs of neighbours."""
+    generator = torch.Generator().manual_seed(seed)
+    angle = torch.arange(8) * torch.pi / 4
+    centres = 3 * torch.stack([angle.cos(), angle.sin()], 1)
+    cluster = torch.randint(0, 8, (count,), generator=generator)
+    x = 0.5 * torch.randn(count, 10, generator=generator)
+    x[:, :2] += centres[cluster]
+    return Examples(x, cluster // 2)
+
+
+def secret(x: Tensor) -> Tensor:
+    """Return what the victim was trained to tell apart: quarters of the plane, turned by half a pair."""
+    centre = torch.atan2(x[:, 1], x[:, 0]) / (torch.pi / 4)
+    return ((centre - 0.5) / 2).floor().long() % CLASSES
+
+
+@cache
+def classifier() -> nn.Module:
+    """Return a victim trained for a fraction of a second."""
+    generator = torch.Generator().manual_seed(0)
+    first, last = nn.Linear(10, 32), nn.Linear(32, CLASSES)
+    with torch.no_grad():
+        for parameter in [*first.parameters(), *last.parameters()]:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model = nn.Sequential(first, nn.ReLU(), last)
+    x = rows(512, seed=1).x
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), secret(x)).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def noise(x: Tensor) -> Tensor:
+    """Answer with random scores that are the same for the same input: a victim that knows nothing."""
+    mixed = (x.flatten(1).double() * 1e4).sin().sum(1, keepdim=True)
+    return ((mixed * (1e4 + torch.arange(CLASSES))).sin() * 3).float()
+
+
+THIEF = Thief(architecture=architecture_for((10,), CLASSES, "smaller"), effort=0.06, batch_size=32, lr=0.01)
+
+
+def clone_world(victim: Source, *, transfer: bool = True) -> World:
+    scene = Scene(
+        classes=CLASSES, shape=(10,), seed=3, transfer=rows(400, seed=2) if transfer else None, thief=THIEF
+    )  # fmt: skip
+    return World(victim, scene, truth=rows(400, seed=4).x)
+
+
+@cache
+def real_clone() -> World:
+    return clone_world(source_of(classifier()))
+
+
+@cache
+def null_clone() -> World:
+    return clone_world(noise)
+
+
+def agreement(loot: Loot, world: World) -> float:
+    """Return how often clone and victim have the same top class on inputs that no attack has seen."""
+    assert loot.clone is not None
+    with torch.no_grad():
+        return float((loot.clone(world.truth).argmax(1) == world.victim(world.truth).argmax(1)).float().mean())
+
+
+@cache
+def own_labels(world: World) -> float:
+    """Return the agreement of the same thief, trained on the labels he has anyway."""
+    transfer = world.scene.transfer
+    assert transfer is not None
+    clone = THIEF.train(transfer, F.one_hot(transfer.y, CLASSES).float(), seed=3)
+    return agreement(Loot(queries=0, clone=clone), world)
+
+
+CLONE = Case(
+    attack=Knockoff(),
+    budgets=(40, 160),
+    real=real_clone,
+    null=null_clone,
+    judge=agreement,
+    baseline=own_labels,
+    margin=0.2,
+    chance=1 / CLASSES,
+    slack=0.08,
+)
+
+CASES: dict[str, Case] = {
+    "Knockoff": CLONE,
+}
+"""Every registered attack."""
