@@ -27,11 +27,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"errors", "history", "progress"},
     {"data", "storage", "table"},
-    {"fingerprint", "predict"},
+    {"catalogue", "fingerprint", "predict"},
     {"graph", "jobs", "method"},
     {"export", "inputs", "measurement", "recipe", "report", "train"},
-    {"artifact", "membership", "methods", "oracle", "shadows", "thief"},
-    {"attack", "pipeline"},
+    {"artifact", "membership", "methods", "oracle", "thief"},
+    {"attack", "pipeline", "shadows"},
     {"attacks", "delivery", "recompress"},
     {"audit"},
     {"demo"},
@@ -185,7 +185,7 @@ print(time.process_time(), *sys.modules)
     assert min(float(line[0]) for line in figures) < 0.5
 
 
-@pytest.mark.parametrize("command", ["compress", "measure", "report", "demo", "methods"])
+@pytest.mark.parametrize("command", ["compress", "measure", "report", "demo", "methods", "audit", "attacks"])
 def test_help_of_each_command(command: str) -> None:
     start = time.perf_counter()
     from typer.testing import CliRunner

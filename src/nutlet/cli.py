@@ -183,7 +183,7 @@ def measure(
 @app.command()
 @_reported
 def audit(
-    file: Annotated[Path, typer.Argument(help="The ONNX file to audit.")],
+    file: Annotated[str, typer.Argument(help="The ONNX file to audit, or the address of an endpoint.")],
     data: DataSpec,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
     out: Annotated[
@@ -211,6 +211,8 @@ def audit(
     retrained: Annotated[
         bool | None, typer.Option("--retrained/--not-retrained", help="Whether training data were used again.")
     ] = None,
+    endpoint: Annotated[Path | None, typer.Option("--endpoint-config", help="YAML: how the endpoint is asked.")] = None,
+    owned: Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")] = False,
     processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
     seed: Seed = 0,
@@ -221,7 +223,7 @@ def audit(
     with _loading():
         from nutlet.audit import Protocol, audit_files
         from nutlet.inputs import load_data, load_inputs, load_model
-        from nutlet.oracle import Answers
+        from nutlet.oracle import Answers, Kept, load_endpoint
         from nutlet.progress import Progress
         from nutlet.recipe import load_recipe
         from nutlet.storage import prepare_folder
@@ -241,8 +243,13 @@ def audit(
     centre, scale = _numbers("--mean", mean), _numbers("--std", std)
     examples = load_data(data, test, mean=centre, std=scale, augment=augment, seed=seed)
     asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
+    victim: Any = file
+    if file.startswith(("http://", "https://")):
+        victim = Kept(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
+        # One after the other: an endpoint is not to be flooded.
+        processes = 1
     result = audit_files(
-        file,
+        victim,
         examples,
         against,
         out,
@@ -311,34 +318,37 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List every method, its options, and when to pick it."""
-    import dataclasses
+    with _loading():
+        from nutlet.method import known_methods
+
+    _list("method", known_methods(), name, as_json=as_json, shared=("include", "exclude"))
+
+
+@app.command()
+@_reported
+def attacks(
+    name: Annotated[str | None, typer.Argument(help="One attack, with its documentation.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every attack, what it needs, and when an attacker would pick it."""
+    with _loading():
+        from nutlet.attack import known_attacks
+
+    _list("attack", known_attacks(), name, as_json=as_json)
+
+
+def _list(
+    what: str, known: dict[str, type[Any]], name: str | None, *, as_json: bool, shared: tuple[str, ...] = ()
+) -> None:
     import inspect
 
-    with _loading():
-        from nutlet.errors import nearest
-        from nutlet.method import known_methods
-        from nutlet.table import Table
+    from nutlet.catalogue import listed, listing
 
-    known = known_methods()
-    if name is not None and name not in known:
-        raise ConfigError(f"there is no method {name!r}; {nearest(name, known)}")
-    chosen = known if name is None else {name: known[name]}
-
-    def default(option: dataclasses.Field[Any]) -> Any:
-        return "required" if option.default is dataclasses.MISSING else option.default
-
-    options = {kind: {o.name: default(o) for o in dataclasses.fields(chosen[kind])} for kind in chosen}
+    chosen = listed(what, known, name)
     if as_json:
-        listed = [{"name": kind, "when": chosen[kind].when, "options": options[kind]} for kind in chosen]
-        typer.echo(json.dumps(listed, indent=1))
+        typer.echo(json.dumps(chosen, indent=1))
         return
-    shared = ("include", "exclude")
-    rows = tuple(
-        (kind, chosen[kind].when, ", ".join(f"{k}={v}" for k, v in options[kind].items() if k not in shared))
-        for kind in chosen
-    )
-    notes = ("every method also takes include and exclude: patterns of module names",)
-    _show(Table("Methods", ("method", "when to pick it", "options"), rows, notes))
+    _show(listing(what, chosen, shared))
     if name is not None:
         typer.echo(inspect.getdoc(known[name]))
 

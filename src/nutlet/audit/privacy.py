@@ -11,46 +11,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from nutlet import membership
 from nutlet.attack import Attack, Scene
 from nutlet.attacks import BaVarIA
-from nutlet.attacks.signals import ask
+from nutlet.attacks.signals import answers_to
 from nutlet.audit.claims import Row, judged
 from nutlet.audit.materials import Artifact, Materials
 from nutlet.audit.records import record, victim
 from nutlet.audit.scoring import Difference
-from nutlet.data import Data, Examples, split
+from nutlet.data import Data, Examples
 from nutlet.measurement import Estimate
 from nutlet.method import Method
 from nutlet.oracle import Oracle
-from nutlet.pipeline import compress
+from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows
 from nutlet.train import Training
 
-__all__ = ["Candidates", "Recompress", "candidates_of", "privacy", "scene_of"]
+__all__ = ["Candidates", "candidates_of", "privacy", "scene_of"]
 
 MOST_CANDIDATES = 1_000
 """Members, and as many others: shadow models are trained on half of them all."""
 RATES = (0.001, 0.01)
 
 Scores = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Recompress:
-    """Compress a shadow model as the victim was; what an attacker does who knows the recipe.
-
-    Args:
-        recipe: the chain of methods.
-    """
-
-    recipe: tuple[Method, ...]
-
-    def __call__(self, model: nn.Module, examples: Examples, seed: int) -> nn.Module:
-        """Return ``model``, compressed with what it was trained on."""
-        return compress(model, self.recipe, split(examples, calibration=min(512, len(examples) // 2)), seed=seed).model
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +75,7 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
         seed=m.protocol.first_seed,
         workers=m.workers,
     )
-    after = replace(before, after=Recompress(tuple(recipe))) if recipe else before
+    after = replace(before, after=Recompress(recipe=tuple(recipe), augment=m.thief.augment)) if recipe else before
     return Candidates(pool, mixed < size, before, after)
 
 
@@ -141,7 +125,7 @@ def _enough(m: Materials, scene: Scene, candidates: Candidates) -> int:
     if len(counts) == 1:
         return counts[0]
     oracle = Oracle(m.file.oracle.source, answers=m.protocol.answers, client="sequential")
-    answers = ask(oracle, candidates.pool)
+    answers = answers_to(oracle, candidates.pool)
 
     def score(count: int) -> npt.ArrayLike:
         return BaVarIA(models=count).scores(answers, oracle.answers, scene).numpy()
