@@ -108,8 +108,8 @@ class Kept:
                 yield answers
         except sqlite3.OperationalError as error:
             raise StorageError(
-                f"could not read or write {self.path}: {first_line(error)}; expected a file that can grow, on a disk that "
-                "can lock it: free some space, or choose another folder"
+                f"could not read or write {self.path}: {first_line(error)}; expected a file that can grow, on a disk "
+                "that can lock it: free some space, or choose another folder"
             ) from error
         except sqlite3.DatabaseError as error:
             raise StorageError(
