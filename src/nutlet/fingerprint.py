@@ -127,3 +127,7 @@ def _add_code(sha: Any, thing: Any) -> None:
         sha.update(source_code(part).encode())
     if isinstance(thing, FunctionType) and _package(thing) != "torch":
         _add(sha, [thing.__defaults__, thing.__kwdefaults__, [cell.cell_contents for cell in thing.__closure__ or ()]])
+        if thing.__name__ == "<lambda>":  # its source is the whole line, on which there may be another
+            code = thing.__code__
+            plain = [constant for constant in code.co_consts if _is_plain(constant)]
+            _add(sha, [code.co_code, code.co_names, code.co_varnames, plain])
