@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conformance import membership_world
 from nutlet.attack import Attack, Loot, Scene
-from nutlet.attacks import Knockoff
+from nutlet.attacks import RMIA, SAMIA, BaVarIA, Knockoff, LiRA, LossThreshold, ShadowClassifier, TwoVersion
 from nutlet.data import Examples
+from nutlet.membership import auc, blind_scores
 from nutlet.oracle import Access, Answers, Oracle, Source, source_of
 from nutlet.thief import Thief, architecture_for
 
@@ -174,7 +176,66 @@ CLONE = Case(
     slack=0.08,
 )
 
+
+# Membership: a pool whose labels are partly drawn at random, and a victim that knows half of it by heart.
+
+
+@cache
+def real_membership() -> World:
+    victim = source_of(membership_world.victim())
+    return World(victim, membership_world.scene(), truth=membership_world.members())
+
+
+@cache
+def null_membership() -> World:
+    return World(noise, membership_world.scene(noise), truth=membership_world.members())
+
+
+def told_apart(loot: Loot, world: World) -> float:
+    """Return the area under the curve of members against others."""
+    assert loot.scores is not None
+    return auc(loot.scores, world.truth).value
+
+
+@cache
+def blind(world: World) -> float:
+    """Return the area of who sees the candidates and no model, though he is told most of the members."""
+    assert world.scene.pool is not None
+    return max(auc(blind_scores(world.scene.pool, world.truth), world.truth).value, 0.5)
+
+
+def membership(attack: Attack, *bad: dict[str, Any], queries: int = membership_world.CANDIDATES) -> Case:
+    return Case(
+        attack=attack,
+        bad=bad,
+        budgets=(queries,),
+        real=real_membership,
+        null=null_membership,
+        judge=told_apart,
+        baseline=blind,
+        margin=0.08,
+        chance=0.5,
+        slack=0.12,  # three standard deviations of the area of so few candidates are 0.11
+    )
+
+
+MODE, PRIOR = {"mode": "both"}, ({"strength": 0}, {"strength": float("nan")}, {"neighbours": 1})
+MEMBERSHIP = {
+    "BaVarIA": membership(BaVarIA(neighbours=60), {"models": 2}, {"models": 7}, MODE, *PRIOR),
+    "BaVarIA-offline": membership(BaVarIA(neighbours=60, mode="offline")),
+    "LiRA": membership(LiRA(models=8), {"models": 2}, {"models": 5}, MODE, {"variance": "none"}),
+    "LiRA-fixed": membership(LiRA(models=8, variance="fixed")),
+    "LiRA-offline": membership(LiRA(models=8, mode="offline")),
+    "LossThreshold": membership(LossThreshold()),
+    "RMIA": membership(RMIA(), {"models": 0}, {"models": 3}, MODE, {"gamma": 0.5}, {"a": 1.5}),
+    "RMIA-offline": membership(RMIA(models=2, mode="offline")),
+    "SAMIA": membership(SAMIA(steps=40), {"models": 1}, {"steps": 0}, queries=3 * membership_world.CANDIDATES),
+    "ShadowClassifier": membership(ShadowClassifier(steps=60), {"models": 5}, {"steps": -1}),
+    "TwoVersion": membership(TwoVersion(models=8, neighbours=60), {"models": 4}, MODE, *PRIOR),
+}
+
 CASES: dict[str, Case] = {
     "Knockoff": CLONE,
+    **MEMBERSHIP,
 }
 """Every registered attack."""
