@@ -1,5 +1,6 @@
 """The attacks, one to a file; importing this package registers them."""
 
+from nutlet.attacks.active_thief import ActiveThief
 from nutlet.attacks.bavaria import BaVarIA
 from nutlet.attacks.knockoff import Knockoff
 from nutlet.attacks.lira import LiRA
@@ -9,4 +10,14 @@ from nutlet.attacks.samia import SAMIA
 from nutlet.attacks.shadow_classifier import ShadowClassifier
 from nutlet.attacks.two_version import TwoVersion
 
-__all__ = ["RMIA", "SAMIA", "BaVarIA", "Knockoff", "LiRA", "LossThreshold", "ShadowClassifier", "TwoVersion"]
+__all__ = [
+    "ActiveThief",
+    "RMIA",
+    "SAMIA",
+    "BaVarIA",
+    "Knockoff",
+    "LiRA",
+    "LossThreshold",
+    "ShadowClassifier",
+    "TwoVersion",
+]

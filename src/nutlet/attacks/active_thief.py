@@ -1,0 +1,101 @@
+"""ActiveThief: ask in rounds about what the clone so far knows least of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+import torch
+from torch import nn
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.asking import Asked
+from nutlet.attacks.selection import Strategy, select
+from nutlet.errors import ConfigError
+from nutlet.oracle import Access, Oracle
+from nutlet.predict import predict
+
+__all__ = ["ActiveThief", "ask_actively"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class ActiveThief(Attack):
+    """Choose the next inputs by the answers of the clone so far (Pal et al. 2020, ActiveThief).
+
+    The first round is random. The clones of the rounds between are trained for a share of the steps, each from the one
+    before; that of a budget is trained from the start, as long as a random thief's.
+
+    Args:
+        strategy: ``uncertainty`` (largest entropy), ``k-center`` (cover the outputs of all) or ``mix`` (k-center among
+            the most uncertain).
+        rounds: choices from one budget to the next.
+
+    Raises:
+        ConfigError: an unknown strategy, or fewer than two rounds.
+    """
+
+    strategy: Strategy = "k-center"
+    rounds: int = 4
+
+    when: ClassVar[str] = "far more inputs at hand than queries: choose those worth asking about"
+    goal: ClassVar[Goal] = "clone"
+    access: ClassVar[Access] = "labels"
+    needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
+    source: ClassVar[str] = "Pal et al. 2020, ActiveThief, AAAI"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.strategy not in get_args(Strategy):
+            raise ConfigError(
+                f"ActiveThief.strategy is {self.strategy!r}; expected one of {', '.join(get_args(Strategy))}"
+            )
+        if type(self.rounds) is not int or self.rounds < 2:
+            raise ConfigError(f"ActiveThief.rounds is {self.rounds!r}; expected 2 or more")
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield a clone for each budget."""
+        transfer, thief = scene.transfer, scene.thief
+        assert transfer is not None
+        assert thief is not None
+        asked, clone = Asked.nothing(transfer, scene.classes), None
+        for budget in sorted(budgets):
+            asked = ask_actively(asked, clone, oracle, scene, budget, strategy=self.strategy, rounds=self.rounds)
+            clone = thief.train(asked.examples, asked.answers, seed=scene.seed, progress=scene.progress)
+            yield Loot(queries=oracle.queries, clone=clone)
+
+
+def ask_actively(
+    asked: Asked, clone: nn.Module | None, oracle: Oracle, scene: Scene, budget: int, *, strategy: Strategy, rounds: int
+) -> Asked:
+    """Return what has been asked after going on to ``budget`` queries in ``rounds`` rounds of equal size.
+
+    Args:
+        asked: so far.
+        clone: trained on it; None where nothing was asked.
+        oracle: the victim.
+        scene: the attacker's.
+        budget: inputs asked about in all; fewer where the transfer set ends before.
+        strategy: see :func:`nutlet.attacks.selection.select`.
+        rounds: trainings in between are that much shorter.
+    """
+    thief, transfer = scene.thief, asked.transfer
+    assert thief is not None
+    start = len(asked)
+    for k in range(1, rounds + 1):
+        wanted = min(start + (budget - start) * k // rounds, len(transfer)) - len(asked)
+        if wanted <= 0:
+            continue
+        left = asked.left
+        if len(asked) == 0:
+            generator = torch.Generator().manual_seed(scene.seed)
+            asked = asked.more(oracle, left[torch.randperm(len(left), generator=generator)[:wanted]])
+            continue
+        if clone is None or k > 1:
+            steps = max(1, thief.steps(len(asked)) // rounds)
+            clone = thief.train(asked.examples, asked.answers, seed=scene.seed + k, steps=steps, start=clone)
+        outputs = predict(clone, transfer).softmax(1)
+        chosen = select(strategy, outputs[left], outputs[asked.indices], wanted)
+        asked = asked.more(oracle, left[chosen])
+    return asked
