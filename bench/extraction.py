@@ -38,6 +38,7 @@ from rows import DATA, WORK, Rows
 BUDGETS = (250, 1_000, 4_000, 10_000)
 FOLDER = WORK / "extraction"
 SEEDS = [0, 1, 2]
+USUAL_EPOCHS = 20
 OURS: dict[str, Attack] = {"knockoff": Knockoff()}
 
 
@@ -175,11 +176,12 @@ def agreements(name: str, seed: int) -> tuple[dict[str, list[float]], list[float
         assert made[-1]["sent"] == BUDGETS[-1]
     for budget in BUDGETS:
         equal = math.ceil(thief.steps(budget) / math.ceil(budget / 64))
-        peers = [("art", "KnockoffNets", 20), ("art_equal_steps", "KnockoffNets", equal)]
+        peers = [("art", "KnockoffNets", USUAL_EPOCHS), ("art_equal_steps", "KnockoffNets", equal)]
         if seed == case.seeds[0]:  # the same clone as KnockoffNets by random sampling: shown once
-            peers.append(("copycat", "CopycatCNN", 20))
+            peers.append(("copycat", "CopycatCNN", USUAL_EPOCHS))
         for label, peer, epochs in peers:
-            path = FOLDER / name / f"{label}-{budget}-seed{seed}.npz"
+            shared = label == "art_equal_steps" and epochs == USUAL_EPOCHS  # the same clone
+            path = FOLDER / name / f"{'art' if shared else label}-{budget}-seed{seed}.npz"
             arguments = (peer, source, transfer, thief.architecture, budget, epochs, seed, evaluation)
             made.append(piece(path, partial(art_attack, *arguments)))
             assert made[-1]["sent"] == budget
