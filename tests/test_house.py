@@ -30,7 +30,7 @@ LAYERS = (
     {"fingerprint", "predict"},
     {"graph", "jobs", "method"},
     {"export", "inputs", "measurement", "recipe", "report", "train"},
-    {"artifact", "methods", "oracle", "thief"},
+    {"artifact", "methods", "oracle", "stolen", "thief"},
     {"attack", "pipeline"},
     {"attacks", "delivery"},
     {"audit"},
