@@ -30,7 +30,7 @@ LAYERS = (
     {"catalogue", "fingerprint", "predict"},
     {"graph", "jobs", "method"},
     {"export", "inputs", "measurement", "recipe", "report", "train"},
-    {"artifact", "membership", "methods", "oracle", "thief"},
+    {"artifact", "membership", "methods", "oracle", "stolen", "thief"},
     {"attack", "pipeline", "shadows"},
     {"attacks", "delivery", "recompress"},
     {"audit"},
