@@ -22,8 +22,8 @@ import nutlet as nl
 from extraction import BUDGETS, fashion
 from nutlet.attack import Scene
 from nutlet.attacks import Knockoff
-from nutlet.audit.scoring import clone_hits, paired_difference, queries_to
-from nutlet.audit.trials import clone_alone, run_attack
+from nutlet.auditing.scoring import clone_hits, paired_difference, queries_to
+from nutlet.auditing.trials import clone_alone, run_attack
 from nutlet.data import Data
 from nutlet.measurement import Runtime
 from nutlet.oracle import Answers, FileSource, as_probabilities

@@ -24,7 +24,7 @@ from torch import nn
 import nutlet as nl
 from nutlet.attack import Attack, Scene
 from nutlet.attacks import Knockoff
-from nutlet.audit.trials import run_attack
+from nutlet.auditing.trials import run_attack
 from nutlet.data import Examples
 from nutlet.inputs import load_data, load_model
 from nutlet.jobs import Result

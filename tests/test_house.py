@@ -33,7 +33,7 @@ LAYERS = (
     {"artifact", "membership", "methods", "oracle", "stolen", "thief"},
     {"attack", "pipeline", "shadows"},
     {"attacks", "delivery", "recompress"},
-    {"audit"},
+    {"auditing"},
     {"demo"},
     {"cli"},
     {"__main__"},

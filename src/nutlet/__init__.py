@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nutlet.artifact import Compressed
+    from nutlet.attack import Attack, Loot, Scene, register_attack
+    from nutlet.auditing import Audit, Protocol, audit, audit_files
     from nutlet.data import Data, Examples, flip_and_crop, split
     from nutlet.delivery import deliver
     from nutlet.errors import (
+        BudgetError,
         ConfigError,
         DataError,
         ExportError,
         MissingExtra,
         ModelError,
         NutletError,
+        OracleError,
         StorageError,
     )
     from nutlet.export.onnx import export_onnx
@@ -34,21 +38,27 @@ if TYPE_CHECKING:
     from nutlet.measurement import Measurement, measure
     from nutlet.method import Context, Method, register
     from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+    from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
     from nutlet.progress import Progress
     from nutlet.recipe import load_recipe
+    from nutlet.thief import Thief
 
 _HOMES = {
     "nutlet.artifact": ("Compressed",),
+    "nutlet.attack": ("Attack", "Loot", "Scene", "register_attack"),
+    "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.data": ("Data", "Examples", "flip_and_crop", "split"),
     "nutlet.delivery": ("deliver",),
     "nutlet.errors": (
+        "BudgetError",
         "ConfigError",
         "DataError",
         "ExportError",
         "MissingExtra",
         "ModelError",
         "NutletError",
+        "OracleError",
         "StorageError",
     ),
     "nutlet.export.onnx": ("export_onnx",),
@@ -65,13 +75,19 @@ _HOMES = {
         "PruneWeights",
         "Quantize",
     ),
+    "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.pipeline": ("compress",),
     "nutlet.progress": ("Progress",),
     "nutlet.recipe": ("load_recipe",),
+    "nutlet.thief": ("Thief",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Answers",
+    "Attack",
+    "Audit",
+    "BudgetError",
     "Compressed",
     "ConfigError",
     "Context",
@@ -79,21 +95,30 @@ __all__ = [
     "DataError",
     "Distill",
     "DropBlocks",
+    "Endpoint",
     "Examples",
     "ExportError",
     "Factorize",
     "FineTune",
+    "Loot",
     "Measurement",
     "Method",
     "MissingExtra",
     "ModelError",
     "NutletError",
+    "Oracle",
+    "OracleError",
     "Progress",
+    "Protocol",
     "PruneChannels",
     "PruneWeights",
     "Quantize",
+    "Scene",
     "Step",
     "StorageError",
+    "Thief",
+    "audit",
+    "audit_files",
     "compress",
     "deliver",
     "export_onnx",
@@ -103,6 +128,7 @@ __all__ = [
     "load_recipe",
     "measure",
     "register",
+    "register_attack",
     "split",
 ]
 

@@ -1,7 +1,7 @@
 """What an attack is, and the registry that finds one by name.
 
 An attack is plain data (a frozen dataclass) with one verb: ``run`` sees an oracle and a scene, and yields loot, one for
-each budget. It never sees what its loot is scored with; that is the judge's (:mod:`nutlet.audit`).
+each budget. It never sees what its loot is scored with; that is the judge's (:mod:`nutlet.auditing`).
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def audit(
 ) -> None:
     """Measure how hard a shipped file is to steal, before and after compression."""
     with _loading():
-        from nutlet.audit import Protocol, audit_files
+        from nutlet.auditing import Protocol, audit_files
         from nutlet.inputs import load_data, load_inputs, load_model
         from nutlet.oracle import Answers, Kept, load_endpoint
         from nutlet.progress import Progress

@@ -18,7 +18,8 @@ def entropy(p: Tensor) -> Tensor:
     >>> entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
     tensor([0.0000, 0.6931])
     """
-    return torch.special.entr(p).sum(1)
+    each: Tensor = torch.special.entr(p)
+    return each.sum(1)
 
 
 def k_center(points: Tensor, centres: Tensor, count: int) -> Tensor:

@@ -16,10 +16,10 @@ from nutlet import membership
 from nutlet.attack import Attack, Scene
 from nutlet.attacks import BaVarIA
 from nutlet.attacks.signals import answers_to
-from nutlet.audit.claims import Row, judged
-from nutlet.audit.materials import Artifact, Materials
-from nutlet.audit.records import record, victim
-from nutlet.audit.scoring import Difference
+from nutlet.auditing.claims import Row, judged
+from nutlet.auditing.materials import Artifact, Materials
+from nutlet.auditing.records import record, victim
+from nutlet.auditing.scoring import Difference
 from nutlet.data import Data, Examples
 from nutlet.measurement import Estimate
 from nutlet.method import Method

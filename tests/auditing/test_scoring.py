@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nutlet.audit.claims import judged, sentence
-from nutlet.audit.scoring import Difference, clone_hits, over_seeds, paired_difference, queries_to, summary
+from nutlet.auditing.claims import judged, sentence
+from nutlet.auditing.scoring import Difference, clone_hits, over_seeds, paired_difference, queries_to, summary
 
 
 def test_hits_are_counted_against_file_original_and_truth() -> None:

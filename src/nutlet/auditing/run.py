@@ -13,13 +13,13 @@ from typing import Any
 from torch import nn
 
 from nutlet.attack import Attack, known_attacks
-from nutlet.audit.claims import CLAIMS, Row, sentence
-from nutlet.audit.extraction import extraction
-from nutlet.audit.materials import Materials, budgets_for, evaluation_of, open_artifact, transfer_of
-from nutlet.audit.privacy import Candidates, candidates_of, privacy, scene_of
-from nutlet.audit.protocol import Protocol
-from nutlet.audit.records import not_run
-from nutlet.audit.result import Audit
+from nutlet.auditing.claims import CLAIMS, Row, sentence
+from nutlet.auditing.extraction import extraction
+from nutlet.auditing.materials import Materials, budgets_for, evaluation_of, open_artifact, transfer_of
+from nutlet.auditing.privacy import Candidates, candidates_of, privacy, scene_of
+from nutlet.auditing.protocol import Protocol
+from nutlet.auditing.records import not_run
+from nutlet.auditing.result import Audit
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
@@ -55,7 +55,7 @@ def audit(
         victim: what ships: the path of an ONNX file. A module or any function that answers works too; less is measured.
         data: splits of its task; the test split scores, the training split is what members are drawn from.
         against: the original, for before and after.
-        protocol: budgets, seeds, attacks; see :class:`nutlet.audit.Protocol`.
+        protocol: budgets, seeds, attacks; see :class:`nutlet.auditing.Protocol`.
         transfer: inputs the thief asks with; by default the training inputs, the best that a thief could hold.
         same_task: whether the labels of ``transfer`` are of the victim's task, so that a thief could do without it.
         thief: who copies; by default a network of our own, for the victim's architecture is not known to him.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nutlet.attack import Goal
-from nutlet.audit.scoring import Difference
+from nutlet.auditing.scoring import Difference
 
 __all__ = ["CLAIMS", "Row", "judged", "sentence"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nutlet.attack import Attack
-from nutlet.audit.claims import Row, judged
-from nutlet.audit.materials import Artifact, Materials
-from nutlet.audit.records import record, victim
-from nutlet.audit.scoring import CloneHits, Difference, clone_hits, paired_difference, queries_to, summary
-from nutlet.audit.trials import attack_job, baseline_job
+from nutlet.auditing.claims import Row, judged
+from nutlet.auditing.materials import Artifact, Materials
+from nutlet.auditing.records import record, victim
+from nutlet.auditing.scoring import CloneHits, Difference, clone_hits, paired_difference, queries_to, summary
+from nutlet.auditing.trials import attack_job, baseline_job
 from nutlet.jobs import Job, Result
 
 __all__ = ["extraction"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nutlet.attack import Scene
-from nutlet.audit.protocol import DEFAULT_BUDGETS, Protocol
+from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
 from nutlet.data import Data, Examples
 from nutlet.errors import DataError
 from nutlet.jobs import Workers
