@@ -11,9 +11,9 @@ from nutlet.attacks.shadow_classifier import ShadowClassifier
 from nutlet.attacks.two_version import TwoVersion
 
 __all__ = [
-    "ActiveThief",
     "RMIA",
     "SAMIA",
+    "ActiveThief",
     "BaVarIA",
     "Knockoff",
     "LiRA",

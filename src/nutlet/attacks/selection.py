@@ -25,7 +25,7 @@ def entropy(p: Tensor) -> Tensor:
 def k_center(points: Tensor, centres: Tensor, count: int) -> Tensor:
     """Return the indices of ``count`` points, each the farthest from all centres and those taken before it.
 
-    The greedy algorithm of Gonzalez 1985: the largest distance to the nearest centre is at most twice the best possible.
+    The greedy algorithm of Gonzalez 1985: the largest distance to a centre is at most twice the best possible.
 
     Args:
         points: ``(N, D)``.

@@ -45,7 +45,7 @@ def audit_files(
     ray: str | None = None,
     progress: Progress | None = None,
 ) -> Audit:
-    """Audit a shipped file and write ``audit.json`` and ``audit.html`` into ``folder``; see :func:`nutlet.auditing`.
+    """Audit a shipped file and write ``audit.json`` and ``audit.html`` into ``folder``; see :func:`nutlet.audit`.
 
     Everything that takes long is kept in ``folder/jobs``: a run that was killed goes on from there. A ``report.json``
     in the folder gets the audit too, and its page a section.
@@ -69,7 +69,7 @@ def audit_files(
 
     Raises:
         StorageError: ``folder`` cannot be written.
-        NutletError: see :func:`nutlet.auditing`.
+        NutletError: see :func:`nutlet.audit`.
     """
     folder, protocol, progress = Path(folder), protocol or Protocol(), progress or Progress(quiet=True)
     examples = transfer if transfer is not None else data.train

@@ -55,7 +55,7 @@ def audit(
         victim: what ships: the path of an ONNX file. A module or any function that answers works too; less is measured.
         data: splits of its task; the test split scores, the training split is what members are drawn from.
         against: the original, for before and after.
-        protocol: budgets, seeds, attacks; see :class:`nutlet.auditing.Protocol`.
+        protocol: budgets, seeds, attacks; see :class:`nutlet.Protocol`.
         transfer: inputs the thief asks with; by default the training inputs, the best that a thief could hold.
         same_task: whether the labels of ``transfer`` are of the victim's task, so that a thief could do without it.
         thief: who copies; by default a network of our own, for the victim's architecture is not known to him.
