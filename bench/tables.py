@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results" / "main_job.json"
+RESULTS = ROOT / "bench" / "results"
 MARKED = re.compile(r"(<!-- bench: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 TITLES = {
@@ -40,12 +40,13 @@ AT_MOST = {"accuracy_drop_pp", "test_error_pct"}
 DIGITS = {"pp": "{:.2f} points", "%": "{:.2f} %", "x": "{:.2f}x"}
 
 
-def cases() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the rows by case and metric, cases in the order of TITLES."""
+def cases(bench: str = "main_job") -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the rows of a bench by case and metric, cases in the order of TITLES and then as they were written."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in json.loads(RESULTS.read_text(encoding="utf-8")):
+    path = RESULTS / f"{bench}.json"
+    for row in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
         found.setdefault(row["case"], {})[row["metric"]] = row
-    order = [*TITLES, *sorted(set(found) - set(TITLES))]
+    order = [*TITLES, *(name for name in found if name not in TITLES)]
     return {name: found[name] for name in order if name in found}
 
 
@@ -135,7 +136,105 @@ def quantizers() -> str:
     return "\n".join([*lines, "", f"Measured on: {where(rows['bytes'])}."])
 
 
-TABLES = {"main_job": main_job, "quantizers": quantizers}
+def figure(row: dict[str, Any] | None, digits: int = 1) -> str:
+    """Return a figure with the standard deviation over its seeds, or a dash."""
+    if row is None:
+        return "–"
+    text = f"{row['value']:.{digits}f}"
+    return f"{text} ± {row['spread']:.{digits}f}" if len(row["seeds"]) > 1 and row["spread"] else text
+
+
+def made(rows: list[dict[str, Any]]) -> str:
+    """Say by which commands, seeds and processor rows were made."""
+    commands = sorted({f"`{row['command']}` (seeds {', '.join(map(str, row['seeds']))})" for row in rows})
+    return f"Made by {'; '.join(commands)} on {where(rows[0])}."
+
+
+def extraction() -> str:
+    """Agreement of our best attack and of ART's with the shipped file, by number of queries."""
+    found = cases("extraction")
+    if not found:
+        return "No result yet."
+    budgets = ("250", "1000", "4000", "10000")
+    lines = [
+        f"| agreement with the shipped file, % | {' | '.join(f'{int(n):,} queries' for n in budgets)} | ahead, points |",
+        f"|---|{'---|' * (len(budgets) + 1)}",
+    ]
+    for name, rows in found.items():
+        for title, prefix, lead in (
+            (f"{name}: ours", "", None),
+            (f"{name}: ART, 20 epochs", "art_", "gain_over_art_pp"),
+            (f"{name}: ART, as many steps as ours", "art_equal_steps_", "gain_over_art_equal_steps_pp"),
+        ):
+            cells = [figure(rows.get(f"{prefix}agreement@{budget}")) for budget in budgets]
+            lines.append(f"| {title} | {' | '.join(cells)} | {figure(rows.get(lead or ''))} |")
+    every = [row for rows in found.values() for row in rows.values()]
+    return "\n".join([*lines, "", made(every)])
+
+
+def membership() -> str:
+    """What membership attacks find, what they cost, and what two releases add."""
+    found = cases("membership")
+    if not found:
+        return "No result yet."
+    lines = [
+        "| attack | AUC | members found at 0.1 % false alarms | at 1 % | seconds | LiRA-64 offline over it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rows in found.items():
+        if name.startswith("two-version"):
+            continue
+        cells = [figure(rows.get("auc"), 3), figure(rows.get("tpr_at_0.1pct_fpr"), 4),
+                 figure(rows.get("tpr_at_1pct_fpr"), 4), figure(rows.get("seconds"), 0),
+                 figure(rows.get("speedup"), 1) + ("x" if "speedup" in rows else "")]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Two releases: the compressed file, the original, and both in the attacker's hands (AUC).",
+        "",
+        "| compressed file | alone | original alone | both |",
+        "|---|---|---|---|",
+    ]
+    for name, rows in found.items():
+        if name.startswith("two-version-") and "auc_two_version" in rows:
+            cells = [
+                figure(rows.get(f"auc_{part}"), 3) for part in ("compressed_alone", "original_alone", "two_version")
+            ]
+            lines.append(f"| {name.removeprefix('two-version-')} | {' | '.join(cells)} |")
+    every = [row for rows in found.values() for row in rows.values()]
+    return "\n".join([*lines, "", made(every)])
+
+
+def theft() -> str:
+    """Compression against theft: one line per file."""
+    found = cases("compression_vs_theft")
+    if not found:
+        return "No result yet."
+    lines = [
+        "| file | accuracy | bytes (zstd) | agreement, 1,000 / 10,000 queries | against the original's, points "
+        "[95 %], 10,000 | with the original, 10,000 | where it is wrong, 10,000 | to 90 %, queries | verdict, 250 / 1,000 "
+        "/ 4,000 / 10,000 | members at 1 % | reuse |",
+        f"|---|{'---|' * 10}",
+    ]
+    words = {1.0: "easier", 0.0: "same", -1.0: "harder"}
+    for name, rows in found.items():
+        gap = [rows[f"difference{part}@10000"]["value"] for part in ("", "_low", "_high")]
+        verdicts = [words[rows[f"verdict@{budget}"]["value"]] for budget in (250, 1000, 4000, 10000)]
+        cells = [
+            figure(rows["accuracy"], 2), f"{rows['bytes']['value']:,.0f} ({rows['bytes_zstd']['value']:,.0f})",
+            f"{figure(rows['agreement@1000'])} / {figure(rows['agreement@10000'])}",
+            f"{gap[0]:+.1f} [{gap[1]:+.1f}, {gap[2]:+.1f}]", figure(rows["agreement_original@10000"]),
+            figure(rows["agreement_where_wrong@10000"]), figure(rows.get("queries_to_90pct"), 0), " / ".join(verdicts),
+            figure(rows.get("tpr_at_1pct_fpr"), 4), figure(rows.get("reuse_accuracy")),
+        ]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    every = [row for rows in found.values() for row in rows.values()]
+    return "\n".join([*lines, "", made(every)])
+
+
+TABLES = {
+    "main_job": main_job, "quantizers": quantizers, "extraction": extraction, "membership": membership, "theft": theft,
+}  # fmt: skip
 
 
 def render(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 import nutlet
+from nutlet.attack import known_attacks
 from nutlet.cli import app
 from nutlet.method import Method, known_methods
 from nutlet.report.load import schema
@@ -23,6 +24,7 @@ def write(folder: Path) -> None:
     for name, lines in {
         "methods.md": methods(),
         "options.md": method_options(),
+        "attacks.md": attacks(),
         "cli.md": commands(),
         "api.md": public_names(),
         "report.md": report_fields(),
@@ -68,6 +70,18 @@ def meanings(kind: type) -> dict[str, str]:
         for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.M):
             found[name] = text.replace("``", "`")
     return found
+
+
+def attacks() -> Iterator[str]:
+    """Yield every attack: what it wants, what it needs, when it is picked, and where it is from."""
+    for name, kind in known_attacks().items():
+        if not kind.__module__.startswith("nutlet."):
+            continue
+        yield f"## {name}\n"
+        yield f"```{{eval-rst}}\n.. autoclass:: {kind.__module__}.{name}\n   :no-members:\n```\n"
+        needs = ", ".join(f"`{need}`" for need in kind.needs) or "nothing"
+        costly = "; only when asked for" if kind.costly else ""
+        yield f"Goal: {kind.goal}. Access: {kind.access}. Needs: {needs}. {kind.when}{costly}. Source: {kind.source}.\n"
 
 
 def commands() -> Iterator[str]:
