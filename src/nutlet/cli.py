@@ -197,6 +197,7 @@ def audit(
     same_task: Annotated[bool, typer.Option("--same-task", help="The labels of --transfer are of this task.")] = False,
     model: Annotated[str | None, typer.Option(help="The thief's architecture, package.module:factory.")] = None,
     queries: Annotated[str, typer.Option(help="Budgets, as 250,1000,4000.")] = "",
+    validation: Annotated[float, typer.Option(help="Share of the training set held out, as for compress.")] = 0.1,
     seeds: Annotated[int, typer.Option(help="Repetitions; intervals need two or more.")] = 3,
     answers: Annotated[str, typer.Option(help="What is shown: probabilities, labels, logits, top-3, rounded-2.")] = (
         "probabilities"
@@ -241,7 +242,7 @@ def audit(
     )
     prepare_folder(out)
     centre, scale = _numbers("--mean", mean), _numbers("--std", std)
-    examples = load_data(data, test, mean=centre, std=scale, augment=augment, seed=seed)
+    examples = load_data(data, test, mean=centre, std=scale, augment=augment, validation=validation, seed=seed)
     asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
     victim: Any = file
     if file.startswith(("http://", "https://")):
@@ -307,8 +308,12 @@ def demo(
         from nutlet.demo import run_demo
         from nutlet.progress import Progress
 
-    result, figures, parity = run_demo(out, seed=seed, command=_command(), progress=Progress(quiet=quiet or as_json))
+    quietly = Progress(quiet=quiet or as_json)
+    result, figures, parity, audit = run_demo(out, seed=seed, command=_command(), progress=quietly)
     _print(out, result, figures, parity, as_json=as_json, quiet=quiet)
+    if not (as_json or quiet):
+        _show(audit)
+        typer.echo(f"audit: {out / 'audit.html'}")
 
 
 @app.command()

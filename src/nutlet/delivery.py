@@ -18,7 +18,7 @@ from nutlet.progress import Progress
 from nutlet.report import write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
 
-__all__ = ["deliver"]
+__all__ = ["COMPRESSED", "ORIGINAL", "deliver"]
 
 COMPRESSED = "model.onnx"
 ORIGINAL = "original.onnx"

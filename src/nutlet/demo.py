@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.artifact import Compressed
+from nutlet.auditing import Audit, Protocol, audit_files
 from nutlet.data import Data, Examples, check_seed, flip_and_crop, split
-from nutlet.delivery import deliver
+from nutlet.delivery import COMPRESSED, ORIGINAL, deliver
 from nutlet.errors import MissingExtra
 from nutlet.measurement import Measurement
 from nutlet.measurement.parity import Parity
@@ -30,6 +31,12 @@ RECIPE: list[Method] = [
     Distill(epochs=4, lr=0.01),
     Quantize(),
 ]
+
+
+AUDIT = Protocol(
+    queries=(100, 400), seeds=2, effort=0.2, shadow_models=4, attacks=("Knockoff", "BaVarIA", "FileLeaks", "Reuse")
+)
+"""A short one: what it is about, not the last word."""
 
 
 class _Block(nn.Module):
@@ -89,8 +96,8 @@ def digits(seed: int = 0) -> Data:
 
 def run_demo(
     out: Path, *, seed: int = 0, command: str = "nutlet demo", progress: Progress | None = None
-) -> tuple[Compressed, Measurement, Parity]:
-    """Train, compress, export and measure; files and report go to ``out``."""
+) -> tuple[Compressed, Measurement, Parity, Audit]:
+    """Train, compress, export, measure, and audit briefly; files and report go to ``out``."""
     progress = progress or Progress(quiet=True)
     data = digits(seed)
     torch.manual_seed(seed)
@@ -103,4 +110,9 @@ def run_demo(
     figures, parity = deliver(
         result, model, data, out, command=command, names=("DigitsNet", "digits"), seconds=1.0, progress=progress
     )
-    return result, figures, parity
+    progress.say("auditing both files, briefly: a full audit is nutlet audit")
+    audit = audit_files(
+        out / COMPRESSED, data, out / ORIGINAL, out, protocol=AUDIT, retrained=True, names=("digits", ""),
+        command=command, progress=progress,
+    )  # fmt: skip
+    return result, figures, parity, audit

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nutlet.auditing.materials import thief_of
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.result import Audit
 from nutlet.auditing.run import audit
@@ -20,7 +21,6 @@ from nutlet.oracle import Source
 from nutlet.progress import Progress
 from nutlet.report import write_audit
 from nutlet.storage import write_json
-from nutlet.thief import Thief, architecture_for
 
 __all__ = ["audit_files"]
 
@@ -73,10 +73,7 @@ def audit_files(
     """
     folder, protocol, progress = Path(folder), protocol or Protocol(), progress or Progress(quiet=True)
     examples = transfer if transfer is not None else data.train
-    shape = tuple(examples.x.shape[1:])
-    thief = Thief(
-        architecture=architecture or architecture_for(shape, data.classes), augment=data.augment, effort=protocol.effort
-    )
+    thief = thief_of(data, tuple(examples.x.shape[1:]), data.classes, protocol.effort, architecture)
 
     def step() -> object:
         return thief.train(examples.subset(slice(0, 256)), _guesses(examples, data.classes), seed=0, steps=4)
