@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conformance import membership_world as world
 from conformance.membership_world import CANDIDATES
 from nutlet.attack import Attack, Scene
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, ShadowClassifier, TwoVersion
 from nutlet.attacks.evidence import log_ratio
-from nutlet.attacks.signals import as_shown, confidence
+from nutlet.attacks.signals import answers_to, as_shown, confidence
 from nutlet.data import Examples
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.membership import auc
@@ -156,6 +156,18 @@ def test_confidence_keeps_its_digits_and_what_is_hidden_is_spread() -> None:
     assert top.exp().tolist() == pytest.approx([0.2 / 0.8, 0.6 / 0.4])
     said = confidence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), labels, Answers("labels"))
     assert said.exp().tolist() == pytest.approx([3.0, 1 / 3])
+    never = confidence(torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf]]), labels, Answers("logits"))
+    assert never.tolist() == [-1e4, 1e4]
+
+
+def test_a_victim_that_ends_in_a_softmax_shows_logits_too() -> None:
+    softmax = nn.Sequential(world.victim(), nn.Softmax(1))
+    shown = Answers("logits")
+    found = answers_to(Oracle(source_of(softmax), answers=shown), world.pool())
+    plain = answers_to(oracle("logits"), world.pool())
+    assert not torch.allclose(found, plain, atol=0.1)
+    labels = world.pool().y
+    assert torch.allclose(confidence(found, labels, shown), confidence(plain, labels, shown), atol=1e-3)
 
 
 def test_what_shadow_models_show_is_what_the_victim_shows() -> None:
