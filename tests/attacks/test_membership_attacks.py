@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_t
 from torch import Tensor, nn
 
 from conformance import membership_world as world
@@ -176,6 +178,39 @@ def test_what_shadow_models_show_is_what_the_victim_shows() -> None:
     assert torch.allclose(as_shown(logits, Answers()).sum(-1), torch.ones(2, 5))
     assert torch.equal(as_shown(logits, Answers("labels")).argmax(-1), logits.argmax(-1))
     assert as_shown(logits, Answers("top-k", k=2)).count_nonzero() == 20
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize("releases", [1, 3])
+def test_evidence_is_the_ratio_of_two_student_densities(releases: int, online: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    members, strength = halves(40, 8, seed=0), 5.0
+    difficulty = 3 * torch.randn(1, 40, 1, generator=generator).double()
+    values = torch.randn(8, 40, releases, generator=generator).double() + difficulty + members[..., None]
+    phi = torch.randn(40, releases, generator=generator).double()
+    found = log_ratio(phi, values, members, online=online, strength=strength, neighbours=40)
+
+    def density(chosen: Tensor, seen: bool) -> np.ndarray:
+        own = [values[chosen[:, c], c].numpy() for c in range(40)]  # four each
+        means = np.stack([of.mean(0) for of in own])
+        squares = np.stack([(of - of.mean(0)).T @ (of - of.mean(0)) for of in own])
+        prior = means.mean(0)
+        within = squares.sum(0) / (3 * 40)
+        within = within + np.diag(1e-3 * np.diag(within) + 1e-9)
+        between = ((means - prior) ** 2).mean(0) - np.diag(within) / 4
+        worth, n = (np.diag(within) / between).mean(), 4 if seen else 0
+        each = []
+        for mean, square, value in zip(means, squares, phi.numpy(), strict=True):
+            away = mean - prior
+            psi = strength * within
+            if seen:
+                psi = psi + square + worth * n / (worth + n) * np.outer(away, away)
+            dof = strength + n + 2
+            shape = psi * (worth + n + 1) / ((worth + n) * dof)
+            each.append(multivariate_t.logpdf(value, prior + n / (worth + n) * away, shape, df=dof))
+        return np.array(each)
+
+    np.testing.assert_allclose(found.numpy(), density(members, online) - density(~members, True), atol=1e-9)
 
 
 def test_evidence_is_the_ratio_of_the_true_densities_where_models_are_many() -> None:
