@@ -240,11 +240,11 @@ def sequential(
 
 
 def settled(members: npt.ArrayLike, gain: float = 0.005) -> Callable[[Array, Array], bool]:
-    """Return, for :func:`sequential`, whether more models raise the area under the curve by no more than ``gain``.
+    """Return, for :func:`sequential`, whether the last models raised the area under the curve by at most ``gain``.
 
-    It goes by the upper end of the interval of the gain: an interval too wide to tell asks for more models.
+    Models are doubled each time, and each doubling gains less than the one before it.
     """
-    return lambda before, now: difference(before, now, members, repeats=200).high <= gain
+    return lambda before, now: auc(now, members).value - auc(before, members).value <= gain
 
 
 def _checked(scores: npt.ArrayLike, members: npt.ArrayLike) -> tuple[Array, Array]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from scipy.stats import multivariate_t
+from torch import Tensor, nn
 
 from conformance import membership_world as world
 from conformance.membership_world import CANDIDATES
 from nutlet.attack import Attack, Scene
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, ShadowClassifier, TwoVersion
 from nutlet.attacks.evidence import log_ratio
-from nutlet.attacks.signals import as_shown, confidence
+from nutlet.attacks.signals import answers_to, as_shown, confidence
 from nutlet.data import Examples
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.membership import auc
@@ -156,6 +158,18 @@ def test_confidence_keeps_its_digits_and_what_is_hidden_is_spread() -> None:
     assert top.exp().tolist() == pytest.approx([0.2 / 0.8, 0.6 / 0.4])
     said = confidence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), labels, Answers("labels"))
     assert said.exp().tolist() == pytest.approx([3.0, 1 / 3])
+    never = confidence(torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf]]), labels, Answers("logits"))
+    assert never.tolist() == [-1e4, 1e4]
+
+
+def test_a_victim_that_ends_in_a_softmax_shows_logits_too() -> None:
+    softmax = nn.Sequential(world.victim(), nn.Softmax(1))
+    shown = Answers("logits")
+    found = answers_to(Oracle(source_of(softmax), answers=shown), world.pool())
+    plain = answers_to(oracle("logits"), world.pool())
+    assert not torch.allclose(found, plain, atol=0.1)
+    labels = world.pool().y
+    assert torch.allclose(confidence(found, labels, shown), confidence(plain, labels, shown), atol=1e-3)
 
 
 def test_what_shadow_models_show_is_what_the_victim_shows() -> None:
@@ -164,6 +178,39 @@ def test_what_shadow_models_show_is_what_the_victim_shows() -> None:
     assert torch.allclose(as_shown(logits, Answers()).sum(-1), torch.ones(2, 5))
     assert torch.equal(as_shown(logits, Answers("labels")).argmax(-1), logits.argmax(-1))
     assert as_shown(logits, Answers("top-k", k=2)).count_nonzero() == 20
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize("releases", [1, 3])
+def test_evidence_is_the_ratio_of_two_student_densities(releases: int, online: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    members, strength = halves(40, 8, seed=0), 5.0
+    difficulty = 3 * torch.randn(1, 40, 1, generator=generator).double()
+    values = torch.randn(8, 40, releases, generator=generator).double() + difficulty + members[..., None]
+    phi = torch.randn(40, releases, generator=generator).double()
+    found = log_ratio(phi, values, members, online=online, strength=strength, neighbours=40)
+
+    def density(chosen: Tensor, seen: bool) -> np.ndarray:
+        own = [values[chosen[:, c], c].numpy() for c in range(40)]  # four each
+        means = np.stack([of.mean(0) for of in own])
+        squares = np.stack([(of - of.mean(0)).T @ (of - of.mean(0)) for of in own])
+        prior = means.mean(0)
+        within = squares.sum(0) / (3 * 40)
+        within = within + np.diag(1e-3 * np.diag(within) + 1e-9)
+        between = ((means - prior) ** 2).mean(0) - np.diag(within) / 4
+        worth, n = (np.diag(within) / between).mean(), 4 if seen else 0
+        each = []
+        for mean, square, value in zip(means, squares, phi.numpy(), strict=True):
+            away = mean - prior
+            psi = strength * within
+            if seen:
+                psi = psi + square + worth * n / (worth + n) * np.outer(away, away)
+            dof = strength + n + 2
+            shape = psi * (worth + n + 1) / ((worth + n) * dof)
+            each.append(multivariate_t.logpdf(value, prior + n / (worth + n) * away, shape, df=dof))
+        return np.array(each)
+
+    np.testing.assert_allclose(found.numpy(), density(members, online) - density(~members, True), atol=1e-9)
 
 
 def test_evidence_is_the_ratio_of_the_true_densities_where_models_are_many() -> None:

@@ -16,7 +16,7 @@ Then a new value has a multivariate Student t distribution (Gelman et al., Bayes
     + \frac{\kappa_0 n}{\kappa_n} (\bar\varphi - m_0)(\bar\varphi - m_0)^T,
 
 and the evidence is its log density among members less that among others. ``s`` is the number of models that the prior
-covariance is worth; with none it is LiRA, with very many LiRA of one global variance.
+covariance is worth: with few it is near LiRA, with very many near LiRA of one variance for all like candidates.
 
 The prior is the pool itself (empirical Bayes), the candidates *of about the same difficulty*: :math:`m_0` their mean,
 :math:`\Sigma_0` their covariance within candidates, pooled, and :math:`\kappa_0` the ratio of its diagonal to the

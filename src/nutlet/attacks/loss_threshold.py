@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.signals import answers_to, check_budget, confidence, of_pool
+from nutlet.attacks.signals import confidence, of_pool, scored_once
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["LossThreshold"]
@@ -31,10 +31,7 @@ class LossThreshold(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield one loot: the whole pool is asked about once."""
-        pool = of_pool(scene)
-        check_budget(len(pool), budgets)
-        scores = self.scores(answers_to(oracle, pool), oracle.answers, scene)
-        yield Loot(queries=oracle.queries, scores=scores)
+        yield scored_once(self.scores, oracle, scene, budgets)
 
     def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
         """Return the confidence in each candidate's label from the victim's answers ``(N, classes)``."""

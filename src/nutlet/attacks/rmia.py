@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.signals import (
-    answers_to,
-    check_budget,
-    check_models,
-    check_option,
-    confidence,
-    of_pool,
-    shadow_confidence,
-)
+from nutlet.attacks.signals import check_models, check_option, confidence, of_pool, scored_once, shadow_confidence
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Answers, Oracle
 
@@ -70,10 +62,7 @@ class RMIA(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield one loot: the whole pool is asked about once."""
-        pool = of_pool(scene)
-        check_budget(len(pool), budgets)
-        scores = self.scores(answers_to(oracle, pool), oracle.answers, scene)
-        yield Loot(queries=oracle.queries, scores=scores)
+        yield scored_once(self.scores, oracle, scene, budgets)
 
     def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
         """Return a score for each candidate from the victim's answers ``(N, classes)``."""

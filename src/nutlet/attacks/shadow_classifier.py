@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.classifier import learn
-from nutlet.attacks.signals import answers_to, as_shown, check_budget, check_models, check_steps, confidence, of_pool
+from nutlet.attacks.signals import as_shown, check_models, check_steps, confidence, of_pool, scored_once
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["ShadowClassifier"]
@@ -50,10 +50,7 @@ class ShadowClassifier(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield one loot: the whole pool is asked about once."""
-        pool = of_pool(scene)
-        check_budget(len(pool), budgets)
-        scores = self.scores(answers_to(oracle, pool), oracle.answers, scene)
-        yield Loot(queries=oracle.queries, scores=scores)
+        yield scored_once(self.scores, oracle, scene, budgets)
 
     def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
         """Return the log odds of each candidate from the victim's answers ``(N, classes)``."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from nutlet.attack import Scene, ShadowModels
+from nutlet.attack import Loot, Scene, ShadowModels
 from nutlet.data import Examples
 from nutlet.errors import BudgetError, ConfigError
-from nutlet.oracle import Answers, Oracle
+from nutlet.oracle import Answers, Oracle, as_probabilities
 
 __all__ = [
     "answers_to",
@@ -22,11 +22,14 @@ __all__ = [
     "check_steps",
     "confidence",
     "of_pool",
+    "scored_once",
     "shadow_confidence",
 ]
 
 _SMALLEST = 1e-30
 """The least that a probability of float32 is taken for, where it is 0."""
+_LARGEST = 1e4
+"""The largest confidence that logits are taken for."""
 
 
 def of_pool(scene: Scene) -> Examples:
@@ -54,8 +57,24 @@ def check_models(owner: str, models: int, least: int, why: str = "") -> None:
 
 
 def answers_to(oracle: Oracle, inputs: Examples) -> Tensor:
-    """Return the answers ``(N, classes)`` to all inputs, one query each."""
-    return torch.cat([oracle.query(x) for x, _ in inputs.batches(256)])
+    """Return the answers ``(N, classes)`` to all inputs, one query each.
+
+    A victim that ends in a softmax shows probabilities as its logits; their logarithms are logits.
+    """
+    answers = torch.cat([oracle.query(x) for x, _ in inputs.batches(256)])
+    if oracle.answers.kind == "logits" and as_probabilities(answers, oracle.outputs) is answers:
+        return answers.clamp_min(_SMALLEST).log()
+    return answers
+
+
+def scored_once(
+    scores: Callable[[Tensor, Answers, Scene], Tensor], oracle: Oracle, scene: Scene, budgets: Sequence[int]
+) -> Loot:
+    """Ask about the whole pool once, and return the loot that ``scores`` makes of the answers."""
+    pool = of_pool(scene)
+    check_budget(len(pool), budgets)
+    answers = answers_to(oracle, pool)
+    return Loot(queries=oracle.queries, scores=scores(answers, oracle.answers, scene))
 
 
 def as_shown(logits: Tensor, shown: Answers) -> Tensor:
@@ -93,7 +112,8 @@ def confidence(answers: Tensor, labels: Tensor, shown: Answers) -> Tensor:
     at_label = labels.expand(answers.shape[:-1])[..., None]
     if shown.kind == "logits":
         own = answers.gather(-1, at_label)[..., 0]
-        return own - answers.scatter(-1, at_label, -torch.inf).logsumexp(-1)
+        # A logit may be minus infinity, and evidence of infinity is none.
+        return (own - answers.scatter(-1, at_label, -torch.inf).logsumexp(-1)).clamp(-_LARGEST, _LARGEST)
     if shown.kind == "top-k":
         hidden = answers == 0
         rest = (1 - answers.sum(-1, keepdim=True)).clamp_min(0) / hidden.sum(-1, keepdim=True).clamp_min(1)
