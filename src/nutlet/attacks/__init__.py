@@ -7,17 +7,19 @@ from nutlet.attacks.lira import LiRA
 from nutlet.attacks.loss_threshold import LossThreshold
 from nutlet.attacks.rmia import RMIA
 from nutlet.attacks.samia import SAMIA
+from nutlet.attacks.semi_supervised import SemiSupervised
 from nutlet.attacks.shadow_classifier import ShadowClassifier
 from nutlet.attacks.two_version import TwoVersion
 
 __all__ = [
-    "ActiveThief",
     "RMIA",
     "SAMIA",
+    "ActiveThief",
     "BaVarIA",
     "Knockoff",
     "LiRA",
     "LossThreshold",
+    "SemiSupervised",
     "ShadowClassifier",
     "TwoVersion",
 ]
