@@ -7,7 +7,7 @@ names that begin with its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,17 @@ from torch.nn import functional as F
 
 from conformance import membership_world
 from nutlet.attack import Attack, Loot, Scene
-from nutlet.attacks import RMIA, SAMIA, BaVarIA, Knockoff, LiRA, LossThreshold, ShadowClassifier, TwoVersion
+from nutlet.attacks import (
+    RMIA,
+    SAMIA,
+    BaVarIA,
+    Knockoff,
+    LiRA,
+    LossThreshold,
+    SemiSupervised,
+    ShadowClassifier,
+    TwoVersion,
+)
 from nutlet.data import Examples
 from nutlet.membership import auc, blind_scores
 from nutlet.oracle import Access, Answers, Oracle, Source, source_of
@@ -236,6 +246,9 @@ MEMBERSHIP = {
 
 CASES: dict[str, Case] = {
     "Knockoff": CLONE,
+    "SemiSupervised": replace(
+        CLONE, attack=SemiSupervised(pool=200), bad=({"pool": 0}, {"share": 0}, {"share": 1}, {"share": float("nan")})
+    ),
     **MEMBERSHIP,
 }
 """Every registered attack."""

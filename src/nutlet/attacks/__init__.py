@@ -7,6 +7,7 @@ from nutlet.attacks.lira import LiRA
 from nutlet.attacks.loss_threshold import LossThreshold
 from nutlet.attacks.rmia import RMIA
 from nutlet.attacks.samia import SAMIA
+from nutlet.attacks.semi_supervised import SemiSupervised
 from nutlet.attacks.shadow_classifier import ShadowClassifier
 from nutlet.attacks.two_version import TwoVersion
 
@@ -18,6 +19,7 @@ __all__ = [
     "Knockoff",
     "LiRA",
     "LossThreshold",
+    "SemiSupervised",
     "ShadowClassifier",
     "TwoVersion",
 ]

@@ -1,0 +1,100 @@
+"""Semi-supervised theft: a few answers train a teacher, and the teacher labels what was not asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.asking import Asked
+from nutlet.data import Examples, flip_and_crop
+from nutlet.errors import ConfigError
+from nutlet.oracle import Access, Oracle
+from nutlet.predict import predict
+from nutlet.thief import Thief
+
+__all__ = ["SemiSupervised", "pseudo_labels"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class SemiSupervised(Attack):
+    """Train a second clone on the answers and on what the first makes of other inputs (Jagielski et al. 2020).
+
+    In the form of a noisy student (Xie et al. 2020, arXiv:1911.04252): the teacher sees plain inputs, the student
+    augmented ones. In our trials on Fashion-MNIST agreement rose with 250 queries (87.6 to 88.4 %), and fell with 1,000
+    (92.8 to 92.2 %) and 4,000 (94.7 to 94.1 %). It trains twice as long as a random thief.
+
+    Args:
+        pool: most inputs that are labelled by the teacher.
+        share: of the answered inputs in what the student sees; they are repeated until they make up that much.
+
+    Raises:
+        ConfigError: an empty pool, or a share that leaves out the answers or the pool.
+    """
+
+    pool: int = 8000
+    share: float = 0.3
+
+    when: ClassVar[str] = "a few hundred queries and many unlabelled inputs; with more queries plain training is better"
+    goal: ClassVar[Goal] = "clone"
+    access: ClassVar[Access] = "labels"
+    needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
+    source: ClassVar[str] = "Jagielski et al. 2020, arXiv:1909.01838"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if type(self.pool) is not int or self.pool < 1:
+            raise ConfigError(f"SemiSupervised.pool is {self.pool!r}; expected 1 or more inputs")
+        if not 0 < self.share < 1:
+            raise ConfigError(f"SemiSupervised.share is {self.share}; expected above 0 and below 1")
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield a student for each budget; the teacher where all of the transfer set was asked about."""
+        transfer, thief = scene.transfer, scene.thief
+        assert transfer is not None
+        assert thief is not None
+        order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(scene.seed))
+        asked = Asked.nothing(transfer, scene.classes)
+        for budget in sorted(budgets):
+            asked = asked.more(oracle, order[len(asked) : budget])
+            clone = thief.train(asked.examples, asked.answers, seed=scene.seed, progress=scene.progress)
+            others = order[len(asked) :][: self.pool]
+            if len(others):
+                clone = self._student(clone, asked, others, thief, scene)
+            yield Loot(queries=oracle.queries, clone=clone)
+
+    def _student(self, teacher: nn.Module, asked: Asked, others: Tensor, thief: Thief, scene: Scene) -> nn.Module:
+        mirrored = isinstance(thief.augment, flip_and_crop) and thief.augment.flip
+        guessed = pseudo_labels(teacher, asked.transfer.subset(others), mirrored=mirrored)
+        rows = max(len(asked), round(len(others) * self.share / (1 - self.share)))
+        repeated = torch.arange(rows) % len(asked)
+        return thief.train(
+            asked.transfer.subset(torch.cat([asked.indices[repeated], others])),
+            torch.cat([asked.answers[repeated], guessed]),
+            seed=scene.seed + 1,  # not the teacher's: other first weights, other mistakes
+            steps=thief.steps(len(asked)),
+            progress=scene.progress,
+        )
+
+
+def pseudo_labels(teacher: nn.Module, inputs: Examples, *, mirrored: bool) -> Tensor:
+    """Return the teacher's probabilities ``(N, classes)``.
+
+    Args:
+        teacher: gives logits.
+        inputs: what it is asked about.
+        mirrored: average over each image and its mirror image.
+
+    >>> image = Examples(torch.tensor([[[[0.0, 9.0]]]]), torch.tensor([0]))
+    >>> pseudo_labels(nn.Flatten(), image, mirrored=True)
+    tensor([[0.5000, 0.5000]])
+    """
+    plain = predict(teacher, inputs).softmax(1)
+    if not mirrored:
+        return plain
+    return (plain + predict(teacher, replace(inputs, x=inputs.x.flip(3))).softmax(1)) / 2
