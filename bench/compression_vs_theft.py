@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,16 @@ from torch import nn
 import nutlet as nl
 from extraction import BUDGETS, fashion
 from nutlet.attack import Scene
-from nutlet.attacks import Knockoff
+from nutlet.attacks import BaVarIA, Knockoff, Reuse
 from nutlet.auditing.scoring import clone_hits, paired_difference, queries_to
 from nutlet.auditing.trials import clone_alone, run_attack
-from nutlet.data import Data
+from nutlet.data import Data, Examples
+from nutlet.jobs import Workers
 from nutlet.measurement import Runtime
-from nutlet.oracle import Answers, FileSource, as_probabilities
+from nutlet.membership import auc, tpr_at
+from nutlet.oracle import Answers, FileSource, Oracle, as_probabilities
+from nutlet.shadows import Shadows
+from nutlet.stolen import load_onnx
 from nutlet.storage import packed_size
 from nutlet.thief import Thief, architecture_for, fresh
 from nutlet.train import Training, cross_entropy, train_on
@@ -164,22 +169,22 @@ def answers_of(name: str) -> Array:
     return Runtime(shipped(name), threads=1).predict(fashion("test"))
 
 
-def extraction_rows(name: str, rows: Rows, answers: str = "probabilities") -> None:
+def extraction_rows(name: str, seeds: list[int], rows: Rows, answers: str = "probabilities") -> None:
     """Add the agreements of the clones of one artifact, beside those of the original's with the same seeds."""
     labels = fashion("test").y.numpy()
     file, original = answers_of(name), answers_of("original")
-    thefts = [stolen(name, seed, answers) for seed in SEEDS]
+    thefts = [stolen(name, seed, answers) for seed in seeds]
     rows.seconds += seconds_of(thefts)
-    without = np.stack([alone(seed)["outputs"].argmax(2) == file.argmax(1) for seed in SEEDS])
+    without = np.stack([alone(seed)["outputs"].argmax(2) == file.argmax(1) for seed in seeds])
     curves = []
     for place, budget in enumerate(BUDGETS):
         hits = clone_hits(np.stack([theft["outputs"][place] for theft in thefts]), file, labels, original)
         first = clone_hits(
-            np.stack([stolen("original", seed)["outputs"][place] for seed in SEEDS]), original, labels, original
+            np.stack([stolen("original", seed)["outputs"][place] for seed in seeds]), original, labels, original
         )
         assert hits.original is not None
         gap = paired_difference(first.file, hits.file)
-        for seed in range(len(SEEDS)):
+        for seed in range(len(seeds)):
             rows.add(f"agreement@{budget}", 100 * hits.file[seed].mean(), "%")
             rows.add(f"agreement_original@{budget}", 100 * hits.original[seed].mean(), "%")
             rows.add(f"agreement_where_wrong@{budget}", 100 * hits.where_wrong[seed].mean(), "%")
@@ -190,7 +195,7 @@ def extraction_rows(name: str, rows: Rows, answers: str = "probabilities") -> No
         # 1: easier to copy than the original, -1: harder, 0: no measurable difference.
         rows.add(f"verdict@{budget}", float(np.sign(gap.value)) if gap.clear else 0.0, "sign")
         curves.append(hits.file.mean(1))
-    for seed in range(len(SEEDS)):
+    for seed in range(len(seeds)):
         reached = queries_to(0.9, BUDGETS, [float(curve[seed]) for curve in curves])
         if reached is not None:
             rows.add("queries_to_90pct", reached, "queries")
@@ -207,20 +212,61 @@ def file_rows(name: str, rows: Rows) -> None:
     rows.add("retrained", float(ARTIFACTS[name].retrained), "yes=1")
 
 
+def candidates() -> tuple[Examples, npt.NDArray[np.bool_]]:
+    """2,000 examples the victim was trained on, and 2,000 that it was not."""
+    members, others = data().train.subset(slice(0, 2_000)), fashion("test").subset(slice(0, 2_000))
+    pool = replace(members, x=torch.cat([members.x, others.x]), y=torch.cat([members.y, others.y]))
+    return pool, np.arange(4_000) < 2_000
+
+
+def privacy_rows(name: str, rows: Rows) -> None:
+    """Add what BaVarIA finds with eight shadow models trained as the original was, on half of the candidates."""
+    pool, members = candidates()
+    training = Training(epochs=10, lr=0.003, batch_size=64, optimizer="adamw", weight_decay=0.01)
+    architecture = architecture_for(SHAPE, 10)
+    workers = Workers(folder=FOLDER / "shadows")
+    shadows = Shadows(pool=pool, architecture=architecture, training=training, augment=FLIP, workers=workers)
+    scene = Scene(classes=10, shape=SHAPE, pool=pool, shadows=shadows)
+    (loot,) = BaVarIA(models=8).run(Oracle(FileSource(shipped(name))), scene, [len(pool)])
+    assert loot.scores is not None
+    scores = loot.scores.numpy()
+    for metric, estimate in (("auc", auc(scores, members)), ("tpr_at_1pct_fpr", tpr_at(scores, members, 0.01))):
+        rows.add(metric, estimate.value, "share")
+        rows.add(f"{metric}_low", estimate.low, "share")
+        rows.add(f"{metric}_high", estimate.high, "share")
+
+
+def reused(name: str, seed: int, start: Literal["stolen", "random"] = "stolen") -> float:
+    """Accuracy on two groups of classes with 100 labels, starting from the file, in per cent."""
+
+    def make() -> Piece:
+        others = fashion("train").subset(slice(30_000, 60_000))
+        path = shipped(name)
+        scene = Scene(
+            classes=10, shape=SHAPE, seed=seed, transfer=others, thief=thief(), file=path, white_box=load_onnx(path)
+        )
+        return run_attack(Reuse(start=start), FileSource(path), Answers(), scene, [100], fashion("test"))
+
+    made = piece(FOLDER / "reused" / f"{name}-{start}-seed{seed}.npz", make)
+    wanted = np.array(made["facts"][-1]["groups"])[fashion("test").y.numpy()]
+    return 100 * float((made["outputs"][-1].argmax(1) == wanted).mean())
+
+
+def table(name: str, label: str, answers: str = "probabilities") -> None:
+    seeds = SEEDS[:3] if name.startswith("control") else SEEDS
+    rows = Rows("compression_vs_theft", label, seeds)
+    file_rows(name, rows)
+    extraction_rows(name, seeds, rows, answers)
+    privacy_rows(name, rows)
+    for seed in seeds:
+        rows.add("reuse_accuracy", reused(name, seed), "%")
+        rows.add("reuse_accuracy_from_nothing", reused(name, seed, "random"), "%")
+    rows.write()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     wanted = sys.argv[1:] or list(ARTIFACTS)
-    for seed in SEEDS:
-        for artifact in wanted:
-            stolen(artifact, seed)
-        stolen("original", seed, "labels")
-        alone(seed)
     for artifact in wanted:
-        rows = Rows("compression_vs_theft", artifact, SEEDS)
-        file_rows(artifact, rows)
-        extraction_rows(artifact, rows)
-        rows.write()
-    hidden = Rows("compression_vs_theft", "original-labels-only", SEEDS)
-    file_rows("original", hidden)
-    extraction_rows("original", hidden, "labels")
-    hidden.write()
+        table(artifact, artifact)
+    table("original", "original-labels-only", "labels")

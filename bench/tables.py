@@ -145,9 +145,13 @@ def figure(row: dict[str, Any] | None, digits: int = 1) -> str:
 
 
 def made(rows: list[dict[str, Any]]) -> str:
-    """Say by which commands, seeds and processor rows were made."""
-    commands = sorted({f"`{row['command']}` (seeds {', '.join(map(str, row['seeds']))})" for row in rows})
-    return f"Made by {'; '.join(commands)} on {where(rows[0])}."
+    """Say by which script, seeds and processor rows were made."""
+    script = rows[0]["command"].split()[:2]
+    seeds = sorted({len(row["seeds"]) for row in rows})
+    spread = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return (
+        f"Made by `{' '.join(script)}`, {spread} seed{'s' * (seeds[-1] > 1)}, on {where(rows[0])}; ± is their spread."
+    )
 
 
 def extraction() -> str:

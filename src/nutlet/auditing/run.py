@@ -15,7 +15,8 @@ from torch import nn
 from nutlet.attack import Attack, known_attacks
 from nutlet.auditing.claims import CLAIMS, Row, sentence
 from nutlet.auditing.extraction import extraction
-from nutlet.auditing.materials import Materials, budgets_for, evaluation_of, open_artifact, transfer_of
+from nutlet.auditing.materials import Materials, budgets_for, evaluation_of, open_artifact, thief_of, transfer_of
+from nutlet.auditing.possession import hands_on, possession
 from nutlet.auditing.privacy import Candidates, candidates_of, privacy, scene_of
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.records import not_run
@@ -28,7 +29,7 @@ from nutlet.method import Method
 from nutlet.oracle import Ledger, Oracle, Source
 from nutlet.progress import Progress
 from nutlet.report import findings
-from nutlet.thief import Thief, architecture_for
+from nutlet.thief import Thief
 
 __all__ = ["audit"]
 
@@ -89,7 +90,7 @@ def audit(
         evaluation=evaluation,
         transfer=asked,
         budgets=budgets_for(protocol.queries, asked.examples),
-        thief=thief or _stranger(data, evaluation, artifacts[-1].outputs.shape[1], protocol),
+        thief=thief or thief_of(data, tuple(evaluation.x.shape[1:]), artifacts[-1].outputs.shape[1], protocol.effort),
         protocol=protocol,
         workers=workers or Workers(progress=progress),
     )
@@ -105,6 +106,9 @@ def audit(
         found, measured, members = privacy(prying, materials, candidates)
         members["training_data_used_again"] = _trained(recipe) if retrained is None and recipe else retrained
         records, surface = records + found, surface + measured
+    if handling := [attack for attack in chosen if attack.goal not in ("clone", "membership")]:
+        held = possession(handling, materials)
+        records, surface, worth = records + held.records, surface + held.surface, worth + held.worth
     claims = [
         {"claim": claim, "rows": [row.to_dict() for row in rows]}
         for claim, rows in zip(CLAIMS, (surface, copying, worth), strict=True)
@@ -132,14 +136,6 @@ def _trained(recipe: Sequence[Method]) -> bool:
     return any(type(method).train is not Method.train for method in recipe)
 
 
-def _stranger(data: Data | Examples, evaluation: Examples, classes: int, protocol: Protocol) -> Thief:
-    """Return a thief who does not know the victim's architecture."""
-    augment = data.augment if isinstance(data, Data) else None
-    return Thief(
-        architecture=architecture_for(tuple(evaluation.x.shape[1:]), classes), augment=augment, effort=protocol.effort
-    )
-
-
 def _choose(materials: Materials, candidates: Candidates | None) -> tuple[list[Attack], list[dict[str, Any]]]:
     """Return the attacks to run, and records of those that will not, with the reason.
 
@@ -148,7 +144,10 @@ def _choose(materials: Materials, candidates: Candidates | None) -> tuple[list[A
     """
     chosen, others = [], []
     oracle = Oracle(materials.file.oracle.source, answers=materials.protocol.answers)
-    scene = materials.scene(0) if candidates is None else scene_of(materials, materials.file, candidates)
+    scene = hands_on(materials, materials.file, 0)
+    if candidates is not None:
+        asking = scene_of(materials, materials.file, candidates)
+        scene = replace(asking, file=scene.file, white_box=scene.white_box)
     for kind in known_attacks().values():
         attack = kind()
         reason = materials.protocol.chosen(kind) or attack.obstacle(oracle, scene)

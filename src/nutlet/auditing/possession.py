@@ -1,0 +1,171 @@
+"""The file in hand: what it gives away as it lies there, and what it is worth to who has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from nutlet.attack import Attack, Scene
+from nutlet.attacks import Reuse
+from nutlet.auditing.claims import Row, judged
+from nutlet.auditing.materials import Artifact, Materials
+from nutlet.auditing.recognition import recognised
+from nutlet.auditing.records import record, victim
+from nutlet.auditing.scoring import over_seeds, paired_difference, summary
+from nutlet.auditing.trials import attack_job
+from nutlet.data import Data
+from nutlet.jobs import Job, Result
+from nutlet.stolen import load_onnx
+from nutlet.storage import packed_size
+
+__all__ = ["Possession", "hands_on", "possession"]
+
+LABELS = (20, 100)
+"""Labelled examples of the task that the stolen file is put to."""
+_JUDGED_BY = 4_000
+"""Training examples of the classifier that names reconstructions."""
+
+Hits = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Possession:
+    """What the section found.
+
+    Args:
+        records: of the attacks.
+        surface: rows of the first claim.
+        worth: rows of the third.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    surface: list[Row] = field(default_factory=list)
+    worth: list[Row] = field(default_factory=list)
+
+
+def hands_on(m: Materials, artifact: Artifact, seed: int) -> Scene:
+    """Return what an attacker has who holds ``artifact``; of a module or an endpoint no more than any other."""
+    scene = m.scene(seed)
+    return scene if artifact.path is None else replace(scene, file=artifact.path, white_box=load_onnx(artifact.path))
+
+
+def possession(attacks: Sequence[Attack], m: Materials) -> Possession:
+    """Run ``attacks`` of whoever holds the file, or asks for more than a copy, on every release."""
+    found = Possession()
+    random = [replace(attack, start="random") for attack in attacks if isinstance(attack, Reuse)]
+    jobs: dict[tuple[str, str, int], Job] = {}
+    for attack in [*attacks, *random]:
+        # A start at random is of the file's architecture; the original's would be another baseline for the same row.
+        for artifact in m.artifacts[-1:] if attack in random else m.artifacts:
+            for seed in m.protocol.seed_numbers:
+                scene = hands_on(m, artifact, seed)
+                if all(getattr(scene, need) is not None for need in attack.needs):
+                    jobs[_name(attack), artifact.name, seed] = _job(m, attack, artifact, scene)
+    results = dict(zip(jobs, m.workers.run(list(jobs.values()), "with the file in hand"), strict=True))
+    for attack in attacks:
+        parts = {
+            artifact.name: [results[key] for key in results if key[:2] == (_name(attack), artifact.name)]
+            for artifact in m.artifacts
+        }
+        _add(found, m, attack, {name: seeds for name, seeds in parts.items() if seeds})
+    for attack in random:
+        _compare_with_nothing(found, m, [results[key] for key in results if key[0] == _name(attack)])
+    found.surface.extend(_sizes(m))
+    return found
+
+
+def _name(attack: Attack) -> str:
+    return f"{type(attack).__name__} {getattr(attack, 'start', '')}"
+
+
+def _job(m: Materials, attack: Attack, artifact: Artifact, scene: Scene) -> Job:
+    labels = attack.goal == "reuse" or type(attack).__name__ == "Refine"
+    budgets = tuple(min(count, len(m.transfer.examples)) for count in LABELS) if labels else m.budgets[-1:]
+    title = f"{type(attack).__name__} on {artifact.name}, seed {scene.seed}"
+    return attack_job(attack, artifact.oracle.source, m.protocol.answers, scene, budgets, m.evaluation, title)
+
+
+def _add(found: Possession, m: Materials, attack: Attack, parts: dict[str, list[Result]]) -> None:
+    """Add the record of one attack, and a row where before and after can be compared."""
+    victims, before_after = [], []
+    for name, seeds in parts.items():
+        facts = (seeds[0].get("facts") or [None])[-1]
+        hits = _hits(m, attack, seeds)
+        share = summary(hits) if hits is not None else None
+        if facts is not None and "share" in facts:
+            shares = [float(result["facts"][-1]["share"]) for result in seeds]
+            share = {"value": float(np.mean(shares)), "low": None, "high": None, "values": shares}
+        victims.append(victim(name, sum(int(result["sent"]) for result in seeds), facts=facts, share=share))
+        before_after.append((share, hits))
+    seconds = sum(float(result["seconds"]) for seeds in parts.values() for result in seeds)
+    found.records.append(record(type(attack), victims, seconds))
+    if not before_after or before_after[-1][0] is None:
+        return
+    (old, first), (new, last) = before_after[0], before_after[-1]
+    gap = paired_difference(first, last) if len(before_after) > 1 and first is not None and last is not None else None
+    before = old["value"] if old and len(before_after) > 1 else None
+    row = judged(_measure(attack), "share", before, new["value"], gap, goal=attack.goal)
+    (found.worth if attack.goal == "reuse" or type(attack).__name__ == "Refine" else found.surface).append(row)
+
+
+def _measure(attack: Attack) -> str:
+    name = type(attack).__name__
+    words = {
+        "FileLeaks": "what can be read in the file, of a fixed list",
+        "Reuse": f"accuracy on another task with {LABELS[-1]} labels, from the stolen file",
+        "Refine": f"accuracy of the file refined with {LABELS[-1]} labels",
+    }
+    what = {"inversion": "reconstructed classes that are recognised", "width": "hidden width found"}
+    return f"{words.get(name) or what.get(attack.goal, 'found of what was looked for')} ({name})"
+
+
+def _hits(m: Materials, attack: Attack, seeds: list[Result]) -> Hits | None:
+    """Return which examples (or classes) were right, ``(seeds, E)``, after the largest budget."""
+    if "images" in seeds[0]:
+        judge = _judge(m)
+        return np.stack([recognised(torch.from_numpy(result["images"][-1]), judge).numpy() for result in seeds])
+    if "outputs" not in seeds[0]:
+        return None
+    rows = []
+    for result in seeds:
+        truth = m.evaluation.y.numpy()
+        groups = result["facts"][-1].get("groups") if attack.goal == "reuse" else None
+        wanted = truth if groups is None else np.array(groups)[truth]
+        rows.append(result["outputs"][-1].argmax(1) == wanted)
+    return np.stack(rows)
+
+
+def _judge(m: Materials) -> nn.Module:
+    """Return a classifier of the thief's architecture, trained on true labels, to name reconstructions."""
+    known = m.data.train if isinstance(m.data, Data) else m.evaluation
+    known = known.subset(slice(0, _JUDGED_BY))
+    answers = torch.nn.functional.one_hot(known.y, m.classes).float()
+    return m.thief.train(known, answers, seed=m.protocol.first_seed + 1_000)
+
+
+def _compare_with_nothing(found: Possession, m: Materials, random: list[Result]) -> None:
+    """Add how much better the stolen file is than no start at all; what it is worth at all."""
+    stolen = [row for row in found.worth if row.goal == "reuse"]
+    if not random or not stolen:
+        return
+    hits = _hits(m, Reuse(), random)
+    assert hits is not None
+    nothing = over_seeds(hits).value
+    note = "what the stolen file is to be held against"
+    found.worth.append(Row("the same from nothing", "share", None, nothing, None, "not measured", note, "reuse"))
+
+
+def _sizes(m: Materials) -> list[Row]:
+    """Return rows of how much there is to read; a smaller file is also quicker to take, so without a verdict."""
+    if m.file.path is None:
+        return []
+    sizes = [packed_size(a.path.read_bytes()) if a.path is not None else None for a in m.artifacts]
+    old = sizes[0] if len(sizes) > 1 else None
+    note = "information in the file; a smaller one is also quicker to take"
+    return [Row("bytes after zstd", "bytes", old, sizes[-1], None, "not measured", note)]
