@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from conformance import membership_world
 from nutlet.attack import Attack, Loot, Scene
 from nutlet.attacks import (
+    JBDA,
     RMIA,
     SAMIA,
     BaVarIA,
@@ -245,6 +246,10 @@ MEMBERSHIP = {
 }
 
 CASES: dict[str, Case] = {
+    "JBDA": replace(
+        CLONE, attack=JBDA(), bad=({"seeds_share": 0}, {"step": -0.1}, {"steps": 0}, {"targeted": "random"})
+    ),
+    "JBDA-targeted": replace(CLONE, attack=JBDA(targeted=True, steps=3)),
     "Knockoff": CLONE,
     "SemiSupervised": replace(
         CLONE, attack=SemiSupervised(pool=200), bad=({"pool": 0}, {"share": 0}, {"share": 1}, {"share": float("nan")})

@@ -2,6 +2,7 @@
 
 from nutlet.attacks.active_thief import ActiveThief
 from nutlet.attacks.bavaria import BaVarIA
+from nutlet.attacks.jbda import JBDA
 from nutlet.attacks.knockoff import Knockoff
 from nutlet.attacks.lira import LiRA
 from nutlet.attacks.loss_threshold import LossThreshold
@@ -12,6 +13,7 @@ from nutlet.attacks.shadow_classifier import ShadowClassifier
 from nutlet.attacks.two_version import TwoVersion
 
 __all__ = [
+    "JBDA",
     "RMIA",
     "SAMIA",
     "ActiveThief",
