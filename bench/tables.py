@@ -161,7 +161,7 @@ def extraction() -> str:
         return "No result yet."
     budgets = ("250", "1000", "4000", "10000")
     lines = [
-        f"| agreement with the shipped file, % | {' | '.join(f'{int(n):,} queries' for n in budgets)} | ahead, points |",
+        f"| agreement with the file, % | {' | '.join(f'{int(n):,} queries' for n in budgets)} | ahead, points |",
         f"|---|{'---|' * (len(budgets) + 1)}",
     ]
     for name, rows in found.items():
@@ -216,8 +216,8 @@ def theft() -> str:
         return "No result yet."
     lines = [
         "| file | accuracy | bytes (zstd) | agreement, 1,000 / 10,000 queries | against the original's, points "
-        "[95 %], 10,000 | with the original, 10,000 | where it is wrong, 10,000 | to 90 %, queries | verdict, 250 / 1,000 "
-        "/ 4,000 / 10,000 | members at 1 % | reuse |",
+        "[95 %], 10,000 | with the original, 10,000 | where it is wrong, 10,000 | queries to 90 % | verdict, 250 / 1,000"
+        " / 4,000 / 10,000 | members at 1 % | reuse |",
         f"|---|{'---|' * 10}",
     ]
     words = {1.0: "easier", 0.0: "same", -1.0: "harder"}

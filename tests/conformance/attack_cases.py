@@ -21,6 +21,7 @@ from nutlet.attacks import (
     JBDA,
     RMIA,
     SAMIA,
+    ActiveThief,
     BaVarIA,
     Knockoff,
     LiRA,
@@ -249,6 +250,10 @@ CASES: dict[str, Case] = {
     "JBDA": replace(
         CLONE, attack=JBDA(), bad=({"seeds_share": 0}, {"step": -0.1}, {"steps": 0}, {"targeted": "random"})
     ),
+    "ActiveThief": replace(
+        CLONE, attack=ActiveThief(rounds=2), bad=({"strategy": "random"}, {"rounds": 1}, {"rounds": 2.5})
+    ),
+    "ActiveThief-mix": replace(CLONE, attack=ActiveThief(strategy="mix", rounds=2)),
     "JBDA-targeted": replace(CLONE, attack=JBDA(targeted=True, steps=3)),
     "Knockoff": CLONE,
     "SemiSupervised": replace(
