@@ -23,9 +23,9 @@ from nutlet.thief import Thief
 
 __all__ = ["Attack", "Goal", "Loot", "Scene", "ShadowModels", "known_attacks", "register_attack"]
 
-Goal = Literal["clone", "weights", "width", "file", "membership", "inversion"]
+Goal = Literal["clone", "weights", "width", "file", "reuse", "membership", "inversion"]
 """What is stolen: the function, the exact weights, the size of a hidden layer, what a file gives away as it lies there,
-who was in the training data, what they look like."""
+a start for another task, who was in the training data, what they look like."""
 
 ShadowModels = Callable[[int], tuple[Tensor, Tensor]]
 """``count -> (scores, members)``: logits ``(count, N, classes)`` of models trained on known random halves of the pool,
@@ -68,6 +68,8 @@ class Scene:
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Loot:
     """What an attack has in its hands after so many queries; one of the fields beside ``queries`` is set.
+
+    A clone that cost no queries comes with ``facts`` that say what it did cost.
 
     Args:
         queries: inputs sent so far.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conformance import membership_world
+from conformance import file_world, membership_world
 from nutlet.attack import Attack, Loot, Scene
 from nutlet.attacks import (
     JBDA,
@@ -23,9 +23,12 @@ from nutlet.attacks import (
     SAMIA,
     ActiveThief,
     BaVarIA,
+    FileLeaks,
     Knockoff,
     LiRA,
     LossThreshold,
+    Refine,
+    Reuse,
     SemiSupervised,
     ShadowClassifier,
     TwoVersion,
@@ -71,7 +74,8 @@ class Case:
     Args:
         attack: a small configuration.
         bad: values it must refuse; every option has to occur in one of them.
-        budgets: queries; none where it asks nothing.
+        budgets: queries, or labels of one's own; none where it takes neither.
+        asks: whether the budgets are queries.
         real: makes the world in which there is something to find.
         null: makes the same world around a victim (or a file) with nothing in it.
         judge: scores a loot, higher is worse for the victim.
@@ -85,6 +89,7 @@ class Case:
     attack: Attack
     bad: tuple[dict[str, Any], ...] = ()
     budgets: tuple[int, ...] = ()
+    asks: bool = True
     real: Callable[[], World]
     null: Callable[[], World]
     judge: Callable[[Loot, World], float]
@@ -246,6 +251,40 @@ MEMBERSHIP = {
     "TwoVersion": membership(TwoVersion(models=8, neighbours=60), {"models": 4}, MODE, *PRIOR),
 }
 
+# The file in hand: what it gives away as it lies there, and what labels it spares.
+
+
+def file_case(attack: Attack, *bad: dict[str, Any]) -> Case:
+    return Case(
+        attack=attack,
+        bad=bad,
+        budgets=(12, 40),
+        asks=False,
+        real=file_world.real,
+        null=file_world.null,
+        judge=file_world.gain,
+        baseline=lambda world: 0.0,
+        margin=0.1,
+        chance=0.0,
+        slack=0.1,
+    )
+
+
+FILE = {
+    "FileLeaks": Case(
+        attack=FileLeaks(),
+        real=file_world.leaky,
+        null=file_world.mute,
+        judge=lambda loot, world: float((loot.facts or {})["share"]),
+        baseline=lambda world: 0.0,
+        margin=0.5,
+        chance=0.0,
+        slack=0.0,
+    ),
+    "Refine": file_case(Refine(), {"lr": 0.0}),
+    "Reuse": file_case(Reuse(), {"groups": 1}, {"start": "scratch"}, {"lr": 2.0}),
+}
+
 CASES: dict[str, Case] = {
     "JBDA": replace(
         CLONE, attack=JBDA(), bad=({"seeds_share": 0}, {"step": -0.1}, {"steps": 0}, {"targeted": "random"})
@@ -259,6 +298,7 @@ CASES: dict[str, Case] = {
     "SemiSupervised": replace(
         CLONE, attack=SemiSupervised(pool=200), bad=({"pool": 0}, {"share": 0}, {"share": 1}, {"share": float("nan")})
     ),
+    **FILE,
     **MEMBERSHIP,
 }
 """Every registered attack."""

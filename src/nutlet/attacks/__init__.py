@@ -2,10 +2,13 @@
 
 from nutlet.attacks.active_thief import ActiveThief
 from nutlet.attacks.bavaria import BaVarIA
+from nutlet.attacks.file_leaks import FileLeaks
 from nutlet.attacks.jbda import JBDA
 from nutlet.attacks.knockoff import Knockoff
 from nutlet.attacks.lira import LiRA
 from nutlet.attacks.loss_threshold import LossThreshold
+from nutlet.attacks.refine import Refine
+from nutlet.attacks.reuse import Reuse
 from nutlet.attacks.rmia import RMIA
 from nutlet.attacks.samia import SAMIA
 from nutlet.attacks.semi_supervised import SemiSupervised
@@ -18,9 +21,12 @@ __all__ = [
     "SAMIA",
     "ActiveThief",
     "BaVarIA",
+    "FileLeaks",
     "Knockoff",
     "LiRA",
     "LossThreshold",
+    "Refine",
+    "Reuse",
     "SemiSupervised",
     "ShadowClassifier",
     "TwoVersion",

@@ -1,0 +1,49 @@
+"""The weights of the file, refined with a few labels: does the accuracy come back that compression cost?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.labelled import LR, finetune, labelled
+from nutlet.errors import ConfigError
+from nutlet.oracle import Access, Oracle
+
+__all__ = ["Refine"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class Refine(Attack):
+    """Go on training the weights of the file on the original task (Han et al. 2015: retraining wins accuracy back).
+
+    Stored integers are floats again in the module of the file, and pruned weights are free to move. Budgets count
+    labelled examples; nothing is asked. The facts hold ``labels``.
+
+    Args:
+        lr: peak learning rate.
+    """
+
+    lr: float = LR
+
+    when: ClassVar[str] = "the file is compressed, and the thief has a few labels and wants the original back"
+    goal: ClassVar[Goal] = "file"
+    access: ClassVar[Access] = "file"
+    needs: ClassVar[tuple[str, ...]] = ("white_box", "transfer")
+    source: ClassVar[str] = "Han et al. 2015, Learning both weights and connections, arXiv:1506.02626"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 < self.lr < 1:
+            raise ConfigError(f"Refine.lr is {self.lr}; expected a learning rate above 0 and below 1")
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield the refined model for each number of labels."""
+        white_box, transfer = scene.white_box, scene.transfer
+        assert white_box is not None
+        assert transfer is not None
+        for examples in labelled(transfer, scene.seed, budgets):
+            clone = finetune(white_box, examples, scene.classes, scene, lr=self.lr)
+            yield Loot(queries=oracle.queries, clone=clone, facts={"labels": len(examples)})

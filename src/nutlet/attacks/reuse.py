@@ -1,0 +1,113 @@
+"""The stolen file as a starting point for another task: fewer labels than from nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.labelled import LR, finetune, labelled
+from nutlet.errors import ConfigError
+from nutlet.oracle import Access, Oracle
+from nutlet.thief import fresh
+
+__all__ = ["Reuse"]
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class Reuse(Attack):
+    """Fine-tune the file on another task with labels of one's own (Yosinski et al. 2014, transferable features).
+
+    The task: the classes are put at random into groups, as equal as can be, and a new head tells these apart. The
+    head takes the place of the last dense layer where its outputs are the scores; else it reads the scores. All layers
+    are trained. Budgets count labelled examples; nothing is asked. The facts hold ``labels`` and the group of each
+    class.
+
+    Args:
+        groups: what the new task tells apart.
+        start: ``stolen`` begins with the weights of the file; ``random`` is the baseline, the same architecture drawn
+            anew. What belongs to no layer of its own, as ranges of activations, it keeps.
+        lr: peak learning rate.
+    """
+
+    groups: int = 2
+    start: Literal["stolen", "random"] = "stolen"
+    lr: float = LR
+
+    when: ClassVar[str] = "the file is to spare labels and training on a task of the thief's own"
+    goal: ClassVar[Goal] = "reuse"
+    access: ClassVar[Access] = "file"
+    needs: ClassVar[tuple[str, ...]] = ("white_box", "transfer")
+    source: ClassVar[str] = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.groups < 2:
+            raise ConfigError(f"Reuse.groups is {self.groups}; expected 2 or more")
+        if self.start not in ("stolen", "random"):
+            raise ConfigError(f"Reuse.start is {self.start!r}; expected 'stolen' or 'random'")
+        if not 0 < self.lr < 1:
+            raise ConfigError(f"Reuse.lr is {self.lr}; expected a learning rate above 0 and below 1")
+
+    def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
+        """Return why the attack cannot run here, or None where it can."""
+        missing = super().obstacle(oracle, scene)
+        if missing is None and scene.classes <= self.groups:
+            return f"needs more than {self.groups} classes to make {self.groups} groups; the victim has {scene.classes}"
+        if missing is None and self.start == "random":
+            assert scene.white_box is not None
+            if not any(hasattr(module, "reset_parameters") for module in scene.white_box.modules()):
+                return "needs layers that can be drawn anew; the file as a module has none"
+        return missing
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield a model ``(B, ...) -> (B, groups)`` for each number of labels."""
+        white_box, transfer = scene.white_box, scene.transfer
+        assert white_box is not None
+        assert transfer is not None
+        generator = torch.Generator().manual_seed(scene.seed)
+        group = torch.empty(scene.classes, dtype=torch.long)
+        group[torch.randperm(scene.classes, generator=generator)] = torch.arange(scene.classes) % self.groups
+        regrouped = replace(transfer, y=group[transfer.y])
+        body = white_box if self.start == "stolen" else fresh(white_box, scene.seed)
+        start = _with_head(body, transfer.batch(slice(0, 2))[0], scene.classes, self.groups, scene.seed)
+        for examples in labelled(regrouped, scene.seed, budgets):
+            clone = finetune(start, examples, self.groups, scene, lr=self.lr)
+            facts = {"labels": len(examples), "groups": group.tolist()}
+            yield Loot(queries=oracle.queries, clone=clone, facts=facts)
+
+
+def _with_head(module: nn.Module, x: Tensor, classes: int, outputs: int, seed: int) -> nn.Module:
+    """Return a copy of ``module`` that ends in a new dense layer ``-> (B, outputs)``.
+
+    Args:
+        module: gives scores ``(B, classes)``.
+        x: two inputs, to see whether its last dense layer gives the scores.
+        classes: its outputs.
+        outputs: those of the new head.
+        seed: the head is drawn from it.
+    """
+    model = nn.Sequential(copy.deepcopy(module)).eval()
+    dense = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if dense and _gives(model, dense[-1][1], x):
+        name, last = dense[-1]
+        model.set_submodule(name, fresh(nn.Linear(last.in_features, outputs), seed))
+    else:
+        model.append(fresh(nn.Linear(classes, outputs), seed))
+    return model
+
+
+def _gives(model: nn.Module, layer: nn.Module, x: Tensor) -> bool:
+    """Return whether the outputs of ``model`` are those of ``layer``, unchanged."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    with torch.no_grad():
+        scores = model(x)
+    hook.remove()
+    return bool(seen) and torch.equal(seen[-1], scores)
