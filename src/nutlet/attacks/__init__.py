@@ -2,7 +2,10 @@
 
 from nutlet.attacks.active_thief import ActiveThief
 from nutlet.attacks.bavaria import BaVarIA
+from nutlet.attacks.generator_inversion import GeneratorInversion
+from nutlet.attacks.inversion import MIFace
 from nutlet.attacks.knockoff import Knockoff
+from nutlet.attacks.last_layer import LastLayerWidth
 from nutlet.attacks.lira import LiRA
 from nutlet.attacks.loss_threshold import LossThreshold
 from nutlet.attacks.rmia import RMIA
@@ -15,9 +18,12 @@ __all__ = [
     "RMIA",
     "SAMIA",
     "BaVarIA",
+    "GeneratorInversion",
     "Knockoff",
+    "LastLayerWidth",
     "LiRA",
     "LossThreshold",
+    "MIFace",
     "ShadowClassifier",
     "TwoVersion",
 ]
