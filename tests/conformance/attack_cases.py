@@ -33,6 +33,11 @@ from nutlet.attacks import (
     ShadowClassifier,
     TwoVersion,
 )
+from conformance import inversion_world, membership_world
+    GeneratorInversion,
+    LastLayerWidth,
+    MIFace,
+from nutlet.audit.recognition import recognised
 from nutlet.data import Examples
 from nutlet.membership import auc, blind_scores
 from nutlet.oracle import Access, Answers, Oracle, Source, source_of
@@ -139,10 +144,10 @@ def classifier() -> nn.Module:
     return model.eval()
 
 
-def noise(x: Tensor) -> Tensor:
+def noise(x: Tensor, classes: int = CLASSES) -> Tensor:
     """Answer with random scores that are the same for the same input: a victim that knows nothing."""
     mixed = (x.flatten(1).double() * 1e4).sin().sum(1, keepdim=True)
-    return ((mixed * (1e4 + torch.arange(CLASSES))).sin() * 3).float()
+    return ((mixed * (1e4 + torch.arange(classes))).sin() * 3).float()
 
 
 THIEF = Thief(architecture=architecture_for((10,), CLASSES, "smaller"), effort=0.06, batch_size=32, lr=0.01)
@@ -299,6 +304,63 @@ CASES: dict[str, Case] = {
         CLONE, attack=SemiSupervised(pool=200), bad=({"pool": 0}, {"share": 0}, {"share": 1}, {"share": float("nan")})
     ),
     **FILE,
+# Width and inversion: worlds of their own, since a share of four classes says little.
+def many_outputs(x: Tensor) -> Tensor:
+    return noise(x, inversion_world.OUTPUTS)
+def width_world(victim: Source) -> World:
+    return World(victim, Scene(classes=inversion_world.OUTPUTS, shape=(10,), seed=3), truth=inversion_world.WIDTH)
+@cache
+def real_width() -> World:
+    return width_world(source_of(inversion_world.wide()))
+@cache
+def null_width() -> World:
+    return width_world(many_outputs)
+def width_found(loot: Loot, world: World) -> float:
+    assert loot.facts is not None
+    return loot.facts["share"] * (1.0 if loot.facts["width"] in (world.truth, None) else 0.0)
+WIDTH = Case(
+    attack=LastLayerWidth(),
+    bad=({"drop": 1.0}, {"drop": float("nan")}),
+    budgets=(240,),
+    real=real_width,
+    null=null_width,
+    judge=width_found,
+    baseline=lambda world: 0.0,
+    margin=1.0,
+    chance=0.0,
+    slack=0.0,
+)
+@cache
+def real_inversion() -> World:
+    victim = inversion_world.victim()
+    return World(source_of(victim), inversion_world.scene(victim), truth=inversion_world.judge())
+@cache
+def null_inversion() -> World:
+    return World(
+        lambda x: noise(x, inversion_world.CLASSES),
+        inversion_world.scene(inversion_world.untrained()),
+        truth=inversion_world.judge(),
+def seen(loot: Loot, world: World) -> float:
+    assert loot.images is not None
+    return recognised(loot.images, world.truth)
+def mean_seen(world: World) -> float:
+    """Return the share of who takes the mean of his own inputs for every class."""
+    transfer = world.scene.transfer
+    assert transfer is not None
+    mean = transfer.x.mean(0).expand(world.scene.classes, -1)
+    return recognised(mean, world.truth)
+def inversion(attack: Attack, *bad: dict[str, Any], budgets: tuple[int, ...] = ()) -> Case:
+        budgets=budgets,
+        real=real_inversion,
+        null=null_inversion,
+        judge=seen,
+        baseline=mean_seen,
+        chance=1 / inversion_world.CLASSES,
+        slack=0.19,  # three standard deviations of a share of so few images
+    "GeneratorInversion": inversion(
+        GeneratorInversion(steps=300), {"steps": 0}, {"confidence": 1.0}, budgets=(150, 600)
+    "LastLayerWidth": WIDTH,
+    "MIFace": inversion(MIFace(steps=60), {"steps": 0}, {"lr": 0.0}, {"prior": -1.0}),
     **MEMBERSHIP,
 }
 """Every registered attack."""

@@ -3,8 +3,11 @@
 from nutlet.attacks.active_thief import ActiveThief
 from nutlet.attacks.bavaria import BaVarIA
 from nutlet.attacks.file_leaks import FileLeaks
+from nutlet.attacks.generator_inversion import GeneratorInversion
+from nutlet.attacks.inversion import MIFace
 from nutlet.attacks.jbda import JBDA
 from nutlet.attacks.knockoff import Knockoff
+from nutlet.attacks.last_layer import LastLayerWidth
 from nutlet.attacks.lira import LiRA
 from nutlet.attacks.loss_threshold import LossThreshold
 from nutlet.attacks.refine import Refine
@@ -22,9 +25,12 @@ __all__ = [
     "ActiveThief",
     "BaVarIA",
     "FileLeaks",
+    "GeneratorInversion",
     "Knockoff",
+    "LastLayerWidth",
     "LiRA",
     "LossThreshold",
+    "MIFace",
     "Refine",
     "Reuse",
     "SemiSupervised",

@@ -1,0 +1,90 @@
+"""MIFace: climb the victim's confidence in a class, from a blank input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.errors import ConfigError
+from nutlet.oracle import Access, Oracle, as_probabilities
+from nutlet.predict import evaluating
+
+__all__ = ["MIFace"]
+
+_REACH = 3.0
+"""Inputs are normalised: what lies further from zero is no plausible pixel or feature."""
+_MOMENTUM = 0.9
+
+
+@register_attack
+@dataclass(frozen=True, kw_only=True)
+class MIFace(Attack):
+    """Find for each class the input of which the file is surest, by gradient descent (Fredrikson et al. 2015).
+
+    From zero, the mean of normalised inputs, it descends ``-log p_class(x) + prior * R(x)`` with momentum, within
+    [-3, 3]. The paper's cost, ``1 - p_class``, has the same minimum, but no slope to speak of where ``p_class`` is near
+    zero. ``R`` is the total variation of an image (Rudin et al. 1992), and half the squared norm of anything else.
+
+    Args:
+        steps: of gradient descent.
+        lr: step size.
+        prior: weight of ``R``.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    steps: int = 300
+    lr: float = 0.1
+    prior: float = 0.01
+
+    when: ClassVar[str] = "the file in his hands, and classes that are people or things worth seeing"
+    goal: ClassVar[Goal] = "inversion"
+    access: ClassVar[Access] = "file"
+    needs: ClassVar[tuple[str, ...]] = ("white_box",)
+    source: ClassVar[str] = "Fredrikson et al. 2015, Model inversion attacks that exploit confidence information, CCS"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if type(self.steps) is not int or self.steps < 1:
+            raise ConfigError(f"MIFace.steps is {self.steps!r}; expected 1 or more")
+        if not 0 < self.lr < 100:
+            raise ConfigError(f"MIFace.lr is {self.lr}; expected a step size above 0 and below 100")
+        if not 0 <= self.prior < float("inf"):
+            raise ConfigError(f"MIFace.prior is {self.prior}; expected a weight of 0 or more")
+
+    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+        """Yield once, without a query: an input for each class."""
+        victim = scene.white_box
+        assert victim is not None
+        x = torch.zeros(scene.classes, *scene.shape)
+        speed = torch.zeros_like(x)
+        with evaluating(victim), scene.progress.task("inverting the file", total=self.steps) as task:
+            for _ in range(self.steps):
+                x.requires_grad_(True)
+                (slope,) = torch.autograd.grad(surprise(victim, x) + self.prior * roughness(x), x)
+                speed = _MOMENTUM * speed + slope
+                x = (x.detach() - self.lr * speed).clamp(-_REACH, _REACH)
+                task.advance()
+        yield Loot(queries=oracle.queries, images=x)
+
+
+def surprise(victim: nn.Module, x: Tensor) -> Tensor:
+    """Return ``-sum_c log p_c(x_c)`` of one input for each class, in nats, for outputs of either kind."""
+    scores = victim(x).float()
+    if as_probabilities(scores) is scores:
+        scores = scores.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return F.cross_entropy(scores, torch.arange(len(x)), reduction="sum")
+
+
+def roughness(x: Tensor) -> Tensor:
+    """Return the summed total variation of images ``(B, C, H, W)``; half the squared norm of anything else."""
+    if x.ndim != 4:
+        return x.square().sum() / 2
+    return x.diff(dim=2).abs().sum() + x.diff(dim=3).abs().sum()
