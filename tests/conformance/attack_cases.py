@@ -7,7 +7,7 @@ names that begin with its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,19 @@ from torch.nn import functional as F
 
 from conformance import membership_world
 from nutlet.attack import Attack, Loot, Scene
-from nutlet.attacks import RMIA, SAMIA, BaVarIA, Knockoff, LiRA, LossThreshold, ShadowClassifier, TwoVersion
+from nutlet.attacks import (
+    RMIA,
+    SAMIA,
+    AdaptiveKnockoff,
+    BaVarIA,
+    DataFree,
+    Knockoff,
+    LabelOnly,
+    LiRA,
+    LossThreshold,
+    ShadowClassifier,
+    TwoVersion,
+)
 from nutlet.data import Examples
 from nutlet.membership import auc, blind_scores
 from nutlet.oracle import Access, Answers, Oracle, Source, source_of
@@ -177,6 +189,20 @@ CLONE = Case(
 )
 
 
+CLONES = {
+    "AdaptiveKnockoff": replace(CLONE, attack=AdaptiveKnockoff(rounds=4), bad=({"rounds": 1},)),
+    "DataFree": replace(
+        CLONE,
+        attack=DataFree(),
+        bad=({"clone_steps": 0}, {"directions": 0}, {"step": 0}, {"step": float("nan")}),
+        budgets=(400, 1600),
+    ),
+    "Knockoff": CLONE,
+    "LabelOnly": replace(CLONE, attack=LabelOnly(copies=3), bad=({"copies": 0}, {"noise": 0}, {"noise": float("nan")})),
+    "LabelOnly-few-inputs": replace(CLONE, attack=LabelOnly(copies=3), budgets=(600, 1600)),
+}
+
+
 # Membership: a pool whose labels are partly drawn at random, and a victim that knows half of it by heart.
 
 
@@ -235,7 +261,7 @@ MEMBERSHIP = {
 }
 
 CASES: dict[str, Case] = {
-    "Knockoff": CLONE,
+    **CLONES,
     **MEMBERSHIP,
 }
 """Every registered attack."""
