@@ -38,6 +38,9 @@ from conformance import inversion_world, membership_world
     LastLayerWidth,
     MIFace,
 from nutlet.audit.recognition import recognised
+    AdaptiveKnockoff,
+    DataFree,
+    LabelOnly,
 from nutlet.data import Examples
 from nutlet.membership import auc, blind_scores
 from nutlet.oracle import Access, Answers, Oracle, Source, source_of
@@ -197,6 +200,20 @@ CLONE = Case(
     chance=1 / CLASSES,
     slack=0.08,
 )
+
+
+CLONES = {
+    "AdaptiveKnockoff": replace(CLONE, attack=AdaptiveKnockoff(rounds=4), bad=({"rounds": 1},)),
+    "DataFree": replace(
+        CLONE,
+        attack=DataFree(),
+        bad=({"clone_steps": 0}, {"directions": 0}, {"step": 0}, {"step": float("nan")}),
+        budgets=(400, 1600),
+    ),
+    "Knockoff": CLONE,
+    "LabelOnly": replace(CLONE, attack=LabelOnly(copies=3), bad=({"copies": 0}, {"noise": 0}, {"noise": float("nan")})),
+    "LabelOnly-few-inputs": replace(CLONE, attack=LabelOnly(copies=3), budgets=(600, 1600)),
+}
 
 
 # Membership: a pool whose labels are partly drawn at random, and a victim that knows half of it by heart.
@@ -361,6 +378,7 @@ def inversion(attack: Attack, *bad: dict[str, Any], budgets: tuple[int, ...] = (
         GeneratorInversion(steps=300), {"steps": 0}, {"confidence": 1.0}, budgets=(150, 600)
     "LastLayerWidth": WIDTH,
     "MIFace": inversion(MIFace(steps=60), {"steps": 0}, {"lr": 0.0}, {"prior": -1.0}),
+    **CLONES,
     **MEMBERSHIP,
 }
 """Every registered attack."""

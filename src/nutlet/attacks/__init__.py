@@ -1,12 +1,15 @@
 """The attacks, one to a file; importing this package registers them."""
 
 from nutlet.attacks.active_thief import ActiveThief
+from nutlet.attacks.adaptive_knockoff import AdaptiveKnockoff
 from nutlet.attacks.bavaria import BaVarIA
+from nutlet.attacks.data_free import DataFree
 from nutlet.attacks.file_leaks import FileLeaks
 from nutlet.attacks.generator_inversion import GeneratorInversion
 from nutlet.attacks.inversion import MIFace
 from nutlet.attacks.jbda import JBDA
 from nutlet.attacks.knockoff import Knockoff
+from nutlet.attacks.label_only import LabelOnly
 from nutlet.attacks.last_layer import LastLayerWidth
 from nutlet.attacks.lira import LiRA
 from nutlet.attacks.loss_threshold import LossThreshold
@@ -23,10 +26,13 @@ __all__ = [
     "RMIA",
     "SAMIA",
     "ActiveThief",
+    "AdaptiveKnockoff",
     "BaVarIA",
+    "DataFree",
     "FileLeaks",
     "GeneratorInversion",
     "Knockoff",
+    "LabelOnly",
     "LastLayerWidth",
     "LiRA",
     "LossThreshold",
