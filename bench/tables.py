@@ -216,8 +216,8 @@ def theft() -> str:
         return "No result yet."
     lines = [
         "| file | accuracy | bytes (zstd) | agreement, 1,000 / 10,000 queries | against the original's, points "
-        "[95 %], 10,000 | with the original, 10,000 | where it is wrong, 10,000 | queries to 90 % | verdict, 250 / 1,000"
-        " / 4,000 / 10,000 | members at 1 % | reuse |",
+        "[95 %], 10,000 | with the original, 10,000 | where it is wrong, 10,000 | queries to 90 % | verdict, 250, 1,000"
+        ", 4,000, 10,000 | members at 1 % | reuse |",
         f"|---|{'---|' * 10}",
     ]
     words = {1.0: "easier", 0.0: "same", -1.0: "harder"}

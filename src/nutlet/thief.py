@@ -35,6 +35,8 @@ class Thief:
         effort: scales the number of training steps, see :meth:`steps`.
         batch_size: answers per step.
         lr: peak learning rate.
+        temperature: answers and outputs are compared at: ``CE(softmax(outputs / T), answers^(1 / T) normalised)``, so
+            that the small probabilities teach too (Hinton et al. 2015). One-hot answers stay as they are.
 
     Raises:
         ConfigError: a value out of range.
@@ -46,6 +48,7 @@ class Thief:
     effort: float = 1.0
     batch_size: int = 64
     lr: float = 3e-3
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -53,6 +56,8 @@ class Thief:
             raise ConfigError(f"the thief starts from {self.start!r}; expected 'scratch' or 'given'")
         if self.effort <= 0:
             raise ConfigError(f"the thief's effort is {self.effort}; expected above 0; 1 is a full audit")
+        if self.temperature <= 0:
+            raise ConfigError(f"the thief's temperature is {self.temperature}; expected above 0")
 
     def steps(self, examples: int) -> int:
         """Return how many training steps so many answers are worth: more answers, more steps, as their root.
@@ -101,10 +106,13 @@ class Thief:
         )
         # Labels are the numbers of the examples: the loss looks the answers up.
         numbered = replace(examples, y=torch.arange(len(examples)))
+        softened = answers ** (1 / self.temperature)
+        softened = softened / softened.sum(1, keepdim=True)
 
         def loss(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-            wanted = answers.to(outputs.device)[y]
-            return soft_cross_entropy(outputs, wanted, None if weights is None else weights.to(outputs.device)[y])
+            wanted = softened.to(outputs.device)[y]
+            shares = None if weights is None else weights.to(outputs.device)[y]
+            return soft_cross_entropy(outputs / self.temperature, wanted, shares)
 
         train_on(
             model,

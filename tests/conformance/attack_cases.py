@@ -15,32 +15,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conformance import file_world, membership_world
+from conformance import file_world, inversion_world, membership_world
 from nutlet.attack import Attack, Loot, Scene
 from nutlet.attacks import (
     JBDA,
     RMIA,
     SAMIA,
     ActiveThief,
+    AdaptiveKnockoff,
     BaVarIA,
+    DataFree,
     FileLeaks,
+    GeneratorInversion,
     Knockoff,
+    LabelOnly,
+    LastLayerWidth,
     LiRA,
     LossThreshold,
+    MIFace,
     Refine,
     Reuse,
     SemiSupervised,
     ShadowClassifier,
     TwoVersion,
 )
-from conformance import inversion_world, membership_world
-    GeneratorInversion,
-    LastLayerWidth,
-    MIFace,
-from nutlet.audit.recognition import recognised
-    AdaptiveKnockoff,
-    DataFree,
-    LabelOnly,
+from nutlet.auditing.recognition import recognised
 from nutlet.data import Examples
 from nutlet.membership import auc, blind_scores
 from nutlet.oracle import Access, Answers, Oracle, Source, source_of
@@ -202,20 +201,6 @@ CLONE = Case(
 )
 
 
-CLONES = {
-    "AdaptiveKnockoff": replace(CLONE, attack=AdaptiveKnockoff(rounds=4), bad=({"rounds": 1},)),
-    "DataFree": replace(
-        CLONE,
-        attack=DataFree(),
-        bad=({"clone_steps": 0}, {"directions": 0}, {"step": 0}, {"step": float("nan")}),
-        budgets=(400, 1600),
-    ),
-    "Knockoff": CLONE,
-    "LabelOnly": replace(CLONE, attack=LabelOnly(copies=3), bad=({"copies": 0}, {"noise": 0}, {"noise": float("nan")})),
-    "LabelOnly-few-inputs": replace(CLONE, attack=LabelOnly(copies=3), budgets=(600, 1600)),
-}
-
-
 # Membership: a pool whose labels are partly drawn at random, and a victim that knows half of it by heart.
 
 
@@ -307,7 +292,111 @@ FILE = {
     "Reuse": file_case(Reuse(), {"groups": 1}, {"start": "scratch"}, {"lr": 2.0}),
 }
 
+# Clones by other ways of asking and training.
+
+CLONES = {
+    "AdaptiveKnockoff": replace(CLONE, attack=AdaptiveKnockoff(rounds=4), bad=({"rounds": 1},)),
+    "DataFree": replace(
+        CLONE,
+        attack=DataFree(),
+        bad=({"clone_steps": 0}, {"directions": 0}, {"step": 0}, {"step": float("nan")}),
+        budgets=(400, 1600),
+    ),
+    "LabelOnly": replace(CLONE, attack=LabelOnly(copies=3), bad=({"copies": 0}, {"noise": 0}, {"noise": float("nan")})),
+    "LabelOnly-few-inputs": replace(CLONE, attack=LabelOnly(copies=3), budgets=(600, 1600)),
+}
+
+
+# Width and inversion: worlds of their own, since a share of four classes says little.
+
+
+def many_outputs(x: Tensor) -> Tensor:
+    return noise(x, inversion_world.OUTPUTS)
+
+
+def width_world(victim: Source) -> World:
+    return World(victim, Scene(classes=inversion_world.OUTPUTS, shape=(10,), seed=3), truth=inversion_world.WIDTH)
+
+
+@cache
+def real_width() -> World:
+    return width_world(source_of(inversion_world.wide()))
+
+
+@cache
+def null_width() -> World:
+    return width_world(many_outputs)
+
+
+def width_found(loot: Loot, world: World) -> float:
+    assert loot.facts is not None
+    return loot.facts["share"] * (1.0 if loot.facts["width"] in (world.truth, None) else 0.0)
+
+
+WIDTH = Case(
+    attack=LastLayerWidth(),
+    bad=({"drop": 1.0}, {"drop": float("nan")}),
+    budgets=(240,),
+    real=real_width,
+    null=null_width,
+    judge=width_found,
+    baseline=lambda world: 0.0,
+    margin=1.0,
+    chance=0.0,
+    slack=0.0,
+)
+
+
+@cache
+def real_inversion() -> World:
+    victim = inversion_world.victim()
+    return World(source_of(victim), inversion_world.scene(victim), truth=inversion_world.judge())
+
+
+@cache
+def null_inversion() -> World:
+    return World(
+        lambda x: noise(x, inversion_world.CLASSES),
+        inversion_world.scene(inversion_world.untrained()),
+        truth=inversion_world.judge(),
+    )
+
+
+def seen(loot: Loot, world: World) -> float:
+    assert loot.images is not None
+    return float(recognised(loot.images, world.truth).float().mean())
+
+
+def mean_seen(world: World) -> float:
+    """Return the share of who takes the mean of his own inputs for every class."""
+    transfer = world.scene.transfer
+    assert transfer is not None
+    mean = transfer.x.mean(0).expand(world.scene.classes, -1)
+    return float(recognised(mean, world.truth).float().mean())
+
+
+def inversion(attack: Attack, *bad: dict[str, Any], budgets: tuple[int, ...] = ()) -> Case:
+    return Case(
+        attack=attack,
+        bad=bad,
+        budgets=budgets,
+        real=real_inversion,
+        null=null_inversion,
+        judge=seen,
+        baseline=mean_seen,
+        margin=0.5,
+        chance=1 / inversion_world.CLASSES,
+        slack=0.19,  # three standard deviations of a share of so few images
+    )
+
+
 CASES: dict[str, Case] = {
+    **CLONES,
+    "GeneratorInversion": inversion(
+        GeneratorInversion(steps=300), {"steps": 0}, {"confidence": 1.0}, budgets=(150, 600)
+    ),
+    "LastLayerWidth": WIDTH,
+    "MIFace": inversion(MIFace(steps=60), {"steps": 0}, {"lr": 0.0}, {"prior": -1.0}),
     "JBDA": replace(
         CLONE, attack=JBDA(), bad=({"seeds_share": 0}, {"step": -0.1}, {"steps": 0}, {"targeted": "random"})
     ),
@@ -321,64 +410,6 @@ CASES: dict[str, Case] = {
         CLONE, attack=SemiSupervised(pool=200), bad=({"pool": 0}, {"share": 0}, {"share": 1}, {"share": float("nan")})
     ),
     **FILE,
-# Width and inversion: worlds of their own, since a share of four classes says little.
-def many_outputs(x: Tensor) -> Tensor:
-    return noise(x, inversion_world.OUTPUTS)
-def width_world(victim: Source) -> World:
-    return World(victim, Scene(classes=inversion_world.OUTPUTS, shape=(10,), seed=3), truth=inversion_world.WIDTH)
-@cache
-def real_width() -> World:
-    return width_world(source_of(inversion_world.wide()))
-@cache
-def null_width() -> World:
-    return width_world(many_outputs)
-def width_found(loot: Loot, world: World) -> float:
-    assert loot.facts is not None
-    return loot.facts["share"] * (1.0 if loot.facts["width"] in (world.truth, None) else 0.0)
-WIDTH = Case(
-    attack=LastLayerWidth(),
-    bad=({"drop": 1.0}, {"drop": float("nan")}),
-    budgets=(240,),
-    real=real_width,
-    null=null_width,
-    judge=width_found,
-    baseline=lambda world: 0.0,
-    margin=1.0,
-    chance=0.0,
-    slack=0.0,
-)
-@cache
-def real_inversion() -> World:
-    victim = inversion_world.victim()
-    return World(source_of(victim), inversion_world.scene(victim), truth=inversion_world.judge())
-@cache
-def null_inversion() -> World:
-    return World(
-        lambda x: noise(x, inversion_world.CLASSES),
-        inversion_world.scene(inversion_world.untrained()),
-        truth=inversion_world.judge(),
-def seen(loot: Loot, world: World) -> float:
-    assert loot.images is not None
-    return recognised(loot.images, world.truth)
-def mean_seen(world: World) -> float:
-    """Return the share of who takes the mean of his own inputs for every class."""
-    transfer = world.scene.transfer
-    assert transfer is not None
-    mean = transfer.x.mean(0).expand(world.scene.classes, -1)
-    return recognised(mean, world.truth)
-def inversion(attack: Attack, *bad: dict[str, Any], budgets: tuple[int, ...] = ()) -> Case:
-        budgets=budgets,
-        real=real_inversion,
-        null=null_inversion,
-        judge=seen,
-        baseline=mean_seen,
-        chance=1 / inversion_world.CLASSES,
-        slack=0.19,  # three standard deviations of a share of so few images
-    "GeneratorInversion": inversion(
-        GeneratorInversion(steps=300), {"steps": 0}, {"confidence": 1.0}, budgets=(150, 600)
-    "LastLayerWidth": WIDTH,
-    "MIFace": inversion(MIFace(steps=60), {"steps": 0}, {"lr": 0.0}, {"prior": -1.0}),
-    **CLONES,
     **MEMBERSHIP,
 }
 """Every registered attack."""

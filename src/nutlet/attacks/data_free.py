@@ -174,7 +174,7 @@ class _Duel:
         if len(x) < 2:
             return  # too few for batch norm
         self.clone_optimizer.zero_grad()
-        soft_cross_entropy(self.clone(x), answers).backward()
+        torch.autograd.backward(soft_cross_entropy(self.clone(x), answers))
         self.clone_optimizer.step()
 
     def challenge(self, attack: DataFree, budget: int) -> None:
@@ -187,9 +187,9 @@ class _Duel:
         with evaluating(self.clone):
             if labels:
                 p = self.clone(x).softmax(1)
-                (-entropy(p).mean() - entropy(p.mean(0, keepdim=True)).sum()).backward()
+                torch.autograd.backward(-entropy(p).mean() - entropy(p.mean(0, keepdim=True)).sum())
             else:
-                x.backward(-self.slope(x.detach(), attack))
+                torch.autograd.backward(x, -self.slope(x.detach(), attack))
         self.generator_optimizer.step()
 
     def slope(self, x: Tensor, attack: DataFree) -> Tensor:
@@ -206,4 +206,5 @@ class _Duel:
         answers = self.ask(x)
         with torch.no_grad():
             own = self.clone(x).softmax(1)
-        return (answers.clamp_min(_LEAST).log() - own.clamp_min(_LEAST).log()).abs().sum(1)
+        apart: Tensor = answers.clamp_min(_LEAST).log() - own.clamp_min(_LEAST).log()
+        return apart.abs().sum(1)

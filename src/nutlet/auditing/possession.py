@@ -105,9 +105,11 @@ def _add(found: Possession, m: Materials, attack: Attack, parts: dict[str, list[
         before_after.append((share, hits))
     seconds = sum(float(result["seconds"]) for seeds in parts.values() for result in seeds)
     found.records.append(record(type(attack), victims, seconds))
-    if not before_after or before_after[-1][0] is None:
+    if not before_after:
         return
     (old, first), (new, last) = before_after[0], before_after[-1]
+    if new is None:
+        return
     gap = paired_difference(first, last) if len(before_after) > 1 and first is not None and last is not None else None
     before = old["value"] if old and len(before_after) > 1 else None
     row = judged(_measure(attack), "share", before, new["value"], gap, goal=attack.goal)

@@ -6,22 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.data import Examples
-from nutlet.predict import evaluate
+from nutlet.predict import predict
 
 __all__ = ["recognised"]
 
 
-def recognised(images: Tensor, judge: nn.Module) -> float:
-    """Return the share of reconstructions, 0 to 1, to which the judge gives the class that they are of.
+def recognised(images: Tensor, judge: nn.Module) -> Tensor:
+    """Return which reconstructions the judge gives the class that they are of, ``(classes,)`` bool.
 
     Images that are all alike, such as the mean of all inputs, get one in as many as there are classes; so does noise,
     on average. The judge must not be the victim: any adversarial example of it would pass.
 
     Args:
         images: one for each class, in order, ``(classes, ...)``, normalised as the judge expects.
-        judge: classifier trained on other examples than the victim, ``(B, ...) -> (B, classes)``.
+        judge: classifier trained with another seed than the victim, ``(B, ...) -> (B, classes)``.
 
-    >>> recognised(torch.eye(3), nn.Identity()), recognised(torch.ones(4, 4), nn.Identity())
-    (1.0, 0.25)
+    >>> recognised(torch.eye(3), nn.Identity()).tolist(), recognised(torch.ones(3, 3), nn.Identity()).tolist()
+    ([True, True, True], [True, False, False])
     """
-    return evaluate(judge, Examples(images, torch.arange(len(images))))
+    order = torch.arange(len(images))
+    outputs = predict(judge, Examples(images, order))
+    # An image without numbers has no class.
+    return (outputs.argmax(1) == order) & ~outputs.isnan().any(1)
