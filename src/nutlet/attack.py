@@ -67,7 +67,9 @@ class Scene:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Loot:
-    """What an attack has in its hands after so many queries; one of the fields beside ``queries`` is set.
+    """What an attack has in its hands after so many queries: a clone, scores, images or facts.
+
+    Facts may stand beside a clone.
 
     A clone that cost no queries comes with ``facts`` that say what it did cost.
 

@@ -6,6 +6,7 @@ names that begin with its own.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,6 +34,7 @@ from nutlet.attacks import (
     LiRA,
     LossThreshold,
     MIFace,
+    RecoverWeights,
     Refine,
     Reuse,
     SemiSupervised,
@@ -307,6 +309,34 @@ CLONES = {
 }
 
 
+# Weights: a network of two layers that answers in float64.
+
+
+@cache
+def real_weights() -> World:
+    victim = copy.deepcopy(classifier()).double()
+    return World(source_of(victim), Scene(classes=CLASSES, shape=(10,), seed=3), truth=victim)
+
+
+@cache
+def null_weights() -> World:
+    return World(lambda x: noise(x).double(), Scene(classes=CLASSES, shape=(10,), seed=3))
+
+
+WEIGHTS = Case(
+    attack=RecoverWeights(),
+    bad=({"lines": 0}, {"checks": 0}),
+    budgets=(1500,),
+    real=real_weights,
+    null=null_weights,
+    judge=lambda loot, world: float((loot.facts or {})["share"]),
+    baseline=lambda world: 0.0,
+    margin=0.99,
+    chance=0.0,
+    slack=0.2,
+)
+
+
 # Width and inversion: worlds of their own, since a share of four classes says little.
 
 
@@ -396,6 +426,7 @@ CASES: dict[str, Case] = {
         GeneratorInversion(steps=300), {"steps": 0}, {"confidence": 1.0}, budgets=(150, 600)
     ),
     "LastLayerWidth": WIDTH,
+    "RecoverWeights": WEIGHTS,
     "MIFace": inversion(MIFace(steps=60), {"steps": 0}, {"lr": 0.0}, {"prior": -1.0}),
     "JBDA": replace(
         CLONE, attack=JBDA(), bad=({"seeds_share": 0}, {"step": -0.1}, {"steps": 0}, {"targeted": "random"})

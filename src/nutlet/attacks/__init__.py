@@ -13,6 +13,7 @@ from nutlet.attacks.label_only import LabelOnly
 from nutlet.attacks.last_layer import LastLayerWidth
 from nutlet.attacks.lira import LiRA
 from nutlet.attacks.loss_threshold import LossThreshold
+from nutlet.attacks.recover_weights import RecoverWeights
 from nutlet.attacks.refine import Refine
 from nutlet.attacks.reuse import Reuse
 from nutlet.attacks.rmia import RMIA
@@ -37,6 +38,7 @@ __all__ = [
     "LiRA",
     "LossThreshold",
     "MIFace",
+    "RecoverWeights",
     "Refine",
     "Reuse",
     "SemiSupervised",

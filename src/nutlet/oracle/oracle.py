@@ -20,7 +20,9 @@ from nutlet.storage import digest
 __all__ = ["FileSource", "Ledger", "ModuleSource", "Oracle", "Source", "checked", "source_of"]
 
 Source = Callable[[Tensor], Tensor]
-"""Inputs ``(B, ...)`` float32 to scores ``(B, classes)``, logits or probabilities; anything that answers."""
+"""Inputs ``(B, ...)`` float32 to scores ``(B, classes)``, logits or probabilities; anything that answers.
+
+An attack that looks for the last digits sends float64, and gets them where the answers are float64."""
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Oracle:
         )
 
     def query(self, x: Tensor) -> Tensor:
-        """Return the answers ``(B, classes)`` float32 to ``x`` ``(B, ...)``, each of which is one query.
+        """Return the answers ``(B, classes)`` to ``x`` ``(B, ...)``, each of which is one query.
 
         Raises:
             BudgetError: that would be more than the budget; nothing was sent.
@@ -157,17 +159,18 @@ def checked(scores: Any, rows: int) -> Tensor:
 
 
 class ModuleSource:
-    """A module in evaluation mode as a victim."""
+    """A module in evaluation mode as a victim; one in float64 is asked and answers in float64."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the module's scores; it keeps its own mode."""
+        weight = next((p for p in self.module.parameters() if p.is_floating_point()), x)
         with evaluating(self.module), torch.inference_mode():
-            scores: Tensor = self.module(x)
+            scores: Tensor = self.module(x.to(weight.dtype))
         # Out of inference mode, so that answers can stand beside parameters in a loss.
-        return scores.float().clone()
+        return scores.clone() if scores.dtype == torch.float64 else scores.float()
 
     def fingerprint(self) -> str:
         """Return a hash of the module's weights, structure and code."""
