@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import nutlet as nl
-from nutlet.attack import Attack, Scene
+from nutlet.attack import Scene
 from nutlet.attacks import Knockoff
 from nutlet.auditing.trials import run_attack
 from nutlet.data import Examples
@@ -39,7 +39,8 @@ BUDGETS = (250, 1_000, 4_000, 10_000)
 FOLDER = WORK / "extraction"
 SEEDS = [0, 1, 2]
 USUAL_EPOCHS = 20
-OURS: dict[str, Attack] = {"knockoff": Knockoff()}
+OURS = {"knockoff": 1.0, "knockoff_t4": 4.0}
+"""Knockoff at the temperatures at which a clone is held against the answers."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,9 @@ def art_attack(
     return {"outputs": predict(stolen.model.eval(), evaluation).numpy(), "sent": oracle.queries}
 
 
-def ours(attack: Attack, source: FileSource, scene: Scene, evaluation: Examples) -> Result:
-    """One of our attacks at all budgets; returns the outputs of its clones."""
-    return run_attack(attack, source, Answers(), scene, BUDGETS, evaluation)
+def ours(source: FileSource, scene: Scene, evaluation: Examples) -> Result:
+    """Our attack at all budgets; returns the outputs of its clones."""
+    return run_attack(Knockoff(), source, Answers(), scene, BUDGETS, evaluation)
 
 
 def agreements(name: str, seed: int) -> tuple[dict[str, list[float]], list[float]]:
@@ -170,8 +171,9 @@ def agreements(name: str, seed: int) -> tuple[dict[str, list[float]], list[float
     def share(outputs: np.ndarray) -> float:
         return 100 * float((outputs.argmax(1) == truth).mean())
 
-    for label, attack in OURS.items():
-        made.append(piece(FOLDER / name / f"{label}-seed{seed}.npz", partial(ours, attack, source, scene, evaluation)))
+    for label, temperature in OURS.items():
+        asking = replace(scene, thief=replace(thief, temperature=temperature))
+        made.append(piece(FOLDER / name / f"{label}-seed{seed}.npz", partial(ours, source, asking, evaluation)))
         found[label] = [share(outputs) for outputs in made[-1]["outputs"]]
         assert made[-1]["sent"] == BUDGETS[-1]
     for budget in BUDGETS:
