@@ -173,7 +173,7 @@ class _Weights:
             if len(node.input) > 2
         }
         parameters = bits = zeros = plain = 0
-        readable = []
+        readable: list[Any] = []
         for name, tensor in stored.items():
             if tensor.data_type not in _WEIGHT_BITS or not tensor.dims or name in settings:
                 continue
