@@ -24,7 +24,7 @@ from nutlet.errors import BudgetError, ConfigError
 from nutlet.oracle import ACCESS, Answers
 
 every_case = pytest.mark.parametrize("name", sorted(CASES))
-every_asking = pytest.mark.parametrize("name", sorted(name for name, case in CASES.items() if case.budgets and case.asks))
+every_asking = pytest.mark.parametrize("name", sorted(n for n, case in CASES.items() if case.budgets and case.asks))
 every_kind = pytest.mark.parametrize("kind", sorted({type(c.attack) for c in CASES.values()}, key=lambda k: k.__name__))
 
 
