@@ -263,15 +263,27 @@ MEMBERSHIP = {
 # The file in hand: what it gives away as it lies there, and what labels it spares.
 
 
+@cache
+def real_file() -> World:
+    scene = file_world.scene(file_world.pruned(), file_world.leaky())
+    return World(source_of(file_world.victim()), scene)
+
+
+@cache
+def null_file() -> World:
+    scene = file_world.scene(file_world.untrained(), file_world.mute())
+    return World(source_of(file_world.untrained()), scene)
+
+
 def file_case(attack: Attack, *bad: dict[str, Any]) -> Case:
     return Case(
         attack=attack,
         bad=bad,
-        budgets=(12, 40),
+        budgets=(12, file_world.LABELS),
         asks=False,
-        real=file_world.real,
-        null=file_world.null,
-        judge=file_world.gain,
+        real=real_file,
+        null=null_file,
+        judge=lambda loot, world: file_world.gain(loot),
         baseline=lambda world: 0.0,
         margin=0.1,
         chance=0.0,
@@ -282,8 +294,8 @@ def file_case(attack: Attack, *bad: dict[str, Any]) -> Case:
 FILE = {
     "FileLeaks": Case(
         attack=FileLeaks(),
-        real=file_world.leaky,
-        null=file_world.mute,
+        real=real_file,
+        null=null_file,
         judge=lambda loot, world: float((loot.facts or {})["share"]),
         baseline=lambda world: 0.0,
         margin=0.5,

@@ -14,12 +14,7 @@ from nutlet.attack import Scene
 from nutlet.data import Examples
 from nutlet.thief import Thief
 
-__all__ = ["LR", "finetune", "labelled"]
-
-LR = 1e-3
-"""A third of a thief's own: what is there already is not to be washed out."""
-_SHARE = 4
-"""A model that starts from the file gets this part of the steps of one from nothing."""
+__all__ = ["finetune", "labelled"]
 
 
 def labelled(transfer: Examples, seed: int, budgets: Sequence[int]) -> Iterator[Examples]:
@@ -34,8 +29,10 @@ def labelled(transfer: Examples, seed: int, budgets: Sequence[int]) -> Iterator[
         yield transfer.subset(order[:budget])
 
 
-def finetune(start: nn.Module, examples: Examples, outputs: int, scene: Scene, *, lr: float) -> nn.Module:
-    """Return ``start`` trained on labels: AdamW, one-cycle, cross-entropy, a quarter of a thief's steps.
+def finetune(
+    start: nn.Module, examples: Examples, outputs: int, scene: Scene, *, lr: float, effort: float = 0.25
+) -> nn.Module:
+    """Return ``start`` trained on labels: AdamW, one-cycle, cross-entropy.
 
     Args:
         start: gives scores ``(B, outputs)``; it is copied.
@@ -43,9 +40,10 @@ def finetune(start: nn.Module, examples: Examples, outputs: int, scene: Scene, *
         outputs: number of classes.
         scene: its thief, where there is one, says how long and with which batches; its seed is the only randomness.
         lr: peak learning rate.
+        effort: part of the steps that a thief takes who begins with nothing.
     """
     model = copy.deepcopy(start).requires_grad_(True)
     thief = replace(scene.thief or Thief(architecture=model), architecture=model, start="given", lr=lr)
     answers = F.one_hot(examples.y, outputs).float()
-    steps = max(1, thief.steps(len(examples)) // _SHARE)
+    steps = max(1, round(effort * thief.steps(len(examples))))
     return thief.train(examples, answers, seed=scene.seed, steps=steps, progress=scene.progress)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.labelled import LR, finetune, labelled
+from nutlet.attacks.labelled import finetune, labelled
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 
@@ -23,10 +23,10 @@ class Refine(Attack):
     labelled examples; nothing is asked. The facts hold ``labels``.
 
     Args:
-        lr: peak learning rate.
+        lr: peak learning rate; a third of a thief's own, so that what is there is not washed out.
     """
 
-    lr: float = LR
+    lr: float = 1e-3
 
     when: ClassVar[str] = "the file is compressed, and the thief has a few labels and wants the original back"
     goal: ClassVar[Goal] = "file"

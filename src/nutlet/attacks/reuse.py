@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.labelled import LR, finetune, labelled
+from nutlet.attacks.labelled import finetune, labelled
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.thief import fresh
@@ -32,13 +32,13 @@ class Reuse(Attack):
     Args:
         groups: what the new task tells apart.
         start: ``stolen`` begins with the weights of the file; ``random`` is the baseline, the same architecture drawn
-            anew. What belongs to no layer of its own, as ranges of activations, it keeps.
+            anew and trained four times as long. What belongs to no layer, as ranges of activations, it keeps.
         lr: peak learning rate.
     """
 
     groups: int = 2
     start: Literal["stolen", "random"] = "stolen"
-    lr: float = LR
+    lr: float = 3e-3
 
     when: ClassVar[str] = "the file is to spare labels and training on a task of the thief's own"
     goal: ClassVar[Goal] = "reuse"
@@ -77,8 +77,9 @@ class Reuse(Attack):
         regrouped = replace(transfer, y=group[transfer.y])
         body = white_box if self.start == "stolen" else fresh(white_box, scene.seed)
         start = _with_head(body, transfer.batch(slice(0, 2))[0], scene.classes, self.groups, scene.seed)
+        effort = 0.25 if self.start == "stolen" else 1.0  # who begins with nothing has further to go
         for examples in labelled(regrouped, scene.seed, budgets):
-            clone = finetune(start, examples, self.groups, scene, lr=self.lr)
+            clone = finetune(start, examples, self.groups, scene, lr=self.lr, effort=effort)
             facts = {"labels": len(examples), "groups": group.tolist()}
             yield Loot(queries=oracle.queries, clone=clone, facts=facts)
 
