@@ -174,7 +174,7 @@ class _Duel:
         if len(x) < 2:
             return  # too few for batch norm
         self.clone_optimizer.zero_grad()
-        soft_cross_entropy(self.clone(x), answers).backward()
+        torch.autograd.backward(soft_cross_entropy(self.clone(x), answers))
         self.clone_optimizer.step()
 
     def challenge(self, attack: DataFree, budget: int) -> None:
@@ -187,9 +187,9 @@ class _Duel:
         with evaluating(self.clone):
             if labels:
                 p = self.clone(x).softmax(1)
-                (-entropy(p).mean() - entropy(p.mean(0, keepdim=True)).sum()).backward()
+                torch.autograd.backward(-entropy(p).mean() - entropy(p.mean(0, keepdim=True)).sum())
             else:
-                x.backward(-self.slope(x.detach(), attack))
+                torch.autograd.backward(x, -self.slope(x.detach(), attack))
         self.generator_optimizer.step()
 
     def slope(self, x: Tensor, attack: DataFree) -> Tensor:
@@ -205,5 +205,6 @@ class _Duel:
         """Return the L1 distance of the log-probabilities of clone and victim, ``(B,)``; asks the victim."""
         answers = self.ask(x)
         with torch.no_grad():
-            own = self.clone(x).softmax(1)
-        return (answers.clamp_min(_LEAST).log() - own.clamp_min(_LEAST).log()).abs().sum(1)
+            own: Tensor = self.clone(x).softmax(1)
+        distance: Tensor = (answers.clamp_min(_LEAST).log() - own.clamp_min(_LEAST).log()).abs().sum(1)
+        return distance
