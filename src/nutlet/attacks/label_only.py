@@ -76,4 +76,4 @@ class LabelOnly(Attack):
         """Return the answers ``(B, copies, classes)`` to noisy copies of ``x`` ``(B, ...)``."""
         copies = x.repeat_interleave(self.copies, 0)
         copies += sigma * torch.randn(copies.shape, generator=random)
-        return ask(oracle, copies).unflatten(0, (len(x), self.copies))
+        return ask(oracle, copies).view(len(x), self.copies, -1)
