@@ -14,9 +14,9 @@ from nutlet.attacks.shadow_classifier import ShadowClassifier
 from nutlet.attacks.two_version import TwoVersion
 
 __all__ = [
-    "ActiveThief",
     "RMIA",
     "SAMIA",
+    "ActiveThief",
     "BaVarIA",
     "GeneratorInversion",
     "Knockoff",
