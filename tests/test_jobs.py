@@ -307,7 +307,7 @@ def fake_pool(killed: dict[str, int], stopped: list[bool]) -> pools.Pool:
             future.set_result(cloudpickle.dumps({"name": name}))
         return future
 
-    return pools.Pool(2, submit, lambda: stopped.append(True), lambda error: isinstance(error, Gone))
+    return pools.Pool(2, submit, lambda waiting: stopped.append(True), lambda error: isinstance(error, Gone))
 
 
 def test_a_job_is_begun_again_twice() -> None:

@@ -300,6 +300,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no url": ({"url": "models.example.org"}, "expected https://host/path"),
     "a file": ({"url": "file:///etc/passwd"}, "expected https://host/path"),
     "a port": ({"url": "https://a:99999/"}, "expected https://host/path"),
+    "no host": ({"url": "https:///digits"}, "expected https://host/path"),
+    "an empty label": ({"url": "https://a..b/digits"}, "expected https://host/path"),
     "a blank": ({"url": "https://a/b c"}, "expected https://host/path"),
     "a number": ({"url": 3}, "url of the endpoint is a int; expected text"),
     "a user": ({"url": "https://me:pear@a/"}, "holds a secret .a user name."),

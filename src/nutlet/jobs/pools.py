@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, NamedTuple
 
@@ -29,11 +29,11 @@ _IDLE = 300
 
 
 class Pool(NamedTuple):
-    """Where jobs are sent: how many at a time, how, how they are all ended, and which error says a worker is gone."""
+    """Where jobs are sent: how many at a time, how, how they are ended early, and which error is a lost worker."""
 
     slots: int
     submit: Callable[[bytes], Future[bytes]]
-    stop: Callable[[], object]
+    stop: Callable[[Collection[Future[bytes]]], object]
     lost: Callable[[BaseException], bool]
 
 
@@ -74,7 +74,7 @@ def spread(jobs: dict[str, Job], pool: Pool) -> Iterator[tuple[str, Result]]:
                     losses[key] += 1
                     todo.append(key)
     except BaseException:  # Ctrl-C, and a caller who stops listening: nothing is to go on unseen
-        pool.stop()
+        pool.stop(waiting)
         raise
 
 
@@ -88,10 +88,16 @@ def processes(count: int, threads: int) -> Pool:
     def executor() -> Any:  # a new one, where the last one broke
         return get_reusable_executor(max_workers=count, timeout=_IDLE, env=env, initializer=_end_with_parent)
 
+    def stop(waiting: Collection[Future[bytes]]) -> None:
+        # Shut down with jobs that it has not handed out yet, an executor stumbles over them.
+        while not all(future.running() or future.done() for future in waiting):
+            time.sleep(0.01)
+        executor().shutdown(wait=True, kill_workers=True)
+
     return Pool(
         slots=count,
         submit=lambda payload: executor().submit(_work, payload, threads, versions()),
-        stop=lambda: executor().shutdown(wait=True, kill_workers=True),
+        stop=stop,
         lost=lambda error: isinstance(error, BrokenProcessPool),
     )
 
@@ -125,8 +131,8 @@ def cluster(address: str, count: int, threads: int) -> Pool:
             ray.init(address, log_to_driver=False, **own)
         except Exception as error:  # it has no common base
             raise ConfigError(
-                f"no Ray cluster to be had at {address!r}: {first_line(error)}; expected one that runs (`ray start "
-                "--head`), or `local` to start one here"
+                f"no Ray cluster to be had at {address!r}: {first_line(error).rstrip('.')}; expected one that runs "
+                "(`ray start --head`), or `local` to start one here"
             ) from error
     # Begun again by our own loop, so that a lost worker means the same here as on one machine.
     remote = ray.remote(num_cpus=threads, max_retries=0)(_work)
@@ -136,14 +142,18 @@ def cluster(address: str, count: int, threads: int) -> Pool:
         reference = remote.remote(payload, threads, versions())
         future: Future[bytes] = reference.future()
         sent[future] = reference
-        future.add_done_callback(sent.pop)
+        future.add_done_callback(sent.pop)  # as long as a reference is held, the cluster holds the result
         return future
+
+    def stop(waiting: Collection[Future[bytes]]) -> None:
+        for reference in filter(None, map(sent.get, waiting)):
+            ray.cancel(reference, force=True)
 
     return Pool(
         # Some more than there is room for, so that a cluster that can grow sees that it should.
         slots=2 * max(1, int(ray.cluster_resources().get("CPU", 0)) // threads),
         submit=submit,
-        stop=lambda: [ray.cancel(reference, force=True) for reference in list(sent.values())],
+        stop=stop,
         lost=lambda error: (
             isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
         ),

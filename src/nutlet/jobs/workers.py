@@ -35,7 +35,7 @@ class Workers:
         threads: of each. Sums are rounded differently by other numbers of threads, so it belongs to what a result
             depends on.
         folder: where results are kept; None keeps none.
-        ray: address of a Ray cluster (``auto``, ``ray://host:10001``, or ``local`` to start one here); None for none.
+        ray: address of a Ray cluster (``auto``, ``host:port``, or ``local`` to start one here); None for none.
         progress: shows bars.
 
     Raises:

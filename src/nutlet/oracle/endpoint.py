@@ -31,7 +31,7 @@ _SECRET = re.compile("auth|token|key|secret|passw|cookie|credential|signature|se
 _FROM_ENVIRONMENT = re.compile(r"env:([A-Za-z_]\w*)", re.ASCII)
 _NUMBERS: dict[str, tuple[Any, float, float]] = {
     "classes": (int, 2, 1_000_000),
-    "batch": (int, 1, 100_000),
+    "batch": (int, 1, 256),
     "retries": (int, 0, 20),
     "timeout": ((int, float), 0.01, 3600),
     "pause": ((int, float), 0, 3600),
@@ -53,7 +53,7 @@ class Endpoint:
         i_own_this_endpoint: your word that it is yours.
         method: ``POST`` or ``PUT``.
         headers: sent along. A secret is written as ``env:NAME`` and taken from that environment variable.
-        batch: inputs in one request.
+        batch: inputs in one request, at most 256.
         request: where the inputs, nested lists, go in the body: ``inputs``, ``a.b``, or empty where they are the body.
         response: where the answers are in the body of the response, one per input; a number steps into a list.
         timeout: seconds for one request.
@@ -253,7 +253,8 @@ def _check_url(url: str) -> None:
     """Raise ConfigError, without showing it, for an address that cannot be asked or that holds a secret."""
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        name = (parts.hostname or "").encode("idna")  # as it is looked up
+        usable = parts.scheme in ("http", "https") and name and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
     if not usable or not url.isascii() or not url.isprintable() or " " in url:
