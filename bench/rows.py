@@ -64,6 +64,11 @@ class Rows:
         for metric, values in self.values.items():
             unit, bar = self.units[metric]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            figures = {"value": round(statistics.fmean(values), 4), "spread": round(spread, 4)}
+            figures = {"value": _rounded(statistics.fmean(values)), "spread": _rounded(spread)}
             rows.append({**common, "metric": metric, **figures, "unit": unit, "bar": bar})
         write_json(path, sorted(rows, key=lambda row: row["case"]))
+
+
+def _rounded(value: float) -> float:
+    """Round to four decimals, or four figures where that would leave nothing."""
+    return round(value, 4) if abs(value) >= 0.01 or value == 0 else float(f"{value:.4g}")

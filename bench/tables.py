@@ -200,9 +200,9 @@ def membership() -> str:
         "|---|---|---|---|",
     ]
     for name, rows in found.items():
-        if name.startswith("two-version-") and "auc_two_version" in rows:
+        if name.startswith("two-version-") and "two_version_auc" in rows:
             cells = [
-                figure(rows.get(f"auc_{part}"), 3) for part in ("compressed_alone", "original_alone", "two_version")
+                figure(rows.get(f"{part}_auc"), 3) for part in ("compressed_alone", "original_alone", "two_version")
             ]
             lines.append(f"| {name.removeprefix('two-version-')} | {' | '.join(cells)} |")
     every = [row for rows in found.values() for row in rows.values()]
