@@ -170,7 +170,7 @@ def victims(models: Shadows) -> Iterator[tuple[Scene, Tensor, Tensor, Fixed]]:
 def lira(name: str, case: str) -> None:
     models = shadow_models(name)
     trained = seconds_of(name, lambda: models(MODELS)) / MODELS
-    rows = Rows("membership", case, list(VICTIMS))
+    rows = Rows("membership", case, list(VICTIMS), seconds=trained * MODELS)
     for scene, answers, members, others in victims(models):
         figures(rows, LossThreshold().scores(answers, LOGITS, scene), members, "loss_threshold_")
         for mode in ("offline", "online"):
@@ -198,7 +198,7 @@ def cheap(attack: RMIA | BaVarIA, name: str, case: str) -> None:
     """Few shadow models, beside offline LiRA with 64."""
     models = shadow_models(name)
     trained = seconds_of(name, lambda: models(MODELS)) / MODELS
-    rows = Rows("membership", case, list(VICTIMS))
+    rows = Rows("membership", case, list(VICTIMS), seconds=trained * MODELS)
     for scene, answers, members, _ in victims(models):
         start = time.process_time()
         dear = auc(LiRA(mode="offline", models=64).scores(answers, LOGITS, scene), members).value

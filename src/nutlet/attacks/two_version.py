@@ -39,9 +39,9 @@ class TwoVersion(Attack):
     The evidence of :class:`~nutlet.attacks.BaVarIA` is taken from each release alone and from the vector of all, with
     their covariance within a candidate: what a release adds there is how far it is from what the others make one
     expect. A logistic regression weighs these; the attacker learns the weights on his own models, each in turn a victim
-    of those of the other pairs, so that a release that says little is given little weight. CompLeak (2025), who showed
-    that releases leak together, train a classifier on all answers instead. It needs shadow models of every release,
-    compressed from the same originals.
+    of those of the other pairs, so that a release that says little is given little weight. That releases leak together
+    was shown by Li et al. (2025, CompLeak), who combine the answers in another way. It needs shadow models of every
+    release, compressed from the same originals.
 
     Args:
         mode: ``online`` or ``offline``, as BaVarIA.
@@ -57,7 +57,7 @@ class TwoVersion(Attack):
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows", "companions", "companion_shadows")
-    source: ClassVar[str] = "CompLeak 2025, arXiv:2507.16872; statistic as Brännvall 2026, arXiv:2603.11799"
+    source: ClassVar[str] = "Li et al. 2025 (CompLeak), arXiv:2507.16872; statistic as Brännvall 2026, arXiv:2603.11799"
 
     mode: Literal["online", "offline"] = "online"
     models: int = 16
