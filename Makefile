@@ -66,7 +66,7 @@ clean:  ## remove the environment and everything that was made
 	@touch $@
 
 .venv/.stamp-dev: .venv/.stamp-torch
-	$(INSTALL) '.[demo,images,huggingface,dev]'
+	$(INSTALL) '.[demo,images,huggingface,ray,dev]'
 	$(call check_torch)
 	@touch $@
 
