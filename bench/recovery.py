@@ -1,6 +1,6 @@
 """Exact recovery of two-layer ReLU networks through a logits oracle without labels, queries counted.
 
-    python bench/recovery.py [CASE ...]
+python bench/recovery.py [CASE ...]
 """
 
 from __future__ import annotations
