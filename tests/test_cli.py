@@ -54,9 +54,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, floa
 
 def test_the_demo(demo: tuple[Path, str, str, float]) -> None:
     folder, out, err, seconds = demo
-    assert seconds < 90
+    assert seconds < 120
     assert {path.name for path in folder.iterdir()} == {
         *("model.onnx", "original.onnx", "report.json", "report.html", "saved", "steps"),
+        *("audit.json", "audit.html", "jobs"),
     }  # fmt: skip
     assert list(folder.rglob("*.part")) == []
     report = json.loads((folder / "report.json").read_text())
