@@ -86,7 +86,9 @@ def processes(count: int, threads: int) -> Pool:
     env = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
 
     def executor() -> Any:  # a new one, where the last one broke
-        return get_reusable_executor(max_workers=count, timeout=_IDLE, env=env, initializer=_end_with_parent)
+        # Told whose child it is: one that starts slowly may find its parent killed, and another in its place.
+        end_with_us = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
+        return get_reusable_executor(max_workers=count, timeout=_IDLE, env=env, **end_with_us)
 
     def stop(waiting: Collection[Future[bytes]]) -> None:
         # Shut down with jobs that it has not handed out yet, an executor stumbles over them.
@@ -102,9 +104,8 @@ def processes(count: int, threads: int) -> Pool:
     )
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """End this process soon after the one that started it was killed, in the middle of a job if need be."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -170,7 +170,7 @@ class ModuleSource:
         with evaluating(self.module), torch.inference_mode():
             scores: Tensor = self.module(x.to(weight.dtype))
         # Out of inference mode, so that answers can stand beside parameters in a loss.
-        return scores.clone() if scores.dtype == torch.float64 else scores.float()
+        return (scores if scores.dtype == torch.float64 else scores.float()).clone()
 
     def fingerprint(self) -> str:
         """Return a hash of the module's weights, structure and code."""
