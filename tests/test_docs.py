@@ -24,7 +24,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nutlet import method
+from nutlet import attack, method
 from nutlet.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,16 +61,17 @@ def pages() -> Iterator[Path]:
 
 @pytest.fixture
 def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """A module to run a page in: an empty folder is the current one, and methods it registers are forgotten after."""
+    """A module to run a page in: an empty folder is the current one, and what it registers is forgotten after."""
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("NUTLET_CACHE", str(tmp_path / "cache"))
-    before = dict(method.known_methods())
+    before = [set(method.known_methods()), set(attack.known_attacks())]
     yield module
-    for name in set(method._registry) - set(before):
-        del method._registry[name]
+    for registry, names in zip((method._registry, attack._registry), before, strict=True):
+        for name in set(registry.kinds) - names:
+            del registry.kinds[name]
     for name, loaded in list(sys.modules.items()):
         if str(getattr(loaded, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]

@@ -26,7 +26,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "history", "progress"},
-    {"data", "storage", "table"},
+    {"data", "registry", "storage", "table"},
     {"catalogue", "fingerprint", "predict"},
     {"graph", "jobs", "method"},
     {"export", "inputs", "measurement", "recipe", "report", "train"},

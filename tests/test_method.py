@@ -12,8 +12,8 @@ from nutlet.method import Method
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Method]]:
-    monkeypatch.setattr(method, "_registry", dict(method.known_methods()))
-    return method._registry
+    monkeypatch.setattr(method._registry, "kinds", dict(method.known_methods()))
+    return method._registry.kinds
 
 
 def test_a_plugin_that_does_not_load_says_so_every_time(
@@ -23,7 +23,7 @@ def test_a_plugin_that_does_not_load_says_so_every_time(
         def load(self) -> object:
             raise ImportError("no module named parts")
 
-    monkeypatch.setattr(method, "_plugins_loaded", False)
+    monkeypatch.setattr(method._registry, "plugins_loaded", False)
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Broken()])
     for _ in range(2):
         with pytest.raises(ImportError, match="parts"):

@@ -21,7 +21,7 @@ from nutlet.history import Step
 from nutlet.method import Method, Plan
 from nutlet.recipe import dump_recipe
 from nutlet.storage import write_atomic, write_json, write_text
-from nutlet.table import Table
+from nutlet.table import Table, Tabled
 
 __all__ = ["Compressed", "replay"]
 
@@ -33,7 +33,7 @@ _EXAMPLE_LIMIT = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Compressed:
+class Compressed(Tabled):
     """A compressed model with the history of how it came about.
 
     Args:
@@ -133,15 +133,6 @@ class Compressed:
     def __repr__(self) -> str:
         chain = " → ".join(step.name for step in self.steps)
         return f"<Compressed {chain}: {self.steps[-1].size.bytes:,} bytes>"
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Any:
-        return self.table().__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
 
 def replay(kind: type[Method], model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:

@@ -7,7 +7,6 @@ each budget. It never sees what its loot is scored with; that is the judge's (:m
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import Tensor, nn
 
 from nutlet.data import Examples
-from nutlet.errors import ConfigError
 from nutlet.oracle import ACCESS, Access, Oracle
 from nutlet.progress import Progress
+from nutlet.registry import Registry
 from nutlet.thief import Thief
 
 __all__ = ["Attack", "Goal", "Loot", "Scene", "ShadowModels", "known_attacks", "register_attack"]
@@ -104,6 +103,10 @@ class Attack:
     """Fields of :class:`Scene` that must not be None or empty."""
     source: ClassVar[str] = ""
     """Paper and year."""
+    measure: ClassVar[str] = "found of what was looked for"
+    """What the share of its loot that is right says, for a table."""
+    spends: ClassVar[Literal["queries", "labels"]] = "queries"
+    """What its budgets count: inputs sent, or labelled examples of the thief's own."""
     costly: ClassVar[bool] = False
     """Whether it takes so long that an audit runs it only when asked."""
 
@@ -143,25 +146,17 @@ _NEEDS = {
 
 Kind = TypeVar("Kind", bound=type[Attack])
 
-_registry: dict[str, type[Attack]] = {}
-_plugins_loaded = False
+_registry: Registry[Attack] = Registry("an attack", "nutlet.attacks")
 
 
 def register_attack(kind: Kind) -> Kind:
     """Class decorator: make an attack known by its class name to the audit, the command line and the docs."""
-    if kind.__name__ in _registry and _registry[kind.__name__] is not kind:
-        raise ConfigError(f"an attack named {kind.__name__!r} is registered already; expected a new name")
-    _registry[kind.__name__] = kind
+    _registry.add(kind)
     return kind
 
 
 def known_attacks() -> dict[str, type[Attack]]:
     """Return every known attack by name: ours, and those of installed packages (entry point ``nutlet.attacks``)."""
-    global _plugins_loaded
     import nutlet.attacks  # noqa: F401  registers ours
 
-    if not _plugins_loaded:
-        for entry in importlib.metadata.entry_points(group="nutlet.attacks"):
-            register_attack(entry.load())
-        _plugins_loaded = True  # not before: a plugin that does not load is to say so every time
-    return dict(sorted(_registry.items()))
+    return _registry.known()

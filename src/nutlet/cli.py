@@ -260,7 +260,7 @@ def audit(
         architecture=None if model is None else load_model(model),
         recipe=() if recipe is None else load_recipe(recipe),
         retrained=retrained,
-        names=(_short(data), "" if transfer is None else _short(transfer)),
+        transfer_name="" if transfer is None else _short(transfer),
         command=_command(),
         processes=processes,
         ray=ray,

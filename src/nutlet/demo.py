@@ -112,7 +112,7 @@ def run_demo(
     )
     progress.say("auditing both files, briefly: a full audit is nutlet audit")
     audit = audit_files(
-        out / COMPRESSED, data, out / ORIGINAL, out, protocol=AUDIT, retrained=True, names=("digits", ""),
+        out / COMPRESSED, data, out / ORIGINAL, out, protocol=AUDIT, retrained=True,
         command=command, progress=progress,
     )  # fmt: skip
     return result, figures, parity, audit

@@ -12,7 +12,6 @@ Splitting deciding from doing is what lets a compressed model be rebuilt from JS
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from nutlet.data import Data
 from nutlet.errors import ConfigError, nearest
 from nutlet.progress import Progress
+from nutlet.registry import Registry
 
 __all__ = ["Context", "Method", "Plan", "known_methods", "register"]
 
@@ -143,28 +143,20 @@ class Method:
 
 Kind = TypeVar("Kind", bound=type[Method])
 
-_registry: dict[str, type[Method]] = {}
-_plugins_loaded = False
+_registry: Registry[Method] = Registry("a method", "nutlet.methods")
 
 
 def register(kind: Kind) -> Kind:
     """Class decorator: make a method known by its class name to recipes, the command line and the docs."""
-    if kind.__name__ in _registry and _registry[kind.__name__] is not kind:
-        raise ConfigError(f"a method named {kind.__name__!r} is registered already; expected a new name")
-    _registry[kind.__name__] = kind
+    _registry.add(kind)
     return kind
 
 
 def known_methods() -> dict[str, type[Method]]:
     """Return every known method by name: ours, and those of installed packages (entry point ``nutlet.methods``)."""
-    global _plugins_loaded
     import nutlet.methods  # noqa: F401  registers ours
 
-    if not _plugins_loaded:
-        for entry in importlib.metadata.entry_points(group="nutlet.methods"):
-            register(entry.load())
-        _plugins_loaded = True  # not before: a plugin that does not load is to say so every time
-    return dict(sorted(_registry.items()))
+    return _registry.known()
 
 
 def _default(option: dataclasses.Field[Any]) -> Any:

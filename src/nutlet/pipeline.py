@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
+from nutlet.fingerprint import source_code
 from nutlet.graph.activations import calibrate, carry
 from nutlet.graph.sites import Edited, walk
 from nutlet.history import Size, Step
@@ -176,27 +176,17 @@ def _keys(model: nn.Module, data: Data, steps: Sequence[Method], seed: int) -> l
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     for kind in sorted({type(module) for module in model.modules()}, key=repr):
-        sha.update(_source(kind).encode())
+        sha.update(source_code(kind).encode())
     for examples in (data.train, data.validation, data.calibration):
         _hash_examples(sha, examples)
     augment = data.augment
-    sha.update((repr(augment) if dataclasses.is_dataclass(augment) else _source(augment)).encode())
+    sha.update((repr(augment) if dataclasses.is_dataclass(augment) else source_code(augment)).encode())
     keys = [digest(sha.hexdigest(), str(seed), importlib.metadata.version("nutlet"), torch.__version__)]
     for step in steps:
         # All options, not only those that differ from defaults: a changed default is another step.
         options = json.dumps(dataclasses.asdict(step), sort_keys=True)
-        keys.append(digest(keys[-1], type(step).__name__, options, _source(type(step))))
+        keys.append(digest(keys[-1], type(step).__name__, options, source_code(type(step))))
     return keys
-
-
-def _source(thing: object) -> str:
-    """Return the source of a class or function from outside; that of torch and nutlet is told by their versions."""
-    if thing is None or getattr(thing, "__module__", "").partition(".")[0] in ("torch", "nutlet"):
-        return ""
-    try:
-        return inspect.getsource(thing)  # type: ignore[arg-type]
-    except (OSError, TypeError):  # defined in a prompt, or in no file at all
-        return getattr(thing, "__qualname__", "")
 
 
 def _hash_examples(sha: Any, examples: Examples) -> None:

@@ -12,7 +12,7 @@ from nutlet.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Group
 
-__all__ = ["Table"]
+__all__ = ["Table", "Tabled"]
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,20 @@ class Table:
         for note in self.notes:
             parts += ["", note]
         return "\n".join(parts)
+
+
+class Tabled:
+    """What prints as a table, in a terminal, in a log and in a notebook; a subclass says which."""
+
+    def table(self) -> Table:
+        """Return the table."""
+        raise NotImplementedError
+
+    def __rich__(self) -> Group:
+        return self.table().__rich__()
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()

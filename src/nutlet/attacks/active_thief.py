@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import Asked
+from nutlet.attacks.asking import Asked, means
 from nutlet.attacks.selection import Strategy, select
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -56,9 +56,7 @@ class ActiveThief(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield a clone for each budget."""
-        transfer, thief = scene.transfer, scene.thief
-        assert transfer is not None
-        assert thief is not None
+        transfer, thief = means(scene)
         asked, clone = Asked.nothing(transfer, scene.classes), None
         for budget in sorted(budgets):
             asked = ask_actively(asked, clone, oracle, scene, budget, strategy=self.strategy, rounds=self.rounds)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import Asked
+from nutlet.attacks.asking import Asked, means
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.predict import predict
@@ -58,9 +58,7 @@ class AdaptiveKnockoff(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield a clone for each budget."""
-        transfer, thief = scene.transfer, scene.thief
-        assert transfer is not None
-        assert thief is not None
+        transfer, thief = means(scene)
         random = torch.Generator().manual_seed(scene.seed)
         asked = Asked.nothing(transfer, scene.classes)
         preferences, earned = torch.zeros(transfer.classes), torch.empty(0, 3)

@@ -7,10 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nutlet.attack import Scene
 from nutlet.data import Examples
 from nutlet.oracle import Oracle, as_probabilities
+from nutlet.thief import Thief
 
-__all__ = ["Asked", "ask"]
+__all__ = ["Asked", "ask", "means"]
+
+
+def means(scene: Scene) -> tuple[Examples, Thief]:
+    """Return the transfer set and the thief, which every attack that trains a clone on answers needs."""
+    assert scene.transfer is not None
+    assert scene.thief is not None
+    return scene.transfer, scene.thief
 
 
 def ask(oracle: Oracle, x: Tensor) -> Tensor:

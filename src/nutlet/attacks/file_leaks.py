@@ -61,6 +61,7 @@ class FileLeaks(Attack):
     goal: ClassVar[Goal] = "file"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("file",)
+    measure: ClassVar[str] = "what can be read in the file, of a fixed list"
     source: ClassVar[str] = "Sun et al. 2021, Mind Your Weight(s), arXiv:2002.07687"
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:

@@ -49,6 +49,7 @@ class GeneratorInversion(Attack):
     goal: ClassVar[Goal] = "inversion"
     access: ClassVar[Access] = "probabilities"
     needs: ClassVar[tuple[str, ...]] = ("transfer",)
+    measure: ClassVar[str] = "reconstructed classes that are recognised"
     source: ClassVar[str] = "Yang et al. 2019, arXiv:1902.08552"
     costly: ClassVar[bool] = True
 

@@ -48,6 +48,7 @@ class MIFace(Attack):
     goal: ClassVar[Goal] = "inversion"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("white_box",)
+    measure: ClassVar[str] = "reconstructed classes that are recognised"
     source: ClassVar[str] = "Fredrikson et al. 2015, Model inversion attacks that exploit confidence information, CCS"
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import ask
+from nutlet.attacks.asking import ask, means
 from nutlet.data import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -67,9 +67,7 @@ class JBDA(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield a clone for each budget."""
-        transfer, thief = scene.transfer, scene.thief
-        assert transfer is not None
-        assert thief is not None
+        transfer, thief = means(scene)
         generator = torch.Generator().manual_seed(scene.seed)
         unused = torch.randperm(len(transfer), generator=generator)
         low, high = value_range(transfer)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import Asked
+from nutlet.attacks.asking import Asked, means
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["Knockoff"]
@@ -32,9 +32,7 @@ class Knockoff(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield a clone for each budget."""
-        transfer, thief = scene.transfer, scene.thief
-        assert transfer is not None
-        assert thief is not None
+        transfer, thief = means(scene)
         order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(scene.seed))
         asked = Asked.nothing(transfer, scene.classes)
         for budget in sorted(budgets):

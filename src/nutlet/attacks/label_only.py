@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import Asked, ask
+from nutlet.attacks.asking import Asked, ask, means
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 
@@ -53,9 +53,7 @@ class LabelOnly(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield a clone for each budget."""
-        transfer, thief = scene.transfer, scene.thief
-        assert transfer is not None
-        assert thief is not None
+        transfer, thief = means(scene)
         random = torch.Generator().manual_seed(scene.seed)
         order = torch.randperm(len(transfer), generator=random)
         sigma = self.noise * float(transfer.batch(order[:1000])[0].std())

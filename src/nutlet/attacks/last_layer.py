@@ -41,6 +41,7 @@ class LastLayerWidth(Attack):
     when: ClassVar[str] = "logits of a model with more outputs than hidden units: how wide it is, and its last layer"
     goal: ClassVar[Goal] = "width"
     access: ClassVar[Access] = "logits"
+    measure: ClassVar[str] = "hidden width found"
     source: ClassVar[str] = "Carlini et al. 2024, arXiv:2403.06634"
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.labelled import finetune, labelled
@@ -32,6 +32,8 @@ class Refine(Attack):
     goal: ClassVar[Goal] = "file"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("white_box", "transfer")
+    measure: ClassVar[str] = "accuracy of the file refined with a few labels"
+    spends: ClassVar[Literal["queries", "labels"]] = "labels"
     source: ClassVar[str] = "Han et al. 2015, Learning both weights and connections, arXiv:1506.02626"
 
     def __post_init__(self) -> None:

@@ -44,6 +44,8 @@ class Reuse(Attack):
     goal: ClassVar[Goal] = "reuse"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("white_box", "transfer")
+    measure: ClassVar[str] = "accuracy on another task with a few labels, from the stolen file"
+    spends: ClassVar[Literal["queries", "labels"]] = "labels"
     source: ClassVar[str] = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import Asked
+from nutlet.attacks.asking import Asked, means
 from nutlet.data import Examples, flip_and_crop
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -55,9 +55,7 @@ class SemiSupervised(Attack):
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
         """Yield a student for each budget; the teacher where all of the transfer set was asked about."""
-        transfer, thief = scene.transfer, scene.thief
-        assert transfer is not None
-        assert thief is not None
+        transfer, thief = means(scene)
         order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(scene.seed))
         asked = Asked.nothing(transfer, scene.classes)
         for budget in sorted(budgets):

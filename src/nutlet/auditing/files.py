@@ -39,7 +39,7 @@ def audit_files(
     architecture: nn.Module | None = None,
     recipe: Sequence[Method] = (),
     retrained: bool | None = None,
-    names: tuple[str, str] = ("", ""),
+    transfer_name: str = "",
     command: str = "",
     processes: int = 0,
     ray: str | None = None,
@@ -61,7 +61,7 @@ def audit_files(
         architecture: what the thief trains, where he knows the victim's; one of our own otherwise.
         recipe: how the file was made from the original, where that is known.
         retrained: whether training data were used again after compression; by default what ``recipe`` says.
-        names: how the user named data and transfer set.
+        transfer_name: how the user named the transfer set.
         command: how to reproduce the audit.
         processes: at a time; 0 for what a short timing finds best.
         ray: address of a Ray cluster.
@@ -89,7 +89,7 @@ def audit_files(
         thief=thief,
         recipe=recipe,
         retrained=retrained,
-        names=names,
+        transfer_name=transfer_name,
         command=command,
         workers=Workers(processes=many, threads=threads, folder=folder / "jobs", ray=ray, progress=progress),
     )

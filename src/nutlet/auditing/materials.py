@@ -227,6 +227,10 @@ class Materials:
         """How many the victim tells apart."""
         return int(self.file.outputs.shape[1])
 
+    def oracle(self, artifact: Artifact, client: str = "attacker") -> Oracle:
+        """Return ``artifact`` as an attacker sees it, with a count of its own."""
+        return Oracle(artifact.oracle.source, answers=self.protocol.answers, client=client)
+
     def scene(self, seed: int) -> Scene:
         """Return what every attacker has."""
         return Scene(

@@ -49,9 +49,9 @@ class Possession:
     worth: list[Row] = field(default_factory=list)
 
 
-def hands_on(m: Materials, artifact: Artifact, seed: int) -> Scene:
+def hands_on(m: Materials, artifact: Artifact) -> Scene:
     """Return what an attacker has who holds ``artifact``; of a module or an endpoint no more than any other."""
-    scene = m.scene(seed)
+    scene = m.scene(m.protocol.first_seed)
     return scene if artifact.path is None else replace(scene, file=artifact.path, white_box=load_onnx(artifact.path))
 
 
@@ -59,21 +59,24 @@ def possession(attacks: Sequence[Attack], m: Materials) -> Possession:
     """Run ``attacks`` of whoever holds the file, or asks for more than a copy, on every release."""
     found = Possession()
     random = [replace(attack, start="random") for attack in attacks if isinstance(attack, Reuse)]
+    scenes = {artifact.name: hands_on(m, artifact) for artifact in m.artifacts}
     jobs: dict[tuple[str, str, int], Job] = {}
     for attack in [*attacks, *random]:
         # A start at random is of the file's architecture; the original's would be another baseline for the same row.
         for artifact in m.artifacts[-1:] if attack in random else m.artifacts:
+            scene = scenes[artifact.name]
+            if attack.obstacle(m.oracle(artifact), scene):
+                continue
             for seed in m.protocol.seed_numbers:
-                scene = hands_on(m, artifact, seed)
-                if all(getattr(scene, need) is not None for need in attack.needs):
-                    jobs[_name(attack), artifact.name, seed] = _job(m, attack, artifact, scene)
+                jobs[_name(attack), artifact.name, seed] = _job(m, attack, artifact, replace(scene, seed=seed))
     results = dict(zip(jobs, m.workers.run(list(jobs.values()), "with the file in hand"), strict=True))
+    judge = _judge(m) if any("images" in result for result in results.values()) else None
     for attack in attacks:
         parts = {
             artifact.name: [results[key] for key in results if key[:2] == (_name(attack), artifact.name)]
             for artifact in m.artifacts
         }
-        _add(found, m, attack, {name: seeds for name, seeds in parts.items() if seeds})
+        _add(found, m, attack, {name: seeds for name, seeds in parts.items() if seeds}, judge)
     for attack in random:
         _compare_with_nothing(found, m, [results[key] for key in results if key[0] == _name(attack)])
     found.surface.extend(_sizes(m))
@@ -85,20 +88,23 @@ def _name(attack: Attack) -> str:
 
 
 def _job(m: Materials, attack: Attack, artifact: Artifact, scene: Scene) -> Job:
-    labels = attack.goal == "reuse" or type(attack).__name__ == "Refine"
-    budgets = tuple(min(count, len(m.transfer.examples)) for count in LABELS) if labels else m.budgets[-1:]
+    counts = LABELS if attack.spends == "labels" else m.budgets[-1:]
+    budgets = tuple(min(count, len(m.transfer.examples)) for count in counts)
     title = f"{type(attack).__name__} on {artifact.name}, seed {scene.seed}"
     return attack_job(attack, artifact.oracle.source, m.protocol.answers, scene, budgets, m.evaluation, title)
 
 
-def _add(found: Possession, m: Materials, attack: Attack, parts: dict[str, list[Result]]) -> None:
+def _add(
+    found: Possession, m: Materials, attack: Attack, parts: dict[str, list[Result]], judge: nn.Module | None
+) -> None:
     """Add the record of one attack, and a row where before and after can be compared."""
     victims, before_after = [], []
     for name, seeds in parts.items():
         facts = (seeds[0].get("facts") or [None])[-1]
-        hits = _hits(m, attack, seeds)
+        # An attack that says itself how much it found is not scored by what its clone answers.
+        hits = None if facts and "share" in facts else _hits(m, attack, seeds, judge)
         share = summary(hits) if hits is not None else None
-        if facts is not None and "share" in facts:
+        if facts and "share" in facts:
             shares = [float(result["facts"][-1]["share"]) for result in seeds]
             share = {"value": float(np.mean(shares)), "low": None, "high": None, "values": shares}
         victims.append(victim(name, sum(int(result["sent"]) for result in seeds), facts=facts, share=share))
@@ -112,25 +118,16 @@ def _add(found: Possession, m: Materials, attack: Attack, parts: dict[str, list[
         return
     gap = paired_difference(first, last) if len(before_after) > 1 and first is not None and last is not None else None
     before = old["value"] if old and len(before_after) > 1 else None
-    row = judged(_measure(attack), "share", before, new["value"], gap, goal=attack.goal)
-    (found.worth if attack.goal == "reuse" or type(attack).__name__ == "Refine" else found.surface).append(row)
+    labels = attack.spends == "labels"
+    name = f"{type(attack).__name__}, {LABELS[-1]} labels" if labels else type(attack).__name__
+    row = judged(f"{attack.measure} ({name})", "share", before, new["value"], gap, goal=attack.goal)
+    (found.worth if labels else found.surface).append(row)
 
 
-def _measure(attack: Attack) -> str:
-    name = type(attack).__name__
-    words = {
-        "FileLeaks": "what can be read in the file, of a fixed list",
-        "Reuse": f"accuracy on another task with {LABELS[-1]} labels, from the stolen file",
-        "Refine": f"accuracy of the file refined with {LABELS[-1]} labels",
-    }
-    what = {"inversion": "reconstructed classes that are recognised", "width": "hidden width found"}
-    return f"{words.get(name) or what.get(attack.goal, 'found of what was looked for')} ({name})"
-
-
-def _hits(m: Materials, attack: Attack, seeds: list[Result]) -> Hits | None:
+def _hits(m: Materials, attack: Attack, seeds: list[Result], judge: nn.Module | None = None) -> Hits | None:
     """Return which examples (or classes) were right, ``(seeds, E)``, after the largest budget."""
     if "images" in seeds[0]:
-        judge = _judge(m)
+        assert judge is not None
         return np.stack([recognised(torch.from_numpy(result["images"][-1]), judge).numpy() for result in seeds])
     if "outputs" not in seeds[0]:
         return None

@@ -23,7 +23,6 @@ from nutlet.auditing.scoring import Difference
 from nutlet.data import Data, Examples
 from nutlet.measurement import Estimate
 from nutlet.method import Method
-from nutlet.oracle import Oracle
 from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows
 from nutlet.train import Training
@@ -80,19 +79,20 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
 
 
 def privacy(
-    attacks: Sequence[Attack], m: Materials, candidates: Candidates
+    attacks: Sequence[Attack], m: Materials, candidates: Candidates, retrained: bool | None
 ) -> tuple[list[dict[str, Any]], list[Row], dict[str, Any]]:
     """Run ``attacks`` on every release; return their records, rows of the strongest, and what was asked of whom."""
     scenes = {artifact.name: scene_of(m, artifact, candidates) for artifact in m.artifacts}
-    models = _enough(m, scenes[m.file.name], candidates)
+    # Those that take shadow models get as many as settle the matter; where none does, none are trained.
+    models = _enough(m, scenes[m.file.name], candidates) if any(map(_takes_models, attacks)) else None
     records, scores = [], {}
     for attack in attacks:
-        if "models" in {option.name for option in dataclasses.fields(attack)}:
+        if _takes_models(attack):
             attack = replace(attack, models=models)  # type: ignore[call-arg]
         start, name = time.perf_counter(), type(attack).__name__
         victims = []
         for artifact in m.artifacts:
-            oracle = Oracle(artifact.oracle.source, answers=m.protocol.answers, client=name)
+            oracle = m.oracle(artifact, name)
             if attack.obstacle(oracle, scenes[artifact.name]):  # two versions: the original has no companion
                 continue
             (loot,) = attack.run(oracle, scenes[artifact.name], [10 * len(candidates.pool)])
@@ -101,7 +101,11 @@ def privacy(
             scores[name, artifact.name] = found
             victims.append(_victim(artifact, found, candidates.members.numpy(), oracle.queries))
         records.append(record(type(attack), victims, time.perf_counter() - start))
-    return records, _rows(m, scores, candidates.members.numpy()), _members(m, candidates, models)
+    return records, _rows(m, scores, candidates.members.numpy()), _members(m, candidates, models, retrained)
+
+
+def _takes_models(attack: Attack) -> bool:
+    return "models" in {option.name for option in dataclasses.fields(attack)}
 
 
 def scene_of(m: Materials, artifact: Artifact, candidates: Candidates) -> Scene:
@@ -114,7 +118,7 @@ def scene_of(m: Materials, artifact: Artifact, candidates: Candidates) -> Scene:
     )
     # Shadow models of both releases only where they differ: else the second would seem to tell nothing.
     if compressed and m.original is not None and candidates.after is not candidates.before:
-        other = Oracle(m.original.oracle.source, answers=m.protocol.answers, client="TwoVersion")
+        other = m.oracle(m.original, "TwoVersion")
         scene = replace(scene, companions=(other,), companion_shadows=(candidates.before,))
     return scene
 
@@ -124,7 +128,7 @@ def _enough(m: Materials, scene: Scene, candidates: Candidates) -> int:
     counts = [count for count in (4, 8, 16, 32, 64) if count <= m.protocol.shadow_models] or [4]
     if len(counts) == 1:
         return counts[0]
-    oracle = Oracle(m.file.oracle.source, answers=m.protocol.answers, client="sequential")
+    oracle = m.oracle(m.file, "sequential")
     answers = answers_to(oracle, candidates.pool)
 
     def score(count: int) -> npt.ArrayLike:
@@ -194,7 +198,7 @@ def _row(measure: str, both: list[Scores], members: npt.NDArray[np.bool_], rate:
     )
 
 
-def _members(m: Materials, candidates: Candidates, models: int) -> dict[str, Any]:
+def _members(m: Materials, candidates: Candidates, models: int | None, retrained: bool | None) -> dict[str, Any]:
     members = candidates.members.numpy()
     blind = membership.auc(membership.blind_scores(candidates.pool, members, m.protocol.first_seed), members)
     claimable = membership.claimable(members, (*RATES, 0.1))
@@ -202,7 +206,7 @@ def _members(m: Materials, candidates: Candidates, models: int) -> dict[str, Any
         "members": int(members.sum()),
         "non_members": int((~members).sum()),
         "smallest_fpr": min(claimable, default=None),
-        "training_data_used_again": None,
+        "training_data_used_again": retrained,
         "shadow_models": models,
         "blind_auc": _plain(blind),
     }

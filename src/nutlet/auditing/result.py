@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nutlet.table import Table
+from nutlet.table import Table, Tabled
 
 __all__ = ["Audit"]
 
 
 @dataclass(frozen=True, eq=False)
-class Audit:
+class Audit(Tabled):
     """What an audit found; ``value`` is the content of ``audit.json``.
 
     Args:
@@ -56,15 +56,6 @@ class Audit:
         missing = [f"{a['name']} not run: {a['reason']}" for a in self.value["attacks"] if a["status"] == "not run"]
         notes = (self.sentence, *self.value["warnings"], *missing)
         return Table(f"How hard is {self.value['artifacts'][-1]['name']} to steal?", columns, tuple(rows), notes)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Any:
-        return self.table().__rich__()
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
 
 def _figure(value: float | None, unit: str) -> str:

@@ -26,7 +26,7 @@ from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
 from nutlet.measurement import environment
 from nutlet.method import Method
-from nutlet.oracle import Ledger, Oracle, Source
+from nutlet.oracle import Ledger, Source
 from nutlet.progress import Progress
 from nutlet.report import findings
 from nutlet.thief import Thief
@@ -45,7 +45,7 @@ def audit(
     thief: Thief | None = None,
     recipe: Sequence[Method] = (),
     retrained: bool | None = None,
-    names: tuple[str, str] = ("", ""),
+    transfer_name: str = "",
     command: str = "",
     workers: Workers | None = None,
     progress: Progress | None = None,
@@ -62,7 +62,7 @@ def audit(
         thief: who copies; by default a network of our own, for the victim's architecture is not known to him.
         recipe: how ``victim`` was made from ``against``, where that is known: the attacker makes his shadow models so.
         retrained: whether training data were used again after compression; by default what ``recipe`` says.
-        names: how the user named data and transfer set, for the report.
+        transfer_name: how the user named the transfer set, for the report.
         command: how to reproduce the audit, for the report.
         workers: where long work runs and is kept; by default in this process, and nothing is kept.
         progress: shows bars.
@@ -83,7 +83,7 @@ def audit(
     )
     if len({artifact.name for artifact in artifacts}) < len(artifacts):
         artifacts = tuple(replace(artifact, name=f"{artifact.name} ({artifact.role})") for artifact in artifacts)
-    asked = transfer_of(data, transfer, names[1] or "training inputs", evaluation, same_task=same_task)
+    asked = transfer_of(data, transfer, transfer_name or "training inputs", evaluation, same_task=same_task)
     materials = Materials(
         artifacts=artifacts,
         data=data,
@@ -103,8 +103,8 @@ def audit(
         records, copying = records + found, copying + measured
     if prying := [attack for attack in chosen if attack.goal == "membership"]:
         assert candidates is not None
-        found, measured, members = privacy(prying, materials, candidates)
-        members["training_data_used_again"] = _trained(recipe) if retrained is None and recipe else retrained
+        again = _trained(recipe) if retrained is None and recipe else retrained
+        found, measured, members = privacy(prying, materials, candidates, again)
         records, surface = records + found, surface + measured
     if handling := [attack for attack in chosen if attack.goal not in ("clone", "membership")]:
         held = possession(handling, materials)
@@ -143,8 +143,8 @@ def _choose(materials: Materials, candidates: Candidates | None) -> tuple[list[A
         ConfigError: none is left.
     """
     chosen, others = [], []
-    oracle = Oracle(materials.file.oracle.source, answers=materials.protocol.answers)
-    scene = hands_on(materials, materials.file, 0)
+    oracle = materials.oracle(materials.file)
+    scene = hands_on(materials, materials.file)
     if candidates is not None:
         asking = scene_of(materials, materials.file, candidates)
         scene = replace(asking, file=scene.file, white_box=scene.white_box)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nutlet.measurement.latency import Latency, Speedup
-from nutlet.table import Table
-
-if TYPE_CHECKING:
-    from rich.console import Group
+from nutlet.table import Table, Tabled
 
 __all__ = ["Figures", "FileFigures", "Measurement"]
 
@@ -53,7 +50,7 @@ class FileFigures(Figures):
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Tabled):
     """A shipped file in its runtime, beside the original where one was given.
 
     Args:
@@ -139,16 +136,6 @@ class Measurement:
             columns, rows = columns[:2], [row[:2] for row in rows]
         title = f"{new.path} in ONNX Runtime, {new.examples:,} examples ({self.split})"
         return Table(title, columns, tuple(rows), (f"Brackets: 95 % interval.{self._verdict()}", self._machine()))
-
-    def __rich__(self) -> Group:
-        """Return what ``rich`` prints in a terminal."""
-        return self.table().__rich__()
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
     def _change_of_accuracy(self) -> str:
         drop, low, high = self.accuracy_drop_pp, self.accuracy_drop_pp_low, self.accuracy_drop_pp_high
