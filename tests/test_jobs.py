@@ -184,6 +184,24 @@ def test_a_killed_process_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "marker").exists()
 
 
+def test_processes_that_break_as_they_are_asked_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from joblib.externals import loky
+
+    class Breaking:
+        def submit(self, *args: object) -> Future[bytes]:
+            raise loky.BrokenProcessPool
+
+    class Whole:
+        def submit(self, *args: object) -> Future[bytes]:
+            future: Future[bytes] = Future()
+            future.set_result(b"done")
+            return future
+
+    executors = iter([Breaking(), Whole()])
+    monkeypatch.setattr(loky, "get_reusable_executor", lambda **_: next(executors))
+    assert pools.processes(2, 1).submit(b"").result() == b"done"
+
+
 def test_a_job_cannot_change_what_another_gets() -> None:
     model = nn.Linear(6, 3)
     weight = model.weight.detach().clone()

@@ -135,7 +135,10 @@ def _short(text: str) -> str:
     """Return the text on one line, cut to the length of an example and without control characters."""
     line = "".join(c if c.isprintable() else " " for c in text)
     line = " ".join(line.split())
-    return line if len(line) <= _EXAMPLE else line[: _EXAMPLE - 3] + "..."
+    if len(line) <= _EXAMPLE:
+        return line
+    half = (_EXAMPLE - 3) // 2
+    return f"{line[:half]}...{line[-half:]}"  # of a path, the end says most
 
 
 @dataclass(frozen=True)

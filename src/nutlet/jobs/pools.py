@@ -12,6 +12,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -96,9 +97,15 @@ def processes(count: int, threads: int) -> Pool:
             time.sleep(0.01)
         executor().shutdown(wait=True, kill_workers=True)
 
+    def submit(payload: bytes) -> Future[bytes]:
+        while True:
+            with suppress(BrokenProcessPool):  # it broke between being found whole and being asked
+                future: Future[bytes] = executor().submit(_work, payload, threads, versions())
+                return future
+
     return Pool(
         slots=count,
-        submit=lambda payload: executor().submit(_work, payload, threads, versions()),
+        submit=submit,
         stop=stop,
         lost=lambda error: isinstance(error, BrokenProcessPool),
     )
