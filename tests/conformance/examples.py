@@ -7,43 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conformance.cases import CASES
 from nutlet.artifact import Compressed
 from nutlet.data import Data
 from nutlet.graph.constraints import Mask, WeightQuantizer, constrained_layers, constrained_weight, constraints
 from nutlet.graph.finalize import finalize
 from nutlet.graph.sites import Edited
 from nutlet.method import Method
-from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
 from nutlet.predict import predict
 
-METHODS: list[tuple[Method, list[dict[str, Any]]]] = [
-    (
-        Distill(epochs=1, batch_size=16, lr=0.01),
-        [{"epochs": 0}, {"temperature": 0}, {"soft": 1.5}, {"lr": -1}, {"optimizer": "adam"}, {"epochs": "2"}],
-    ),
-    (DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}]),
-    (
-        Factorize(energy=0.6),
-        [{"energy": 0}, {"energy": 1.1}, {"rank": 0}, {"energy": float("nan")}, {"rank": 2, "energy": 0.5}],
-    ),
-    (
-        FineTune(epochs=1, batch_size=16, lr=0.01),
-        [{"epochs": 0}, {"lr": 0}, {"lr": float("nan")}, {"batch_size": 1}, {"patience": 0}],
-    ),
-    (
-        PruneChannels(ratio=0.3),
-        [{"ratio": 1}, {"macs": 0}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 0.5, "multiple_of": 0}, {}],
-    ),
-    (
-        PruneWeights(sparsity=0.5),
-        [{"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
-    ),
-    (Quantize(), [{"bits": 4}, {"bits": True}, {"activations": 1}, {"portable": "yes"}]),
-]
-"""Every registered method, and options it has to refuse; a test holds that none is missing."""
-
-EXAMPLES = {type(method).__name__: method for method, _ in METHODS}
-BAD_VALUES = {type(method).__name__: bad for method, bad in METHODS}
+EXAMPLES: dict[str, Method] = {case.name: case.method for case in CASES}
+"""A small configuration of every method, and of its variants, by name."""
+REPRESENTATIVES = [case.name for case in CASES if case.kind]
+"""One example for each kind of thing that a method does to a model."""
 
 
 def body_of(model: nn.Module) -> nn.Module:

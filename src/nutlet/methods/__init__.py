@@ -1,11 +1,14 @@
-"""Compression methods, one to a file: its options, what it decides, and how that is carried out."""
+"""Compression methods, one to a file, in a folder for each family."""
 
-from nutlet.methods.distill import Distill
-from nutlet.methods.drop_blocks import DropBlocks
-from nutlet.methods.factorize import Factorize
+from nutlet.methods import distillation, low_rank, pruning, quantization
+from nutlet.methods.distillation import *  # noqa: F403
 from nutlet.methods.fine_tune import FineTune
-from nutlet.methods.prune_channels import PruneChannels
-from nutlet.methods.prune_weights import PruneWeights
-from nutlet.methods.quantize import Quantize
+from nutlet.methods.low_rank import *  # noqa: F403
+from nutlet.methods.pruning import *  # noqa: F403
+from nutlet.methods.quantization import *  # noqa: F403
 
-__all__ = ["Distill", "DropBlocks", "Factorize", "FineTune", "PruneChannels", "PruneWeights", "Quantize"]
+__all__ = ["FineTune"]
+__all__ += distillation.__all__
+__all__ += low_rank.__all__
+__all__ += pruning.__all__
+__all__ += quantization.__all__

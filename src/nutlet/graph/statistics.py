@@ -1,0 +1,138 @@
+"""What layers see and give on data: inputs, second moments of inputs, outputs and gradients.
+
+All of it is gathered with hooks in one pass over the examples, in evaluation mode; the model is left as it was.
+Positions of a convolution (and of a sequence) count as examples of their own: each is one product with the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nutlet.graph.constraints import constrained_weight
+from nutlet.predict import evaluating
+
+__all__ = ["input_moments", "input_rows", "observing", "weight_gradients"]
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Note = Callable[[str, nn.Module, Tensor, Tensor], object]
+"""``(name, layer, input, output)`` of one call."""
+
+
+@contextmanager
+def observing(model: nn.Module, names: Iterable[str], note: Note) -> Iterator[None]:
+    """Call ``note`` with what each named layer takes and gives, for every forward within the block."""
+
+    def hook(name: str) -> Any:
+        return lambda layer, args, output: note(name, layer, args[0].detach(), output.detach()) and None
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return the inputs as the weight meets them, ``(groups, rows, n)`` for a weight ``(m, n)`` once flattened.
+
+    Args:
+        layer: a dense layer or a convolution, not a transposed one.
+        x: ``(..., n)`` or ``(B, C, H, W)``, ``(B, C, L)``.
+
+    >>> input_rows(nn.Conv2d(2, 3, 3, padding=1), torch.zeros(4, 2, 5, 5)).shape
+    torch.Size([1, 100, 18])
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
+    if isinstance(layer, nn.Conv1d):
+        x = x.unsqueeze(2)
+    kernel, stride, dilation = ((1, *v)[-2:] for v in (layer.kernel_size, layer.stride, layer.dilation))
+    # What the layer itself pads with, "same" included: two numbers for each axis, the last axis first.
+    padding = [0, 0, *layer._reversed_padding_repeated_twice][-4:] if isinstance(layer, nn.Conv2d) else None
+    if padding is None:
+        padding = [*layer._reversed_padding_repeated_twice, 0, 0]
+    x = F.pad(x, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (B, C k k, positions)
+    grouped = columns.view(len(x), layer.groups, -1, columns.shape[-1])
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def input_moments(model: nn.Module, names: Iterable[str], batches: Batches) -> dict[str, Tensor]:
+    """Return the mean of ``x x^T`` over what each layer's weight meets, ``(groups, n, n)`` float64.
+
+    The layer-wise error of a changed weight is ``tr(D H D^T)`` with this matrix H: what OBS, SparseGPT, GPTQ and
+    whitened SVD go by; the root of its diagonal is the norm of each input that Wanda goes by.
+
+    Args:
+        model: on the device it is to run on.
+        names: dense layers and convolutions, transposed ones left out.
+        batches: ``(inputs, labels)``.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        rows = input_rows(layer, x).float()
+        sums[name] = sums.get(name, 0) + (rows.transpose(1, 2) @ rows).double()
+        counts[name] = counts.get(name, 0) + rows.shape[1]
+
+    with observing(model, names, note), evaluating(model), torch.no_grad():
+        for x, _ in batches:
+            model(x)
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def weight_gradients(
+    model: nn.Module, names: Iterable[str], batches: Batches, loss: Loss | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return per layer the mean gradient of the loss by its weight as used, and the mean square of it over batches.
+
+    Args:
+        model: its parameters and their gradients stay as they are.
+        names: layers with a weight; constraints on it are looked through, not differentiated.
+        batches: ``(inputs, labels)``; small ones make the mean square an estimate of the Fisher information.
+        loss: ``(inputs, outputs, labels) -> scalar``; cross entropy by default.
+    """
+    layers = {name: model.get_submodule(name) for name in names}
+    found = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in _weights(layers).items()}
+    count = 0
+    with evaluating(model):
+        for x, y in batches:
+            weights = {name: weight.requires_grad_(True) for name, weight in _weights(layers).items()}
+            with _using(layers, weights), torch.enable_grad():
+                outputs = model(x)
+                value = loss(x, outputs, y) if loss else F.cross_entropy(outputs, y)
+                gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    found[name][0].add_(gradient)
+                    found[name][1].add_(gradient.square())
+            count += 1
+    return {name: (total / max(count, 1), squares / max(count, 1)) for name, (total, squares) in found.items()}
+
+
+def _weights(layers: dict[str, nn.Module]) -> dict[str, Tensor]:
+    return {name: constrained_weight(layer).clone() for name, layer in layers.items()}
+
+
+@contextmanager
+def _using(layers: dict[str, nn.Module], weights: dict[str, Tensor]) -> Iterator[None]:
+    """Let each layer compute with the weight given for it, whatever stands on its own."""
+    kinds = {layer: type(layer) for layer in layers.values()}
+    for name, layer in layers.items():
+        kind = type(layer)
+        layer.__class__ = type(kind.__name__, (kind,), {"weight": weights[name], "__slots__": ()})
+    try:
+        yield
+    finally:
+        for layer, kind in kinds.items():
+            layer.__class__ = kind

@@ -1,0 +1,7 @@
+"""Pruning: weights that become zero, and channels, heads and blocks that go."""
+
+from nutlet.methods.pruning.drop_blocks import DropBlocks
+from nutlet.methods.pruning.prune_channels import PruneChannels
+from nutlet.methods.pruning.prune_weights import PruneWeights
+
+__all__ = ["DropBlocks", "PruneChannels", "PruneWeights"]
