@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import signal
 import threading
 import time
 import traceback
@@ -27,6 +28,10 @@ _LOSSES = 2
 """How often a job is begun again after its worker was killed."""
 _IDLE = 300
 """Seconds for which processes wait for more work: starting one takes seconds, as it loads torch."""
+
+
+_STOPPING = 10
+"""Seconds for which the end of killed processes is waited for."""
 
 
 class Pool(NamedTuple):
@@ -86,16 +91,21 @@ def processes(count: int, threads: int) -> Pool:
 
     env = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
 
+    made: list[Any] = []
+
     def executor() -> Any:  # a new one, where the last one broke
         # Told whose child it is: one that starts slowly may find its parent killed, and another in its place.
         end_with_us = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
-        return get_reusable_executor(max_workers=count, timeout=_IDLE, env=env, **end_with_us)
+        made[:] = [get_reusable_executor(max_workers=count, timeout=_IDLE, env=env, **end_with_us)]
+        return made[0]
 
     def stop(waiting: Collection[Future[bytes]]) -> None:
-        # Shut down with jobs that it has not handed out yet, an executor stumbles over them.
-        while not all(future.running() or future.done() for future in waiting):
-            time.sleep(0.01)
-        executor().shutdown(wait=True, kill_workers=True)
+        # Not by its own shutdown, which waits for jobs that it has not handed out yet, or in the middle of handing one
+        # out for ever: it sees that its processes are gone, and the next one who asks gets another.
+        for process in [process for one in made for process in list(one._processes)]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        wait(waiting, timeout=_STOPPING)
 
     def submit(payload: bytes) -> Future[bytes]:
         while True:
