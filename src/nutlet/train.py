@@ -144,7 +144,9 @@ def train_on(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(model, settings)
     steps = settings.epochs * len(batches.sampler)
-    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    prepared, shared, loader = accelerator.prepare(model, optimizer, loader)
+    if accelerator.num_processes > 1:  # alone, it would only look for packages on disk at each step
+        optimizer = shared
     saved = _Checkpoint(checkpoint, model, optimizer)
     start, best = saved.resume()
     notes = []
@@ -216,8 +218,12 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
 
     def begin(self, epoch: int) -> None:
         """Set all randomness of an epoch from the seed and its number."""
-        self.generator.manual_seed(self.seed * 100_003 + epoch)
-        torch.manual_seed(self.seed * 100_003 + epoch)
+        seed = self.seed * 100_003 + epoch
+        self.generator.manual_seed(seed)
+        # torch.manual_seed writes a stack trace for each kind of device that is not there: much, for a short epoch.
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(seed)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         x, y = self.examples.batch(indices)
@@ -299,7 +305,7 @@ def _optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
         {"params": vectors, "weight_decay": 0.0},
     ]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr)
+        return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
 
 

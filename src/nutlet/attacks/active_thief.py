@@ -44,6 +44,7 @@ class ActiveThief(Attack):
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
     source: ClassVar[str] = "Pal et al. 2020, ActiveThief, AAAI"
+    costly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the values."""

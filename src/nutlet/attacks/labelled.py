@@ -30,7 +30,7 @@ def labelled(transfer: Examples, seed: int, budgets: Sequence[int]) -> Iterator[
 
 
 def finetune(
-    start: nn.Module, examples: Examples, outputs: int, scene: Scene, *, lr: float, effort: float = 0.25
+    start: nn.Module, examples: Examples, outputs: int, scene: Scene, *, lr: float, effort: float = 0.125
 ) -> nn.Module:
     """Return ``start`` trained on labels: AdamW, one-cycle, cross-entropy.
 

@@ -45,6 +45,7 @@ class SAMIA(Attack):
     access: ClassVar[Access] = "probabilities"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
     source: ClassVar[str] = "Yuan, Zhang 2022 (USENIX Security), arXiv:2202.03335"
+    costly: ClassVar[bool] = True
 
     models: int = 4
     steps: int = 400

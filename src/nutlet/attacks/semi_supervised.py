@@ -45,6 +45,7 @@ class SemiSupervised(Attack):
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
     source: ClassVar[str] = "Jagielski et al. 2020, arXiv:1909.01838"
+    costly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the values."""

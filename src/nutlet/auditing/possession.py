@@ -26,7 +26,7 @@ from nutlet.storage import packed_size
 
 __all__ = ["Possession", "hands_on", "possession"]
 
-LABELS = (20, 100)
+LABELS = 100
 """Labelled examples of the task that the stolen file is put to."""
 _JUDGED_BY = 4_000
 """Training examples of the classifier that names reconstructions."""
@@ -88,8 +88,8 @@ def _name(attack: Attack) -> str:
 
 
 def _job(m: Materials, attack: Attack, artifact: Artifact, scene: Scene) -> Job:
-    counts = LABELS if attack.spends == "labels" else m.budgets[-1:]
-    budgets = tuple(min(count, len(m.transfer.examples)) for count in counts)
+    most = LABELS if attack.spends == "labels" else m.budgets[-1]
+    budgets = (min(most, len(m.transfer.examples)),)
     title = f"{type(attack).__name__} on {artifact.name}, seed {scene.seed}"
     return attack_job(attack, artifact.oracle.source, m.protocol.answers, scene, budgets, m.evaluation, title)
 
@@ -119,7 +119,7 @@ def _add(
     gap = paired_difference(first, last) if len(before_after) > 1 and first is not None and last is not None else None
     before = old["value"] if old and len(before_after) > 1 else None
     labels = attack.spends == "labels"
-    name = f"{type(attack).__name__}, {LABELS[-1]} labels" if labels else type(attack).__name__
+    name = f"{type(attack).__name__}, {LABELS} labels" if labels else type(attack).__name__
     row = judged(f"{attack.measure} ({name})", "share", before, new["value"], gap, goal=attack.goal)
     (found.worth if labels else found.surface).append(row)
 
