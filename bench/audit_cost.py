@@ -37,4 +37,6 @@ def run(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["demo"]):
+        sys.exit(f"found {' '.join(sys.argv[1:])}; expected the case demo")
     main()

@@ -123,6 +123,7 @@ def test_every_public_name_is_documented_and_typed() -> None:
                     assert inspect.getdoc(getattr(value, attribute)), f"{name}.{attribute} has no docstring"
                     check_typed(member)
     assert sorted(nutlet.__all__) == nutlet.__all__
+    assert set(nutlet.__all__) == set(nutlet._HOME)
 
 
 def test_no_public_name_is_hidden_by_a_module() -> None:

@@ -70,9 +70,10 @@ def die_once(marker: Path, number: int) -> dict[str, Any]:
     return {"square": np.array(number**2)}
 
 
-def die_always(number: int, log: str) -> dict[str, Any]:
+def die_always(number: int, log: str, kept: str) -> dict[str, Any]:
     if number == 1:
-        while not Path(log).exists():
+        # Until the other is done for whoever asked: a process that breaks takes the work of all of them with it.
+        while not list(Path(kept).glob("*.npz")):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     with open(log, "a") as file:
@@ -300,8 +301,12 @@ def test_a_job_that_kills_its_process_again_and_again_is_given_up(
 ) -> None:
     monkeypatch.setattr(pools, "_LOSSES", 0)  # how often is looked at below; here each costs seconds
     log = str(tmp_path / "log")
-    jobs = [Job(die_always, {"number": number, "log": log}, title=f"number {number}") for number in range(2)]
-    workers = Workers(processes=2, folder=tmp_path / "kept")
+    kept = tmp_path / "kept"
+    jobs = [
+        Job(die_always, {"number": number, "log": log, "kept": str(kept)}, title=f"number {number}")
+        for number in range(2)
+    ]
+    workers = Workers(processes=2, folder=kept)
     with pytest.raises(ConfigError, match=r"worker of the job 'number 1' was killed 1 times.*run fewer processes"):
         workers.run(jobs, "hopeless")
     workers.run(jobs[:1], "the other")

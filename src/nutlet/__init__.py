@@ -10,7 +10,6 @@ are first used, so that importing nutlet is quick::
     print(nl.measure("model.onnx", data, against=model))
 """
 
-# ruff: noqa: F401  the names below are for type checkers; at run time they are loaded when asked for
 from __future__ import annotations
 
 import importlib
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from nutlet.inputs import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.method import Context, Method, register
-    from nutlet.methods import *  # noqa: F403
+    from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
     from nutlet.progress import Progress
@@ -84,7 +83,54 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "Answers",
+    "Attack",
+    "Audit",
+    "BudgetError",
+    "Compressed",
+    "ConfigError",
+    "Context",
+    "Data",
+    "DataError",
+    "Distill",
+    "DropBlocks",
+    "Endpoint",
+    "Examples",
+    "ExportError",
+    "Factorize",
+    "FineTune",
+    "Loot",
+    "Measurement",
+    "Method",
+    "MissingExtra",
+    "ModelError",
+    "NutletError",
+    "Oracle",
+    "OracleError",
+    "Progress",
+    "Protocol",
+    "PruneChannels",
+    "PruneWeights",
+    "Quantize",
+    "Scene",
+    "Step",
+    "StorageError",
+    "Thief",
+    "audit",
+    "audit_files",
+    "compress",
+    "deliver",
+    "export_onnx",
+    "flip_and_crop",
+    "load_data",
+    "load_model",
+    "load_recipe",
+    "measure",
+    "register",
+    "register_attack",
+    "split",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -138,7 +138,7 @@ _NEEDS = {
     "thief": "an architecture for the clone",
     "pool": "candidates for membership",
     "shadows": "shadow models",
-    "companions": "another release of the same model (the original)",
+    "companions": "another release of the same model and the recipe between them",
     "companion_shadows": "shadow models of the other releases",
     "file": "the shipped file",
     "white_box": "the file as a differentiable module",

@@ -221,9 +221,8 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         seed = self.seed * 100_003 + epoch
         self.generator.manual_seed(seed)
         # torch.manual_seed writes a stack trace for each kind of device that is not there: much, for a short epoch.
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(seed)
+        everywhere = torch if torch.accelerator.is_available() else torch.default_generator
+        everywhere.manual_seed(seed)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         x, y = self.examples.batch(indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from nutlet.data import Data
 from nutlet.graph.constraints import Mask, WeightQuantizer, constrained_layers, constrained_weight, constraints
 from nutlet.graph.finalize import finalize
 from nutlet.graph.sites import Edited
+from nutlet.measurement.parity import parity
 from nutlet.method import Method
 from nutlet.predict import predict
 
@@ -81,6 +83,15 @@ def check_finalized(model: nn.Module, data: Data) -> None:
         assert torch.equal(constrained_weight(layer), constrained_weight(kept.get_submodule(name))), name
     assert not list(constrained_layers(kept))
     torch.testing.assert_close(predict(final, data.validation), predict(model, data.validation), atol=1e-5, rtol=1e-5)
+
+
+def check_exported(result: Compressed, data: Data, folder: Path, *, error: float, agreement: float) -> None:
+    """Assert that the shipped file answers as the module does; one with integers, about as well as this."""
+    check = parity(result.model, result.export(folder / "model.onnx"), data.train)
+    spread = float(predict(result.model, data.train).abs().max())
+    integers = isinstance(result.model, Edited)
+    assert check.max_difference <= (error if integers else 1e-5) * spread + 1e-5
+    assert check.agreement >= (agreement if integers else 1.0)
 
 
 def check_saved(result: Compressed, original: nn.Module, data: Data, folder: Any) -> Compressed:

@@ -17,6 +17,7 @@ from conformance.examples import (
     EXAMPLES,
     body_of,
     check_constraints,
+    check_exported,
     check_finalized,
     check_saved,
     same_state,
@@ -24,12 +25,9 @@ from conformance.examples import (
 from nutlet.data import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.graph.constraints import constrained_weight
-from nutlet.graph.sites import Edited
-from nutlet.measurement.parity import parity
 from nutlet.method import Method, known_methods
 from nutlet.methods import PruneChannels
 from nutlet.pipeline import compress
-from nutlet.predict import predict
 from nutlet.recipe import dump_recipe, load_recipe
 
 Make = Callable[[str], tuple[nn.Module, Data]]
@@ -194,12 +192,7 @@ def test_a_model_without_layers_is_refused_with_a_sentence(name: str, make: Make
 def test_exports_with_parity(name: str, kind: str, make: Make, tmp_path: Path) -> None:
     model, data = make(kind)
     result = compress(model, [EXAMPLES[name]], data)
-    file = result.export(tmp_path / "model.onnx")
-    check = parity(result.model, file, data.train)
-    spread = float(predict(result.model, data.train).abs().max())
-    integers = isinstance(result.model, Edited)
-    assert check.max_difference <= (0.03 if integers else 1e-5) * spread + 1e-5
-    assert check.agreement >= (0.95 if integers else 1.0)
+    check_exported(result, data, tmp_path, error=0.03, agreement=0.95)
 
 
 @pytest.mark.parametrize("distribution", ["global", "uniform"])

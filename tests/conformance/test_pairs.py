@@ -15,6 +15,7 @@ from conformance.examples import (
     REPRESENTATIVES,
     body_of,
     check_constraints,
+    check_exported,
     check_finalized,
     check_saved,
 )
@@ -28,15 +29,12 @@ from nutlet.graph.constraints import (
 )
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Edited
-from nutlet.measurement.parity import parity
 from nutlet.pipeline import compress
-from nutlet.predict import predict
 
 Make = Callable[[str], tuple[nn.Module, Data]]
 PAIRS = list(product(sorted(EXAMPLES), repeat=2))
-"""All of them: of two examples, and both on a model, where time does not matter."""
 QUICK = [pair for pair in PAIRS if set(pair) & set(REPRESENTATIVES)]
-"""Those of an example and a representative of a kind; they take turns on the two models."""
+"""Those of an example and a representative of a kind."""
 
 every_pair = pytest.mark.parametrize(("first", "second"), PAIRS)
 every_model = pytest.mark.parametrize("kind", ["cnn", "mlp"])
@@ -49,17 +47,16 @@ def run(make: Make, kind: str, first: str, second: str) -> tuple[Compressed, Com
     return compress(model, chain[:1], data), compress(model, chain, data), model, data
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "kind"), [(*pair, ("cnn", "mlp")[number % 2]) for number, pair in enumerate(QUICK)]
-)
+@every_model
+@pytest.mark.parametrize(("first", "second"), QUICK)
 def test_pair(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
     check_pair(first, second, kind, make, tmp_path)
 
 
 @pytest.mark.slow
 @every_model
-@every_pair
-def test_every_pair(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "second"), [pair for pair in PAIRS if pair not in QUICK])
+def test_other_pair(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
     check_pair(first, second, kind, make, tmp_path)
 
 
@@ -124,18 +121,10 @@ def _check_second_acted(one: Compressed, both: Compressed) -> None:
         assert isinstance(both.model, Edited)
 
 
-def _check_export(both: Compressed, data: Data, path: Path) -> None:
-    check = parity(both.model, both.export(path / "model.onnx"), data.train)
-    spread = float(predict(both.model, data.train).abs().max())
-    quantized = isinstance(both.model, Edited)
-    assert check.max_difference <= (0.05 if quantized else 1e-5) * spread + 1e-5
-    assert check.agreement >= (0.93 if quantized else 1.0)
-
-
 @pytest.mark.parametrize(("first", "second"), QUICK[3::8])
 def test_some_pairs_export_with_parity(first: str, second: str, make: Make, tmp_path: Path) -> None:
     _, both, _, data = run(make, "cnn", first, second)
-    _check_export(both, data, tmp_path)
+    check_exported(both, data, tmp_path, error=0.05, agreement=0.93)
 
 
 @pytest.mark.slow
@@ -143,7 +132,7 @@ def test_some_pairs_export_with_parity(first: str, second: str, make: Make, tmp_
 @every_pair
 def test_every_pair_exports_with_parity(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
     _, both, _, data = run(make, kind, first, second)
-    _check_export(both, data, tmp_path)
+    check_exported(both, data, tmp_path, error=0.05, agreement=0.93)
 
 
 @pytest.mark.slow
@@ -156,4 +145,4 @@ def test_long_chains(seed: int, kind: str, make: Make, tmp_path: Path) -> None:
     check_constraints(body_of(result.model))
     check_saved(result, model, data, tmp_path)
     check_finalized(result.model, data)
-    _check_export(result, data, tmp_path)
+    check_exported(result, data, tmp_path, error=0.05, agreement=0.93)

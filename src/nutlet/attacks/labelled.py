@@ -14,7 +14,10 @@ from nutlet.attack import Scene
 from nutlet.data import Examples
 from nutlet.thief import Thief
 
-__all__ = ["finetune", "labelled"]
+__all__ = ["EFFORT", "finetune", "labelled"]
+
+EFFORT = 0.125
+"""Part of the steps of a thief who begins with nothing that one needs who begins with the file."""
 
 
 def labelled(transfer: Examples, seed: int, budgets: Sequence[int]) -> Iterator[Examples]:
@@ -30,7 +33,7 @@ def labelled(transfer: Examples, seed: int, budgets: Sequence[int]) -> Iterator[
 
 
 def finetune(
-    start: nn.Module, examples: Examples, outputs: int, scene: Scene, *, lr: float, effort: float = 0.125
+    start: nn.Module, examples: Examples, outputs: int, scene: Scene, *, lr: float, effort: float = EFFORT
 ) -> nn.Module:
     """Return ``start`` trained on labels: AdamW, one-cycle, cross-entropy.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.labelled import finetune, labelled
+from nutlet.attacks.labelled import EFFORT, finetune, labelled
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.thief import fresh
@@ -79,7 +79,7 @@ class Reuse(Attack):
         regrouped = replace(transfer, y=group[transfer.y])
         body = white_box if self.start == "stolen" else fresh(white_box, scene.seed)
         start = _with_head(body, transfer.batch(slice(0, 2))[0], scene.classes, self.groups, scene.seed)
-        effort = 0.125 if self.start == "stolen" else 0.5  # who begins with nothing has further to go
+        effort = EFFORT if self.start == "stolen" else 4 * EFFORT  # who begins with nothing has further to go
         for examples in labelled(regrouped, scene.seed, budgets):
             clone = finetune(start, examples, self.groups, scene, lr=self.lr, effort=effort)
             facts = {"labels": len(examples), "groups": group.tolist()}

@@ -30,7 +30,12 @@ def observing(model: nn.Module, names: Iterable[str], note: Note) -> Iterator[No
     """Call ``note`` with what each named layer takes and gives, for every forward within the block."""
 
     def hook(name: str) -> Any:
-        return lambda layer, args, output: note(name, layer, args[0].detach(), output.detach()) and None
+        def told(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            # What is computed here is no part of the model, whatever mode is watching its calls.
+            with torch._C.DisableTorchFunction():
+                note(name, layer, args[0].detach(), output.detach())
+
+        return told
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
@@ -53,13 +58,11 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
-    if isinstance(layer, nn.Conv1d):
-        x = x.unsqueeze(2)
-    kernel, stride, dilation = ((1, *v)[-2:] for v in (layer.kernel_size, layer.stride, layer.dilation))
     # What the layer itself pads with, "same" included: two numbers for each axis, the last axis first.
-    padding = [0, 0, *layer._reversed_padding_repeated_twice][-4:] if isinstance(layer, nn.Conv2d) else None
-    if padding is None:
-        padding = [*layer._reversed_padding_repeated_twice, 0, 0]
+    padding = list(layer._reversed_padding_repeated_twice)
+    if isinstance(layer, nn.Conv1d):
+        x, padding = x.unsqueeze(2), [*padding, 0, 0]
+    kernel, stride, dilation = ((1, *v)[-2:] for v in (layer.kernel_size, layer.stride, layer.dilation))
     x = F.pad(x, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (B, C k k, positions)
     grouped = columns.view(len(x), layer.groups, -1, columns.shape[-1])

@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import signal
 import threading
 import time
 import traceback
@@ -28,10 +27,8 @@ _LOSSES = 2
 """How often a job is begun again after its worker was killed."""
 _IDLE = 300
 """Seconds for which processes wait for more work: starting one takes seconds, as it loads torch."""
-
-
 _STOPPING = 10
-"""Seconds for which the end of killed processes is waited for."""
+"""Seconds for which the end of processes that were told to end is waited for."""
 
 
 class Pool(NamedTuple):
@@ -91,20 +88,20 @@ def processes(count: int, threads: int) -> Pool:
 
     env = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
 
-    made: list[Any] = []
+    latest: Any = None
 
     def executor() -> Any:  # a new one, where the last one broke
+        nonlocal latest
         # Told whose child it is: one that starts slowly may find its parent killed, and another in its place.
         end_with_us = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
-        made[:] = [get_reusable_executor(max_workers=count, timeout=_IDLE, env=env, **end_with_us)]
-        return made[0]
+        latest = get_reusable_executor(max_workers=count, timeout=_IDLE, env=env, **end_with_us)
+        return latest
 
     def stop(waiting: Collection[Future[bytes]]) -> None:
         # Not by its own shutdown, which waits for jobs that it has not handed out yet, or in the middle of handing one
         # out for ever: it sees that its processes are gone, and the next one who asks gets another.
-        for process in [process for one in made for process in list(one._processes)]:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        for process in [] if latest is None else list(latest._processes.values()):
+            process.terminate()
         wait(waiting, timeout=_STOPPING)
 
     def submit(payload: bytes) -> Future[bytes]:
