@@ -28,7 +28,15 @@ from nutlet.registry import Registry
 __all__ = ["Context", "Method", "Plan", "known_methods", "register"]
 
 Plan = dict[str, Any]
-"""What a method decided, as plain JSON; the key ``notes`` holds sentences for the history."""
+"""What a method decided, as plain JSON.
+
+Two keys are no part of what is kept: ``notes`` holds sentences for the history, ``values`` tensors by their names in
+the state dict of the executed model, written into it after :meth:`Method.execute`; loading reads them from the file.
+"""
+
+EFFECTS = ("depth", "width", "rank", "mask", "grid", "shared values", "values", "training", "student")
+"""What methods do: remove whole blocks, channels, ranks; mask weights; put values on a grid or share them; change
+values alone, from statistics or by training; replace the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +76,9 @@ class Method:
     """One line: when to pick this method."""
     recoverable: ClassVar[bool] = False
     """Whether fine-tuning after this method wins back accuracy, so that ``recover=`` follows it."""
+
+    effect: ClassVar[str] = ""
+    """What it does to a model, one of ``EFFECTS``: what the advice on the order of steps goes by."""
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()

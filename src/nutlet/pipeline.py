@@ -20,6 +20,7 @@ from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
 from nutlet.fingerprint import source_code
 from nutlet.graph.activations import calibrate, carry
+from nutlet.graph.modules import put_values
 from nutlet.graph.sites import Edited, walk
 from nutlet.history import Size, Step
 from nutlet.inputs.models import check_model
@@ -102,7 +103,9 @@ def _step(before: Compressed, method: Method, context: Context) -> Compressed:
         model = earlier.take_off()
     plan = method.decide(model, context)
     notes = list(plan.pop("notes", []))
+    values = plan.pop("values", {})
     model = method.execute(model, plan, context.example)
+    put_values(model.model if isinstance(model, Edited) else model, values)
     if earlier is not None:
         now = walk(model, context.example)
         if now.sites != earlier.record.sites and not isinstance(model, Edited):

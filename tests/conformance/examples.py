@@ -64,7 +64,6 @@ def check_constraints(model: nn.Module) -> None:
                 assert not bool(weight[~constraint.mask].any()), f"{name}: a masked weight is not zero"
                 assert not bool(torch.signbit(weight[~constraint.mask]).any()), f"{name}: a negative zero"
             if isinstance(constraint, WeightQuantizer):
-                assert constraint is stack[-1], f"{name}: {[type(c).__name__ for c in stack]}"
                 assert len(constraint.scale) == weight.shape[constraint.axis], name
                 codes = constraint.codes(weight)
                 shape = [1] * weight.ndim
@@ -72,6 +71,8 @@ def check_constraints(model: nn.Module) -> None:
                 assert torch.equal(codes * constraint.scale.view(shape), weight), f"{name} left its grid"
                 if constraint.portable:
                     assert largest_code_pair(codes, constraint.axis) <= 128, f"{name}: a pair of codes can saturate"
+        orders = [constraint.order for constraint in stack]
+        assert orders == sorted(orders), f"{name}: {[type(c).__name__ for c in stack]}"
         assert len(stack) == len({type(c) for c in stack}), f"{name} carries the same constraint twice"
 
 

@@ -135,7 +135,7 @@ def test_masks_are_carried_and_scales_recomputed() -> None:
     constrain(model[0], [WeightQuantizer.fit(constrained_weight(model[0]))])
     fold(model, foldable(model, walk(model, x)))
     assert not bool(constrained_weight(model[0])[~mask].any())
-    quantizer = constraints(model[0])[1]
+    quantizer = constraints(model[0])[0]
     assert isinstance(quantizer, WeightQuantizer)
     fresh = WeightQuantizer.fit(raw_weight(model[0]).detach() * mask)
     torch.testing.assert_close(quantizer.scale, fresh.scale)

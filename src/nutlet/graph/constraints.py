@@ -8,6 +8,7 @@ slices), *recompute* parts of it (scales), or *dissolve* it (bake it into the va
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ __all__ = [
     "has_own_weight",
     "output_axis",
     "raw_weight",
+    "refit",
     "take_off",
     "widen",
 ]
@@ -40,7 +42,13 @@ PLAIN_WEIGHT = (
 
 
 class Constraint(nn.Module):
-    """A function of one weight, ``forward(w) -> w`` of the same shape, that can follow structural changes."""
+    """A function of one weight, ``forward(w) -> w`` of the same shape, that can follow structural changes.
+
+    Constraints of a layer apply in the order of :attr:`order`, whatever the order in which methods put them on.
+    """
+
+    order: ClassVar[int] = 0
+    """Place in the stack: 0 chooses among freely chosen values, 1 puts values on a grid of integers, 2 masks them."""
 
     def select(self, dim: int, keep: Tensor) -> Constraint:
         """Return the constraint of ``w.index_select(dim, keep)``."""
@@ -48,6 +56,15 @@ class Constraint(nn.Module):
 
     def refit(self, weight: Tensor) -> None:
         """Recompute what depends on the values of the weight, after a method changed them."""
+
+    def anew(self, weight: Tensor, axis: int = 0) -> Constraint | None:
+        """Return a constraint of the same format fitted to another weight, or None where none can follow from this one.
+
+        Args:
+            weight: of any shape, as the factors of a weight are.
+            axis: axis of the output channels in it.
+        """
+        return None
 
 
 class Mask(Constraint):
@@ -57,6 +74,8 @@ class Mask(Constraint):
     tensor([3., 0.])
     """
 
+    # Last: whatever values a layer may take, what was removed stays zero.
+    order: ClassVar[int] = 2
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
@@ -88,6 +107,7 @@ class WeightQuantizer(Constraint):
         portable: whether :meth:`refit` keeps pairs from saturating.
     """
 
+    order: ClassVar[int] = 1
     scale: Tensor
     zero_point: Tensor
     limit = 127
@@ -132,6 +152,10 @@ class WeightQuantizer(Constraint):
         shape = [1] * weight.ndim
         shape[self.axis] = -1
         return torch.round(weight / self.scale.view(shape)).clamp(-self.limit, self.limit).to(torch.int8)
+
+    def anew(self, weight: Tensor, axis: int = 0) -> WeightQuantizer:
+        """Return the quantizer whose ranges just cover ``weight``."""
+        return WeightQuantizer.fit(weight, axis, portable=self.portable)
 
     def select(self, dim: int, keep: Tensor) -> WeightQuantizer:
         """Return the quantizer of the kept slices; ranges stay, they still cover what is left."""
@@ -208,8 +232,13 @@ def constrained_weight(layer: nn.Module) -> Tensor:
 
 
 def constrain(layer: nn.Module, stack: list[Constraint]) -> None:
-    """Put ``stack`` on the weight of ``layer``, after what is there already."""
-    for constraint in stack:
+    """Put ``stack`` on the weight of ``layer``, each in its place by :attr:`Constraint.order`.
+
+    One that is there already and is of the same class gives way.
+    """
+    new = {type(constraint) for constraint in stack}
+    kept = [constraint for constraint in take_off(layer) if type(constraint) not in new]
+    for constraint in sorted([*kept, *stack], key=lambda c: c.order):
         parametrize.register_parametrization(layer, "weight", constraint.to(raw_weight(layer).device))
 
 
@@ -229,13 +258,30 @@ def take_off(layer: nn.Module, *, bake: bool = False) -> list[Constraint]:
     return stack
 
 
+def refit(layer: nn.Module) -> None:
+    """Recompute what the constraints of ``layer`` take from its weight, after a method changed that."""
+    for constraint, weight in _seen_by(layer):
+        constraint.refit(weight)
+
+
 def widen(model: nn.Module) -> None:
     """Keep the pairs of all portable quantizers from saturating after training has moved the weights."""
     for _, layer in constrained_layers(model):
-        weight = raw_weight(layer).detach()
-        for constraint in constraints(layer):
+        for constraint, weight in _seen_by(layer):
             if isinstance(constraint, WeightQuantizer) and constraint.portable:
                 constraint.widen(weight)
+
+
+def _seen_by(layer: nn.Module) -> Iterator[tuple[Constraint, Tensor]]:
+    """Yield each constraint with what the ones before it leave of the weight; none counts what a mask removes."""
+    stack = constraints(layer)
+    weight = raw_weight(layer).detach()
+    for mask in stack:
+        if isinstance(mask, Mask):
+            weight = mask(weight)
+    for constraint in stack:
+        yield constraint, weight
+        with torch.no_grad():
             weight = constraint(weight)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constraints, has_own_weight, output_axis, raw_weight
+from nutlet.graph.constraints import has_own_weight, output_axis, raw_weight, refit
 from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Record
@@ -72,8 +72,5 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
                 weight.copy_((weight.view(groups, -1, *weight.shape[1:]) * per_group).view_as(weight))
             old = layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(mean)
             layer.bias = nn.Parameter((old - mean) * factor + shift)
-        masked = weight.detach()
-        for constraint in constraints(layer):
-            constraint.refit(masked)
-            masked = constraint(masked)
+        refit(layer)
         replace(model, norm_name, nn.Identity())

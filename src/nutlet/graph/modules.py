@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Passthrough", "replace", "shared_parameters"]
+from nutlet.errors import ModelError
+
+__all__ = ["Passthrough", "put_values", "replace", "shared_parameters"]
 
 
 class Passthrough(nn.Module):
@@ -20,6 +24,22 @@ class Passthrough(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return ``x``."""
         return x
+
+
+def put_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write tensors into the parameters and buffers of ``model`` that their names in the state dict say.
+
+    Raises:
+        ModelError: the model has no tensor of such a name and shape.
+    """
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, value in values.items():
+            if name not in state or state[name].shape != value.shape:
+                raise ModelError(
+                    f"found values {tuple(value.shape)} for {name}; expected a tensor of that name and shape"
+                )
+            state[name].copy_(value)
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

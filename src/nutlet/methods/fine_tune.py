@@ -23,6 +23,7 @@ class FineTune(Training, Method):
     {'FineTune': {'epochs': 2}}
     """
 
+    effect: ClassVar[str] = "training"
     when: ClassVar[str] = "recover accuracy after pruning or factorization, when labels are all there is"
 
     def __post_init__(self) -> None:

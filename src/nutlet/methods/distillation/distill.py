@@ -38,6 +38,7 @@ class Distill(Training, Method):
     {'Distill': {'epochs': 2, 'temperature': 2.0}}
     """
 
+    effect: ClassVar[str] = "training"
     when: ClassVar[str] = "recover accuracy after any other method; nearly always better than labels alone"
 
     temperature: float = 4.0

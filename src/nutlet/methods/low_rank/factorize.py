@@ -49,6 +49,7 @@ class Factorize(Method):
     [16.8481, 1.0684]
     """
 
+    effect: ClassVar[str] = "rank"
     when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
     recoverable: ClassVar[bool] = True
 
@@ -109,11 +110,11 @@ class Factorize(Method):
             most = min(constrained_weight(layer).flatten(1).shape)
             if not 1 <= rank <= most:
                 raise ModelError(f"found the rank {rank} for {name}; expected 1 to {most}")
-            quantizers = [c for c in take_off(layer, bake=True) if isinstance(c, WeightQuantizer)]
+            earlier = take_off(layer, bake=True)
             factors = _factors(layer, rank)
-            if quantizers:
-                for factor in factors:
-                    constrain(factor, [WeightQuantizer.fit(raw_weight(factor), portable=quantizers[-1].portable)])
+            for factor in factors:
+                again = (constraint.anew(raw_weight(factor).detach()) for constraint in earlier)
+                constrain(factor, [constraint for constraint in again if constraint is not None])
             factors.train(layer.training)
             replace(model, name, factors)
         return model

@@ -38,6 +38,7 @@ class DropBlocks(Method):
         ConfigError: ``drop`` is not positive, or larger than the number of blocks that can go.
     """
 
+    effect: ClassVar[str] = "depth"
     when: ClassVar[str] = "the model must be fast at batch 1: latency follows depth more than work"
     recoverable: ClassVar[bool] = True
 

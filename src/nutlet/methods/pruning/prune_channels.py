@@ -38,6 +38,7 @@ class PruneChannels(Method):
     {'PruneChannels': {'macs': 0.5, 'multiple_of': 16}}
     """
 
+    effect: ClassVar[str] = "width"
     when: ClassVar[str] = "the model must be smaller and faster on any runtime, and you can fine-tune after"
     recoverable: ClassVar[bool] = True
 

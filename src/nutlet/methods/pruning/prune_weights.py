@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints, take_off
+from nutlet.graph.constraints import Mask, constrain, constrained_weight
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Method, Plan, register
 
@@ -32,6 +32,7 @@ class PruneWeights(Method):
     {'PruneWeights': {'sparsity': 0.9}}
     """
 
+    effect: ClassVar[str] = "mask"
     when: ClassVar[str] = "the file is compressed for download (zstd); no runtime gets faster by it"
     recoverable: ClassVar[bool] = True
 
@@ -79,8 +80,5 @@ class PruneWeights(Method):
             weight = constrained_weight(layer).abs()
             mask = torch.zeros_like(weight, dtype=torch.bool)
             mask.view(-1)[weight.flatten().topk(keep).indices] = True
-            # The mask comes first: every other constraint keeps a zero zero.
-            others = [c for c in constraints(layer) if not isinstance(c, Mask)]
-            take_off(layer)
-            constrain(layer, [Mask(mask), *others])
+            constrain(layer, [Mask(mask)])
         return model

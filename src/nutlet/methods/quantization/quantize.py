@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import attach, calibrate
-from nutlet.graph.constraints import WeightQuantizer, constrain, constrained_weight, constraints, output_axis, take_off
+from nutlet.graph.constraints import WeightQuantizer, constrain, constrained_weight, output_axis, take_off
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
@@ -40,6 +40,7 @@ class Quantize(Method):
     {'Quantize': {'activations': False}}
     """
 
+    effect: ClassVar[str] = "grid"
     when: ClassVar[str] = (
         "try it first: far smaller at once, no training; often faster (small layers only where the CPU has VNNI)"
     )
@@ -82,9 +83,7 @@ class Quantize(Method):
         fold(model, plan["fold"])
         for name in plan["weights"]:
             layer = model.get_submodule(name)
-            others = [c for c in constraints(layer) if not isinstance(c, WeightQuantizer)]
-            take_off(layer)
-            constrain(layer, others)
+            constrain(layer, [c for c in take_off(layer) if not isinstance(c, WeightQuantizer)])
             weight, axis = constrained_weight(layer), output_axis(layer)
             constrain(layer, [WeightQuantizer.fit(weight, axis, portable=plan["portable"])])
         return model
