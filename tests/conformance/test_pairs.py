@@ -33,10 +33,11 @@ from nutlet.pipeline import compress
 
 Make = Callable[[str], tuple[nn.Module, Data]]
 PAIRS = list(product(sorted(EXAMPLES), repeat=2))
-QUICK = [pair for pair in PAIRS if set(pair) & set(REPRESENTATIVES)]
-"""Those of an example and a representative of a kind."""
+MODELS = ("cnn", "mlp")
+RUNS = [(*pair, kind) for pair in PAIRS for kind in MODELS]
+QUICK = [(*pair, MODELS[k % 2]) for k, pair in enumerate(p for p in PAIRS if set(p) & set(REPRESENTATIVES))]
+"""Those of an example and a representative of a kind; the models take turns."""
 
-every_pair = pytest.mark.parametrize(("first", "second"), PAIRS)
 every_model = pytest.mark.parametrize("kind", ["cnn", "mlp"])
 
 
@@ -47,15 +48,13 @@ def run(make: Make, kind: str, first: str, second: str) -> tuple[Compressed, Com
     return compress(model, chain[:1], data), compress(model, chain, data), model, data
 
 
-@every_model
-@pytest.mark.parametrize(("first", "second"), QUICK)
+@pytest.mark.parametrize(("first", "second", "kind"), QUICK)
 def test_pair(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
     check_pair(first, second, kind, make, tmp_path)
 
 
 @pytest.mark.slow
-@every_model
-@pytest.mark.parametrize(("first", "second"), [pair for pair in PAIRS if pair not in QUICK])
+@pytest.mark.parametrize(("first", "second", "kind"), [run for run in RUNS if run not in QUICK])
 def test_other_pair(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
     check_pair(first, second, kind, make, tmp_path)
 
@@ -121,15 +120,14 @@ def _check_second_acted(one: Compressed, both: Compressed) -> None:
         assert isinstance(both.model, Edited)
 
 
-@pytest.mark.parametrize(("first", "second"), QUICK[3::8])
-def test_some_pairs_export_with_parity(first: str, second: str, make: Make, tmp_path: Path) -> None:
-    _, both, _, data = run(make, "cnn", first, second)
+@pytest.mark.parametrize(("first", "second", "kind"), QUICK[3::16])
+def test_some_pairs_export_with_parity(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
+    _, both, _, data = run(make, kind, first, second)
     check_exported(both, data, tmp_path, error=0.05, agreement=0.93)
 
 
 @pytest.mark.slow
-@every_model
-@every_pair
+@pytest.mark.parametrize(("first", "second", "kind"), RUNS)
 def test_every_pair_exports_with_parity(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
     _, both, _, data = run(make, kind, first, second)
     check_exported(both, data, tmp_path, error=0.05, agreement=0.93)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from nutlet.errors import ConfigError
-from nutlet.graph.fold import fold, foldable
 from nutlet.graph.scope import training_only
-from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, register
-from nutlet.train import Training, cross_entropy, fit
+from nutlet.methods.distillation.targets import softened
+from nutlet.train import Training, fit
 
 __all__ = ["Distill"]
 
@@ -54,32 +50,6 @@ class Distill(Training, Method):
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with the teacher's outputs as targets."""
-        teacher = copy.deepcopy(context.teacher).eval()
-        # The same answers with fewer passes over memory; the teacher's forward is a third of the training time.
-        fold(teacher, foldable(teacher, walk(teacher, context.example)))
-        if context.example.ndim == 4:
-            teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        def loss(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-            with torch.inference_mode():
-                wanted = teacher.to(x.device)(x)
-            soft = divergence(outputs, wanted.float().clone(), self.temperature)
-            return self.soft * self.temperature**2 * soft + (1 - self.soft) * cross_entropy(x, outputs, y)
-
+        loss = softened(context, self.temperature, self.soft)
         with training_only(model, self):
             return fit(model, context, self, loss, title="distilling")
-
-
-def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return the mean of ``KL(softmax(teacher / T) || softmax(student / T))``, in nats.
-
-    >>> p, q = torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.7, 0.3]]).log()
-    >>> round(float(divergence(q, p, 1.0)), 4)
-    0.0257
-    """
-    return F.kl_div(
-        F.log_softmax(student / temperature, 1),
-        F.log_softmax(teacher / temperature, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
