@@ -37,7 +37,21 @@ if TYPE_CHECKING:
     from nutlet.inputs import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.method import Context, Method, register
-    from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+    from nutlet.methods import (
+        Binarize,
+        Cluster,
+        Distill,
+        DropBlocks,
+        Factorize,
+        FineTune,
+        FixedPoint,
+        HalfPrecision,
+        MixedPrecision,
+        PruneChannels,
+        PruneWeights,
+        Quantize,
+        Ternarize,
+    )
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
     from nutlet.progress import Progress
@@ -67,13 +81,19 @@ _HOMES = {
     "nutlet.measurement": ("Measurement", "measure"),
     "nutlet.method": ("Context", "Method", "register"),
     "nutlet.methods": (
+        "Binarize",
+        "Cluster",
         "Distill",
         "DropBlocks",
         "Factorize",
         "FineTune",
+        "FixedPoint",
+        "HalfPrecision",
+        "MixedPrecision",
         "PruneChannels",
         "PruneWeights",
         "Quantize",
+        "Ternarize",
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.pipeline": ("compress",),
@@ -87,7 +107,9 @@ __all__ = [
     "Answers",
     "Attack",
     "Audit",
+    "Binarize",
     "BudgetError",
+    "Cluster",
     "Compressed",
     "ConfigError",
     "Context",
@@ -100,10 +122,13 @@ __all__ = [
     "ExportError",
     "Factorize",
     "FineTune",
+    "FixedPoint",
+    "HalfPrecision",
     "Loot",
     "Measurement",
     "Method",
     "MissingExtra",
+    "MixedPrecision",
     "ModelError",
     "NutletError",
     "Oracle",
@@ -116,6 +141,7 @@ __all__ = [
     "Scene",
     "Step",
     "StorageError",
+    "Ternarize",
     "Thief",
     "audit",
     "audit_files",
