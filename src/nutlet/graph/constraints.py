@@ -7,7 +7,7 @@ slices), *recompute* parts of it (scales), or *dissolve* it (bake it into the va
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from nutlet.errors import ModelError
 __all__ = [
     "PLAIN_WEIGHT",
     "Constraint",
+    "FewValues",
     "Mask",
     "WeightQuantizer",
     "constrain",
@@ -91,7 +92,24 @@ class Mask(Constraint):
         return Mask(self.mask.index_select(dim, keep))
 
 
-class WeightQuantizer(Constraint):
+class FewValues(Constraint):
+    """Leaves a weight few values, each of which an integer code stands for."""
+
+    @property
+    def levels(self) -> Sequence[int]:
+        """The codes that occur, in ascending order: -1, 0, 1 of ternary weights."""
+        raise NotImplementedError
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the integer codes of ``weight``, which must lie on its values already (as after ``forward``)."""
+        raise NotImplementedError
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return exactly the weight that ``codes``, of its shape, stand for."""
+        raise NotImplementedError
+
+
+class WeightQuantizer(FewValues):
     """Symmetric signed 8-bit integers with one scale per output channel; zero stays exactly zero.
 
     ``q = clamp(round(w / s), -127, 127)`` and ``w' = s q`` with ``s = max|w| / 127`` per channel (Krishnamoorthi
@@ -152,6 +170,17 @@ class WeightQuantizer(Constraint):
         shape = [1] * weight.ndim
         shape[self.axis] = -1
         return torch.round(weight / self.scale.view(shape)).clamp(-self.limit, self.limit).to(torch.int8)
+
+    @property
+    def levels(self) -> Sequence[int]:
+        """The codes from -127 to 127."""
+        return range(-self.limit, self.limit + 1)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return exactly the weight that ``codes``, of its shape, stand for."""
+        shape = [1] * codes.ndim
+        shape[self.axis] = -1
+        return codes * self.scale.view(shape)
 
     def anew(self, weight: Tensor, axis: int = 0) -> WeightQuantizer:
         """Return the quantizer whose ranges just cover ``weight``."""
