@@ -101,6 +101,8 @@ class Compressed(Tabled):
             for step in steps[1:]:
                 model = replay(type(Method.from_dict(step.method)), model, step.plan, example)
             unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"]))
+            with torch.no_grad():
+                model.eval()(example)  # a zero point out of its range, say, would be found out only in use
             seed = int(manifest["seed"])
         except StorageError:
             raise
@@ -111,7 +113,7 @@ class Compressed(Tabled):
                 f"{folder} does not hold a compressed form of this {type(original).__name__}: {error}; "
                 "expected files written by Compressed.save, and the architecture they came from"
             ) from error
-        return Compressed(model.eval(), steps, seed, example)
+        return Compressed(model, steps, seed, example)
 
     def table(self) -> Table:
         """Return the history as a table."""

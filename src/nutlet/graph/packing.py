@@ -233,6 +233,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def _tensor(content: bytes, dtype: torch.dtype) -> Tensor:
+    if not content:
+        return torch.empty(0, dtype=dtype)
     raw = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
     # Any byte but zero is true, and a bool must not be any byte.
     return raw != 0 if dtype == torch.bool else raw.view(dtype)
