@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from conformance.cases import CASES
-from nutlet.artifact import Compressed
+from nutlet.artifact import TENSORS, Compressed
 from nutlet.data import Data
-from nutlet.graph.constraints import Mask, WeightQuantizer, constrained_layers, constrained_weight, constraints
+from nutlet.graph.constraints import (
+    Mask,
+    WeightQuantizer,
+    constrained_layers,
+    constrained_weight,
+    constraints,
+    raw_weight,
+)
 from nutlet.graph.finalize import finalize
 from nutlet.graph.sites import Edited
 from nutlet.measurement.parity import parity
@@ -71,6 +78,7 @@ def check_constraints(model: nn.Module) -> None:
                 assert torch.equal(codes * constraint.scale.view(shape), weight), f"{name} left its grid"
                 if constraint.portable:
                     assert largest_code_pair(codes, constraint.axis) <= 128, f"{name}: a pair of codes can saturate"
+        assert torch.equal(raw_weight(layer), weight), f"{name}: below the constraints lies another weight"
         orders = [constraint.order for constraint in stack]
         assert orders == sorted(orders), f"{name}: {[type(c).__name__ for c in stack]}"
         assert len(stack) == len({type(c) for c in stack}), f"{name} carries the same constraint twice"
@@ -103,5 +111,6 @@ def check_saved(result: Compressed, original: nn.Module, data: Data, folder: Any
     assert same_state(loaded.model, result.model)
     assert torch.equal(predict(loaded.model, data.validation), predict(result.model, data.validation))
     assert loaded.steps == result.steps
+    assert (Path(folder) / TENSORS).stat().st_size == result.steps[-1].size.bytes_packed
     assert loaded.recipe == result.recipe
     return loaded

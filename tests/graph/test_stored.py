@@ -256,7 +256,7 @@ def damaged(content: bytes, choose: random.Random) -> bytes:
     bad = bytearray(content)
     kind = choose.randrange(3)
     if kind == 0:
-        del bad[choose.randrange(16, len(bad)) :]
+        del bad[choose.randrange(17, len(bad)) :]
     elif kind == 1:
         at = choose.randrange(16, len(bad))
         bad[at : at + choose.randrange(4)] = choose.randbytes(choose.randrange(1, 9))
