@@ -20,6 +20,7 @@ from nutlet.graph.constraints import (
     raw_weight,
 )
 from nutlet.graph.finalize import finalize
+from nutlet.graph.modules import shared_parameters
 from nutlet.graph.sites import Edited
 from nutlet.measurement.parity import parity
 from nutlet.method import Method
@@ -63,6 +64,7 @@ def largest_code_pair(codes: Tensor, axis: int) -> int:
 
 def check_constraints(model: nn.Module) -> None:
     """Assert that every constraint fits its weight and is in force."""
+    shared = shared_parameters(model)
     for name, layer in constrained_layers(model):
         weight, stack = constrained_weight(layer), constraints(layer)
         for constraint in stack:
@@ -78,7 +80,8 @@ def check_constraints(model: nn.Module) -> None:
                 assert torch.equal(codes * constraint.scale.view(shape), weight), f"{name} left its grid"
                 if constraint.portable:
                     assert largest_code_pair(codes, constraint.axis) <= 128, f"{name}: a pair of codes can saturate"
-        assert torch.equal(raw_weight(layer), weight), f"{name}: below the constraints lies another weight"
+        raw = raw_weight(layer)  # several layers that share it may constrain it in different ways
+        assert raw in shared or torch.equal(raw, weight), f"{name}: below the constraints lies another weight"
         orders = [constraint.order for constraint in stack]
         assert orders == sorted(orders), f"{name}: {[type(c).__name__ for c in stack]}"
         assert len(stack) == len({type(c) for c in stack}), f"{name} carries the same constraint twice"
