@@ -12,7 +12,31 @@ CASES = [
     ),
     Case(
         PruneWeights(sparsity=0.5),
-        [{"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
+        [{}, {"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
         kind="mask",
     ),
+    Case(
+        PruneWeights(pattern="2:4", criterion="activation"),
+        [
+            {"pattern": "4:2"},
+            {"pattern": "2-4"},
+            {"pattern": "2:4", "sparsity": 0.6},
+            {"pattern": "2:4", "distribution": "erk"},
+            {"pattern": "2:4", "block": [1, 4]},
+            {"sparsity": 0.5, "criterion": "x"},
+        ],
+        variant="2:4",
+    ),
+    Case(
+        PruneWeights(sparsity=0.5, pattern="block", block=(4, 2), criterion="taylor", distribution="uniform"),
+        [
+            {"sparsity": 0.5, "pattern": "block"},
+            {"sparsity": 0.5, "pattern": "block", "block": [4]},
+            {"sparsity": 0.5, "pattern": "block", "block": [0, 4]},
+            {"sparsity": 0.5, "block": [1, 4]},
+        ],
+        variant="blocks",
+    ),
+    Case(PruneWeights(sparsity=0.5, distribution="erk"), variant="erk"),
+    Case(PruneWeights(sparsity=0.5, distribution="sensitivity"), variant="sensitivity"),
 ]
