@@ -1,7 +1,7 @@
 """Cases of the pruning family."""
 
 from conformance.cases.case import Case
-from nutlet.methods import DropBlocks, PruneChannels, PruneWeights
+from nutlet.methods import DropBlocks, PruneChannels, PruneSecondOrder, PruneWeights
 
 CASES = [
     Case(DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}], kind="depth"),
@@ -28,7 +28,7 @@ CASES = [
         variant="2:4",
     ),
     Case(
-        PruneWeights(sparsity=0.5, pattern="block", block=(4, 2), criterion="taylor", distribution="uniform"),
+        PruneWeights(sparsity=0.5, pattern="block", block=(2, 2), criterion="taylor", distribution="uniform"),
         [
             {"sparsity": 0.5, "pattern": "block"},
             {"sparsity": 0.5, "pattern": "block", "block": [4]},
@@ -37,6 +37,11 @@ CASES = [
         ],
         variant="blocks",
     ),
+    Case(
+        PruneSecondOrder(sparsity=0.5),
+        [{}, {"sparsity": 50}, {"sparsity": 0.5, "damping": 0}, {"pattern": "2:4", "sparsity": 0.4}],
+    ),
+    Case(PruneSecondOrder(pattern="2:4"), variant="2:4"),
     Case(PruneWeights(sparsity=0.5, distribution="erk"), variant="erk"),
     Case(PruneWeights(sparsity=0.5, distribution="sensitivity"), variant="sensitivity"),
 ]
