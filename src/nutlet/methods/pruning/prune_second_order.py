@@ -74,9 +74,7 @@ class PruneSecondOrder(Sparsifying):
             notes.append(f"{name}: another layer has the same weight, left alone")
             del layers[name]
         supported = [name for name, layer in layers.items() if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))]
-        batches = list(context.data.calibration.batches())
-        # In the order in which they run.
-        moments = input_moments(model, supported, batches)
+        moments = input_moments(model, supported, context.data.calibration.batches())
         notes += [f"{name}: no inputs are seen there, left alone" for name in layers if name not in moments]
         factors = {name: inverse_factor(_in_order(layers[name], h), self.damping) for name, h in moments.items()}
         saliency = {name: as_weight(layers[name], _cost(layers[name], factor)) for name, factor in factors.items()}
@@ -90,7 +88,7 @@ class PruneSecondOrder(Sparsifying):
         values = {
             f"{name}.{key}": tensor
             for name in factors
-            for key, tensor in trial.get_submodule(name).state_dict(keep_vars=False).items()
+            for key, tensor in trial.get_submodule(name).state_dict().items()
         }
         dense = "a mask over dense zeros: the raw file is no smaller, the zstd one is"
         return {"masked": list(factors), "values": values, "notes": [dense, *notes, *short]}
