@@ -11,7 +11,7 @@ import tiny
 from nutlet.data import Data, Examples
 from nutlet.graph.constraints import Mask, WeightQuantizer, constrained_weight, constraints
 from nutlet.graph.statistics import input_moments
-from nutlet.methods.pruning.elimination import eliminate, inverse_factor
+from nutlet.methods.pruning.elimination import eliminate, inverse_factor, least_error
 
 
 def problem(groups: int = 1, rows: int = 3, columns: int = 6) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,15 @@ def test_the_first_columns_that_go_are_made_up_for_as_well_as_can_be() -> None:
         h = moments[group]
         best = weight[group] @ h[:, 2:] @ torch.linalg.inv(h[2:, 2:])  # least squares on the columns that stay
         torch.testing.assert_close(found[group, :, 2:], best)
+
+
+def test_no_weight_that_stays_could_do_better() -> None:
+    weight, moments = problem(groups=2)
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) > 0.5
+    found = least_error(weight, moments, mask)
+    gradient = (found - weight) @ moments
+    assert not bool(found[~mask].any())
+    torch.testing.assert_close(gradient[mask], torch.zeros_like(gradient[mask]), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("block", [1, 2, 4, 100])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "eliminate", "inverse_factor"]
+__all__ = ["BLOCK", "damped", "eliminate", "inverse_factor", "least_error"]
 
 BLOCK = 128
 """Columns between two updates of all that follow."""
@@ -27,6 +27,14 @@ Change = Callable[[int, Tensor, Tensor], Tensor]
 """
 
 
+def damped(moments: Tensor, damping: float) -> Tensor:
+    """Return moments ``(groups, n, n)``, float64, with a share of the mean of their diagonal added to it."""
+    moments = moments.double()
+    # Inputs that are never anything but zero leave no moments at all.
+    extra = (damping * moments.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-12)
+    return moments + extra[:, None, None] * torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+
+
 def inverse_factor(moments: Tensor, damping: float) -> Tensor:
     """Return upper triangular ``U`` with ``U^T U`` the inverse of the damped moments, float64.
 
@@ -37,13 +45,28 @@ def inverse_factor(moments: Tensor, damping: float) -> Tensor:
     >>> inverse_factor(torch.tensor([[[2.0, 0.0], [0.0, 6.0]]]), damping=0.5).diagonal(dim1=1, dim2=2).square()
     tensor([[0.2500, 0.1250]], dtype=torch.float64)
     """
-    moments = moments.double()
-    # Inputs that are never anything but zero leave no moments at all.
-    extra = (damping * moments.diagonal(dim1=1, dim2=2).mean(1)).clamp_min(1e-12)
-    damped = moments + extra[:, None, None] * torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moments, damping)))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor
+
+
+def least_error(weight: Tensor, moments: Tensor, mask: Tensor) -> Tensor:
+    """Return the weight nearest to ``weight`` in what it gives among those that are zero where ``mask`` is false.
+
+    Columns that were decided on early cannot make up for later ones in :func:`eliminate`; here they do, at the cost of
+    one system of equations for each output.
+
+    Args:
+        weight: ``(groups, m, n)``.
+        moments: ``(groups, n, n)``, damped.
+        mask: of the shape of the weight.
+    """
+    result = torch.zeros_like(weight, dtype=moments.dtype)
+    for group, h in enumerate(moments):
+        targets = weight[group].to(h.dtype) @ h
+        for row, stays in enumerate(mask[group]):
+            result[group, row, stays] = torch.linalg.solve(h[stays][:, stays], targets[row, stays])
+    return result
 
 
 def eliminate(weight: Tensor, factor: Tensor, change: Change, block: int = BLOCK) -> Tensor:

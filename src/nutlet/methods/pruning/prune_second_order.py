@@ -24,12 +24,15 @@ from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import input_moments
 from nutlet.method import Context, Plan, register
 from nutlet.methods.pruning.allocation import Distribution
-from nutlet.methods.pruning.elimination import BLOCK, eliminate, inverse_factor
+from nutlet.methods.pruning.elimination import BLOCK, damped, eliminate, inverse_factor, least_error
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, as_weight
 from nutlet.methods.pruning.sparsifying import Sparsifying
 
 __all__ = ["PruneSecondOrder"]
+
+MOST_WORK = 1e12
+"""Multiply-accumulates that solving for the weights of one layer may take: a minute or so on a few cores."""
 
 
 @register
@@ -39,9 +42,9 @@ class PruneSecondOrder(Sparsifying):
 
     SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774): layer by layer, column by column, what goes and what the rest
     becomes follows from the second moments of the inputs on the calibration examples (optimal brain surgery, Hassibi &
-    Stork 1993), without any training. Weights on a grid of an earlier step stay on it: what is lost to rounding is made
-    up for alike. The calibration examples should outnumber the inputs of the largest layer, positions of a convolution
-    counting as examples.
+    Stork 1993), without any training. Given what goes, the rest is then solved for exactly. Weights on a grid of an
+    earlier step stay on it: what is lost to rounding is made up for alike, by columns alone. The calibration examples
+    should outnumber the inputs of the largest layer, positions of a convolution counting as examples.
 
     Args:
         damping: share of the mean of the diagonal that is added to the second moments; more trusts them less.
@@ -76,13 +79,20 @@ class PruneSecondOrder(Sparsifying):
         supported = [name for name, layer in layers.items() if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))]
         moments = input_moments(model, supported, context.data.calibration.batches())
         notes += [f"{name}: no inputs are seen there, left alone" for name in layers if name not in moments]
-        factors = {name: inverse_factor(_in_order(layers[name], h), self.damping) for name, h in moments.items()}
+        moments = {name: _in_order(layers[name], h) for name, h in moments.items()}
+        factors = {name: inverse_factor(h, self.damping) for name, h in moments.items()}
         saliency = {name: as_weight(layers[name], _cost(layers[name], factor)) for name, factor in factors.items()}
         kept, short = self.kept(model, saliency, context)
         trial = copy.deepcopy(model)
         with context.progress.task("pruning layers", total=len(factors)) as task:
             for name, factor in factors.items():
-                _prune(trial, name, factor, self.positions, kept[name])
+                mask = _prune(trial, name, factor, self.positions, kept[name])
+                if _grids(layers[name]):
+                    notes.append(f"{name}: its weights stay on the grid that they were on")
+                elif _work(mask) > MOST_WORK:
+                    notes.append(f"{name}: too large to solve for the weights that stay, made up for by columns alone")
+                else:
+                    _solve(layers[name], trial.get_submodule(name), damped(moments[name], self.damping), mask)
                 task.advance()
         widen(trial)
         values = {
@@ -108,8 +118,8 @@ def _cost(layer: nn.Module, factor: Tensor) -> Tensor:
     return (matrix / spread).square().to(matrix.dtype)
 
 
-def _prune(model: nn.Module, name: str, factor: Tensor, pattern: Pattern, keep: int) -> None:
-    """Mask a layer and change its weights, in place."""
+def _prune(model: nn.Module, name: str, factor: Tensor, pattern: Pattern, keep: int) -> Tensor:
+    """Mask a layer and change its weights, in place; return the mask of its matrix."""
     layer = model.get_submodule(name)
     weight = as_matrix(layer, constrained_weight(layer))
     alive = torch.ones_like(weight, dtype=torch.bool)
@@ -124,6 +134,26 @@ def _prune(model: nn.Module, name: str, factor: Tensor, pattern: Pattern, keep: 
         raw_weight(layer).copy_(as_weight(layer, changed))
         (mask,) = (c for c in constraints(layer) if isinstance(c, Mask))
         mask.mask.copy_(as_weight(layer, choice.mask))
+    return choice.mask
+
+
+def _solve(original: nn.Module, layer: nn.Module, moments: Tensor, mask: Tensor) -> None:
+    """Give the weights that stay the values of least error, in place."""
+    weight = as_matrix(original, constrained_weight(original))
+    shape = (len(moments), -1, weight.shape[1])
+    best = least_error(weight.view(shape), moments, mask.view(shape)).view_as(weight)
+    with torch.no_grad():
+        raw_weight(layer).copy_(as_weight(layer, best))
+
+
+def _work(mask: Tensor) -> float:
+    """Return the multiply-accumulates of one system of equations for each row."""
+    return float(mask.sum(1).double().pow(3).sum() / 3)
+
+
+def _grids(layer: nn.Module) -> list[Constraint]:
+    """Return the constraints that say which values weights may take."""
+    return [c for c in constraints(layer) if c.order < Mask.order]
 
 
 class _Choice:
@@ -157,7 +187,7 @@ class _Choice:
 
 def _rounding(layer: nn.Module) -> Callable[[int, Tensor], Tensor]:
     """Return a function of the number and the values of a column that puts them on the grid of ``layer``, if any."""
-    grids: list[Constraint] = [c for c in constraints(layer) if c.order < Mask.order]
+    grids = _grids(layer)
     if not grids:
         return lambda k, column: column
     present = as_matrix(layer, constrained_weight(layer)).clone()
