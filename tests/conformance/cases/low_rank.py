@@ -14,8 +14,8 @@ CASES = [
         acting={"energy": 0.3},
         kind="factors",
     ),
-    Case(Factorize(decomposition="whitened", parameters=0.8), variant="whitened", acting={"parameters": 0.9}),
-    Case(Factorize(decomposition="spatial", macs=0.85), variant="spatial", acting={"macs": 0.9}),
+    Case(Factorize(decomposition="whitened", energy=0.6), variant="whitened", acting={"energy": 0.3}),
+    Case(Factorize(decomposition="spatial", energy=0.6), variant="spatial", acting={"energy": 0.3}),
     Case(Factorize(decomposition="tucker", drop=0.2), variant="tucker", acting={"drop": 0.9}),
     Case(Factorize(decomposition="cp", rank=2), variant="cp"),
     Case(

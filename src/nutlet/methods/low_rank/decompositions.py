@@ -89,7 +89,8 @@ def limits(kind: str, shape: Shape) -> Ranks:
     (8, 4)
     """
     if kind == "tucker":
-        return shape[:2]
+        outputs, inputs = shape[:2]
+        return min(outputs, inputs * prod(shape[2:])), min(inputs, outputs * prod(shape[2:]))
     if kind == "cp":
         return (prod(shape) // max(shape),)
     if kind == "spatial":
@@ -234,7 +235,7 @@ def tucker(weight: Tensor) -> Decomposed:
     inputs = torch.linalg.svd(whole.transpose(0, 1).flatten(1), full_matrices=True)[0]
     core = torch.einsum("mn...,mr,ns->rs...", whole, outputs, inputs)
     kept = core.square().flatten(2).sum(2).cumsum(0).cumsum(1)
-    lost = 1 - kept / kept[-1, -1].clamp_min(1e-30)
+    lost = (kept[-1, -1] - kept) / kept[-1, -1].clamp_min(1e-30)
 
     def cut(ranks: Ranks) -> list[Tensor]:
         from tensorly import backend_context
@@ -267,8 +268,9 @@ def cp(weight: Tensor) -> Decomposed:
 
         if not bool(whole.any()):
             return [torch.zeros(side, rank).double() for side in whole.shape], 0.0
-        with backend_context("numpy", local_threadsafe=True):
-            # The ridge also keeps the normal equations solvable where the rank exceeds a side.
+        with backend_context("numpy", local_threadsafe=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a side smaller than the rank: begun at random there
+            # The ridge also keeps the normal equations solvable then.
             found = parafac(whole.numpy(), rank, n_iter_max=100, tol=1e-6, l2_reg=1e-6, random_state=0)
             error = float(np.square(whole.numpy() - cp_to_tensor(found)).sum())
             norms, factors = cp_normalize(found)

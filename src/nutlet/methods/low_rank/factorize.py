@@ -26,7 +26,7 @@ __all__ = ["Factorize"]
 
 ITERATIVE = ("cp", "nmf")
 """Decompositions without a spectrum: their error at a rank is known once they are made."""
-TRIED = 12
+TRIED = 8
 """How many ranks of these are tried for each layer."""
 MOMENTS = 2**27
 """How many numbers the input moments may hold at a time (1 GiB)."""
@@ -58,8 +58,9 @@ class Factorize(Method):
         energy: keep the cheapest ranks that keep this share of the squared norm of each weight (of its outputs, where
             ``whitened``).
         rank: keep this rank everywhere.
-        parameters: share of the parameters of the whole model that is left; ranks are allotted to layers by what
-            each loses, as a share of its squared norm, for what it saves.
+        parameters: share of the parameters of the whole model that is left. Each step goes to the layer that loses
+            least for what it saves: of the squared norm of its weight (where ``whitened``, the share of its outputs'
+            squared norm times that of its weight).
         macs: the same for the multiply-accumulates.
         drop: how much validation accuracy may fall, 0.01 for one point, without training: the smallest model in the
             order of ``parameters`` is searched by bisection, about 7 to 12 models, each run on the validation split
@@ -158,10 +159,11 @@ class Factorize(Method):
         result = {}
         with context.progress.task("decomposing", total=len(ranks)) as task:
             for name, taken in self._taken(model, {name: found[name] for name in ranks}, context):
-                choices = [Choice(r, taken.error(r), *cost) for r, cost in ranks[name].items()]
-                shape = tuple(constrained_weight(found[name]).shape)
+                weight = constrained_weight(found[name])
+                norm, shape = float(weight.double().square().sum()), tuple(weight.shape)
+                choices = [Choice(r, norm * taken.error(r), *cost) for r, cost in ranks[name].items()]
                 whole = Choice((), 0.0, *costs([Piece(shape, tuple(range(len(shape) - 2)))], calls[name]))
-                result[name] = _Layer(taken, [whole, *choices])
+                result[name] = _Layer(taken, norm, [whole, *choices])
                 task.advance()
         return {name: result[name] for name in ranks}
 
@@ -243,8 +245,8 @@ class Factorize(Method):
         if self.drop is not None:
             return self._searched(self.drop, model, layers, context, notes)
         chosen = {}
-        for name, (_, *cheaper) in choices.items():
-            choice = cheapest(cheaper, self.energy)
+        for name, layer in layers.items():
+            choice = cheapest(layer.choices[1:], (1 - self.energy + 1e-7) * layer.norm)
             if choice is None:
                 notes.append(f"{name}: {self.energy:.0%} of it take no fewer parameters, left as it is")
             else:
@@ -300,6 +302,7 @@ class _Layer:
     """A layer taken apart, and how it can be written: as it is, then all that is cheaper."""
 
     taken: Decomposed
+    norm: float
     choices: list[Choice]
 
 

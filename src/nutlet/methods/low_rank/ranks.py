@@ -26,7 +26,7 @@ class Choice:
 
     Args:
         ranks: of the decomposition; none for the layer as it is.
-        error: share of the squared norm that is lost, 0 to 1.
+        error: what is lost of the squared norm of the weight.
         parameters: of its weights.
         macs: of one example.
     """
@@ -61,14 +61,15 @@ def costs(parts: Sequence[Piece], calls: Iterable[Call]) -> tuple[int, float]:
 
 
 def candidates(kind: str, shape: Shape) -> list[Ranks]:
-    """Return the ranks to choose from: all of them, and of the pairs of Tucker-2 those on a grid of 48 x 48.
+    """Return the ranks to choose from: all of them; of the pairs of Tucker-2 those on a grid, and that a core can have.
 
-    >>> candidates("svd", (2, 8)), len(candidates("tucker", (64, 128, 3, 3)))
-    ([(1,), (2,)], 2304)
+    >>> candidates("svd", (2, 8)), candidates("tucker", (2, 4, 3))
+    ([(1,), (2,)], [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (2, 4)])
     """
     if kind == "tucker":
         grids = [np.unique(np.linspace(1, limit, min(limit, 48)).round().astype(int)) for limit in limits(kind, shape)]
-        return [(int(outputs), int(inputs)) for outputs, inputs in product(*grids)]
+        kernel, pairs = prod(shape[2:]), product(*grids)
+        return [(int(o), int(i)) for o, i in pairs if o <= i * kernel and i <= o * kernel]
     return [(rank,) for rank in range(1, limits(kind, shape)[0] + 1)]
 
 
@@ -83,13 +84,13 @@ def spread(ranks: Sequence[Ranks], count: int) -> list[Ranks]:
     return [ranks[k - 1] for k in np.unique(np.geomspace(1, len(ranks), count).round().astype(int))]
 
 
-def cheapest(choices: Iterable[Choice], energy: float) -> Choice | None:
-    """Return the choice of fewest parameters that keeps this share of the squared norm, or None.
+def cheapest(choices: Iterable[Choice], error: float) -> Choice | None:
+    """Return the choice of fewest parameters that loses no more than ``error``, or None.
 
-    >>> cheapest([Choice((1,), 0.3, 10, 10), Choice((2,), 0.05, 20, 20), Choice((3,), 0.0, 30, 30)], 0.9)
+    >>> cheapest([Choice((1,), 0.3, 10, 10), Choice((2,), 0.05, 20, 20), Choice((3,), 0.0, 30, 30)], 0.1)
     Choice(ranks=(2,), error=0.05, parameters=20, macs=20)
     """
-    enough = [choice for choice in choices if choice.error <= 1 - energy + 1e-7]
+    enough = [choice for choice in choices if choice.error <= error]
     return min(enough, key=lambda choice: (choice.parameters, choice.error), default=None)
 
 
