@@ -27,7 +27,7 @@ __all__ = ["Factorize"]
 ITERATIVE = ("cp", "nmf")
 """Decompositions without a spectrum: their error at a rank is known once they are made."""
 TRIED = 8
-"""How many ranks of these are tried for each layer."""
+"""How many ranks of these are tried for each layer, from a sixteenth of the largest that pays."""
 MOMENTS = 2**27
 """How many numbers the input moments may hold at a time (1 GiB)."""
 
@@ -48,6 +48,9 @@ class Factorize(Method):
     cp         1x1, k x 1 and 1 x k depthwise, 1x1                    Lebedev et al. 2015, arXiv:1412.6553
     nmf        as svd, the first factor without negative values       Lee & Seung 1999, doi:10.1038/44565
     =========  =====================================================  ==============================================
+
+    The first four know their error at every rank from one decomposition. cp and nmf are made anew at each of 8 ranks for
+    every layer before they choose (unless ``rank`` says which), which takes minutes where layers are large.
 
     Where there is no kernel to split (dense layers, 1x1 convolutions), spatial, tucker and cp all are the SVD. A layer is
     replaced only where parameters become fewer and multiply-accumulates not more. Give at most one of ``energy``,

@@ -74,14 +74,16 @@ def candidates(kind: str, shape: Shape) -> list[Ranks]:
 
 
 def spread(ranks: Sequence[Ranks], count: int) -> list[Ranks]:
-    """Return at most ``count`` of them, the first and the last included, each about as much larger than the one before.
+    """Return at most ``count`` of them, from a sixteenth of the way up to the last, in about equal ratios.
 
-    >>> spread([(rank,) for rank in range(1, 101)], 5)
-    [(1,), (3,), (10,), (32,), (100,)]
+    >>> spread([(rank,) for rank in range(1, 161)], 5)
+    [(10,), (20,), (40,), (80,), (160,)]
     """
     if not ranks:
         return []
-    return [ranks[k - 1] for k in np.unique(np.geomspace(1, len(ranks), count).round().astype(int))]
+    return [
+        ranks[k - 1] for k in np.unique(np.geomspace(max(len(ranks) / 16, 1), len(ranks), count).round().astype(int))
+    ]
 
 
 def cheapest(choices: Iterable[Choice], error: float) -> Choice | None:
