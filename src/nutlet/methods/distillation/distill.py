@@ -102,15 +102,16 @@ class Distill(Training, Method):
         """Run the training loop with what the teacher gives as targets."""
         if self.soft < 1 or self.targets == "decoupled":
             check_labelled(context.data.train.y, "Distill with these options", "expected labels, or soft=1.0 with kl")
+        if self.soft == 0 and not self._looks_inside:
+            with training_only(model, self):
+                return fit(model, context, self, cross_entropy, title="distilling")
         source = context.teacher.source if isinstance(context.teacher, Answering) else None
         if source is not None:
             self._check_answers_suffice(context.teacher)
             # It is asked about an example once, and so the example must stay as it is.
             context = replace(context, data=replace(context.data, augment=None))
-        if self.soft == 0 and not self._looks_inside:
-            with training_only(model, self):
-                return fit(model, context, self, cross_entropy, title="distilling")
-        before = source.sent if source else 0
+            before = source.sent
+            self._ask(context)
         teacher = teaching(context, folded=not self._looks_inside)
         features = self._features(model, teacher, context) if self._looks_inside else None
         outputs = mixed(teacher, self.soft, self._compare)
@@ -124,10 +125,18 @@ class Distill(Training, Method):
             notes = fit(model, context, self, loss, along=along, title="distilling")
         if source is not None:
             notes.append(
-                f"the teacher only answers: it was asked {source.sent - before:,} queries, one for each example it had "
-                "not seen, and the model learned without augmentation from just these inputs"
+                f"the teacher only answers: it was sent {source.sent - before:,} queries, one for each example it had "
+                "not answered before; the model learned from just these inputs, without augmentation"
             )
         return notes + (features.notes if features else [])
+
+    def _ask(self, context: Context) -> None:
+        """Get all answers before the training begins: it would be lost if the last ones were refused."""
+        examples = context.data.train
+        with context.progress.task("asking the teacher", total=len(examples)) as task:
+            for x, _ in examples.batches(256):
+                context.teacher(x)
+                task.advance(len(x))
 
     def _compare(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
         if self.targets == "logits":
