@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from nutlet.inputs import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.method import Context, Method, register
-    from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+    from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize, Student
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
     from nutlet.progress import Progress
@@ -74,6 +74,7 @@ _HOMES = {
         "PruneChannels",
         "PruneWeights",
         "Quantize",
+        "Student",
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.pipeline": ("compress",),
@@ -116,6 +117,7 @@ __all__ = [
     "Scene",
     "Step",
     "StorageError",
+    "Student",
     "Thief",
     "audit",
     "audit_files",

@@ -1,7 +1,7 @@
 """Cases of training: fine-tuning and distillation."""
 
 from conformance.cases.case import Case
-from nutlet.methods import Distill, FineTune
+from nutlet.methods import Distill, FineTune, Student
 
 CASES = [
     Case(
@@ -32,4 +32,17 @@ CASES = [
         Distill(epochs=1, batch_size=16, lr=0.01, hints=0.1, attention=1.0, relations=0.1),
         variant="features",
     ),
+    Case(
+        Student(width=0.5, start="fresh"),
+        [
+            {"width": 0},
+            {"width": 1.5},
+            {"depth": -0.1},
+            {"start": "new", "width": 0.5},
+            {},
+            {"width": 0.5, "multiple_of": 0},
+        ],
+        kind="student",
+    ),
+    Case(Student(width=0.6, depth=0.5), variant="inherited"),
 ]
