@@ -120,7 +120,14 @@ def test_models_of_different_kinds_are_matched_by_resolution_or_by_order() -> No
     assert names(Features(Plain(), tiny.TinyCNN(), IMAGES)) == [("1", "block2")]
     smaller = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                             nn.Linear(4, tiny.CLASSES))  # fmt: skip
-    assert names(Features(smaller, tiny.TinyCNN(), IMAGES)) == [("2", "block2"), ("3", "mix")]
+    assert names(Features(smaller, tiny.TinyCNN(), IMAGES)) == [("1", "block2"), ("2", "mix")]
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, tiny.CLASSES))
+    terms = Features(flat, tiny.TinyCNN(), IMAGES, hints=1.0, attention=1.0, relations=1.0)
+    assert names(terms) == [("2", "mix")]
+    with terms.watching(flat, teacher := tiny.TinyCNN()):
+        flat(IMAGES + 1)
+        teacher(IMAGES)
+        assert bool(terms.loss().isfinite())
 
 
 def test_sites_can_be_named_and_projections_stand_where_channels_differ() -> None:

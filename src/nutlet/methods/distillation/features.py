@@ -192,11 +192,9 @@ def _same_positions(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Pool the feature of more positions down to the other's."""
     if one.shape[2:] == other.shape[2:]:
         return one, other
-    if one.ndim != other.ndim or one.ndim == 2:
-        size: tuple[int, ...] = (1,)
-        one, other = one.flatten(2), other.flatten(2)
-    else:
-        size = tuple(min(a, b) for a, b in zip(one.shape[2:], other.shape[2:], strict=True))
+    if one.ndim != other.ndim:  # a vector is a map of one position
+        one, other = one.reshape(*one.shape[:2], -1), other.reshape(*other.shape[:2], -1)
+    size = tuple(min(a, b) for a, b in zip(one.shape[2:], other.shape[2:], strict=True))
     pool: Any = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[len(size)]
     return pool(one, size), pool(other, size)
 
@@ -239,8 +237,10 @@ def _matched(
 ) -> list[tuple[_Stage, _Stage]]:
     mine, other = _last_at_each_resolution(student, ours), _last_at_each_resolution(teacher, theirs)
     common = [(mine[size], other[size]) for size in mine if size in other]
-    backwards = list(zip(reversed(mine.values()), reversed(other.values()), strict=False))
-    return common or backwards[::-1]
+    # Maps with maps, from the end; where one has none, the last features of both.
+    maps = [[stage for stage in found.values() if stage.positions][::-1] for found in (mine, other)]
+    ends = [list(found.values())[-1:] for found in (mine, other)]
+    return common or list(zip(*maps, strict=False))[::-1] or list(zip(*ends, strict=False))
 
 
 def _last_at_each_resolution(model: nn.Module, stages: dict[str, _Stage]) -> dict[tuple[int, ...], _Stage]:
