@@ -15,6 +15,7 @@ from job import Job
 from nutlet.data import Data, Examples, flip_and_crop, split
 from nutlet.errors import BudgetError, ConfigError, DataError, ModelError
 from nutlet.export.onnx import export_onnx
+from nutlet.measurement import measure
 from nutlet.method import Answering, Context
 from nutlet.methods import Distill, DropBlocks, FineTune
 from nutlet.methods.distillation.targets import softened
@@ -155,6 +156,12 @@ def test_without_labels() -> None:
     for method in (FineTune(epochs=1), Distill(epochs=1), Distill(epochs=1, soft=1.0, targets="decoupled")):
         with pytest.raises(DataError, match=r"needs labels, and \d+ of \d+ examples have none; expected"):
             compress(student(), [method], data)
+
+
+def test_accuracy_is_not_measured_without_labels(tmp_path: Path) -> None:
+    path = export_onnx(student(), tmp_path / "model.onnx", rows(2))
+    with pytest.raises(DataError, match="have no labels; expected some"):
+        measure(path, Examples.from_arrays(rows()))
 
 
 def test_blocks_are_chosen_without_labels() -> None:

@@ -152,7 +152,7 @@ def train_on(
     if examples.x.ndim == 4:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     along = (along or nn.Module()).to(accelerator.device)
-    optimizer = _optimizer([*model.parameters(), *along.parameters()], settings)
+    optimizer = _optimizer(nn.ModuleList([model, along]), settings)
     steps = settings.epochs * len(batches.sampler)
     prepared, shared, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.num_processes > 1:  # alone, it would only look for packages on disk at each step
@@ -320,9 +320,9 @@ class _Checkpoint:
         write_atomic(self.path, write)
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
-    matrices = [p for p in parameters if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in parameters if p.requires_grad and p.ndim <= 1]
+def _optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

@@ -30,7 +30,7 @@ class Distill(Training, Method):
     model with those t of the teacher: the original, or what ``compress(..., teacher=)`` was given.
 
     ========== ==================================================================================================
-    `targets`  L
+    targets    L
     ========== ==================================================================================================
     kl         ``T^2 KL(softmax(t / T) || softmax(s / T))`` (Hinton et al. 2015, arXiv:1503.02531)
     logits     ``mean (s - t)^2``, to which the first tends with growing T (Kim et al. 2021, arXiv:2105.08919)
