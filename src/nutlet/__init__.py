@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         PruneSecondOrder,
         PruneWeights,
         Quantize,
+        Student,
         Ternarize,
     )
     from nutlet.oracle import Answers, Endpoint, Oracle
@@ -95,6 +96,7 @@ _HOMES = {
         "PruneSecondOrder",
         "PruneWeights",
         "Quantize",
+        "Student",
         "Ternarize",
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
@@ -144,6 +146,7 @@ __all__ = [
     "Scene",
     "Step",
     "StorageError",
+    "Student",
     "Ternarize",
     "Thief",
     "audit",
