@@ -1,0 +1,89 @@
+"""Commands on a chain: try it, run it, find out what went wrong in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nutlet.cli.common import (
+    AsJson,
+    Augmented,
+    Calibration,
+    DataSpec,
+    Mean,
+    ModelSpec,
+    Quiet,
+    Seconds,
+    Seed,
+    Std,
+    TestSpec,
+    Validation,
+    Weights,
+    app,
+    command_line,
+    loading,
+    numbers,
+    reported,
+    short,
+    show_result,
+)
+
+__all__ = ["compress"]
+
+
+@app.command()
+@reported
+def compress(
+    model: ModelSpec,
+    data: DataSpec,
+    recipe: Annotated[Path, typer.Option("--recipe", "-r", help="YAML file with the steps; see `nutlet methods`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files and the report.")] = Path("out"),
+    weights: Weights = None,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    augment: Augmented = "none",
+    calibration: Calibration = 512,
+    validation: Validation = 0.1,
+    seconds: Seconds = 2.0,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a model by a recipe, export it, measure the file, and write a report."""
+    with loading():
+        from nutlet.delivery import deliver
+        from nutlet.inputs import load_data, load_model
+        from nutlet.pipeline import compress as run_chain
+        from nutlet.progress import Progress
+        from nutlet.recipe import load_recipe
+        from nutlet.storage import prepare_folder
+
+    progress = Progress(quiet=quiet or as_json)
+    steps = load_recipe(recipe)
+    prepare_folder(out)
+    original = load_model(model, weights)
+    examples = load_data(
+        data,
+        test,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        augment=augment,
+        calibration=calibration,
+        validation=validation,
+        seed=seed,
+    )
+    result = run_chain(original, steps, examples, seed=seed, workdir=out / "steps", progress=progress)
+    figures, parity = deliver(
+        result,
+        original,
+        examples,
+        out,
+        command=command_line(),
+        names=(short(model), short(data)),
+        seconds=seconds,
+        progress=progress,
+    )
+    show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)
