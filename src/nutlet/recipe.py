@@ -11,7 +11,7 @@ import yaml
 from nutlet.errors import ConfigError, nearest
 from nutlet.method import Method
 
-__all__ = ["Recipe", "dump_recipe", "load_recipe", "with_recovery"]
+__all__ = ["Recipe", "dump_recipe", "load_recipe", "parse_recipe", "read_steps", "with_recovery"]
 
 Recipe = Sequence[Method]
 
@@ -32,6 +32,30 @@ def with_recovery(steps: Recipe, recover: Method | None) -> list[Method]:
         if step.recoverable and not (following is not None and following.recoverable):
             expanded.append(recover)
     return expanded
+
+
+def read_steps(
+    recipe: Method | Sequence[Method | dict[str, Any] | str] | Path | str,
+    recover: Method | dict[str, Any] | str | None = None,
+) -> list[Method]:
+    """Return the steps of a recipe in any of the forms that users give it in, recovery included.
+
+    Raises:
+        ConfigError: the recipe is empty, cannot be read, or a step is unknown or has a bad option.
+    """
+    if isinstance(recover, (str, dict)):
+        recover = Method.from_dict(recover)
+    if recover is not None and not isinstance(recover, Method):
+        raise ConfigError(f"recover is {recover!r}; expected a method that trains, as Distill(epochs=5)")
+    if isinstance(recipe, Method):
+        recipe = [recipe]
+    if isinstance(recipe, (str, Path)):
+        steps = load_recipe(recipe)
+    elif not recipe:
+        raise ConfigError("the recipe is empty; expected at least one method, see `nutlet methods`")
+    else:
+        steps = [step if isinstance(step, Method) else parse_recipe([step])[0] for step in recipe]
+    return with_recovery(steps, recover)
 
 
 def load_recipe(path: Path | str) -> list[Method]:
