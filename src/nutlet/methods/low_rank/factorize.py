@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -52,6 +53,7 @@ class Factorize(Method):
     effect: ClassVar[str] = "rank"
     when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
     recoverable: ClassVar[bool] = True
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
     energy: float = 0.9
     rank: int | None = None
@@ -69,7 +71,7 @@ class Factorize(Method):
         """Return the rank of each layer that gets cheaper."""
         plan: Plan = {"ranks": {}, "notes": []}
         shared = shared_parameters(model)
-        for name, layer in weighted_layers(model, self, (nn.Linear, nn.Conv1d, nn.Conv2d)).items():
+        for name, layer in weighted_layers(model, self).items():
             if getattr(layer, "groups", 1) > 1:
                 plan["notes"].append(f"{name}: grouped convolution, left as it is")
                 continue
@@ -79,11 +81,7 @@ class Factorize(Method):
             matrix = constrained_weight(layer).flatten(1)
             rows, columns = matrix.shape
             if self.rank is not None and self.rank > min(rows, columns):
-                if self.include != ("*",):
-                    raise ConfigError(
-                        f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
-                        f"expected at most {min(rows, columns)}"
-                    )
+                self._check_rank(name, layer)
                 plan["notes"].append(f"{name}: rank at most {min(rows, columns)}, left as it is")
                 continue
             rank = self.rank or _rank_for_energy(torch.linalg.svdvals(matrix), self.energy)
@@ -101,6 +99,40 @@ class Factorize(Method):
         if not plan["ranks"]:
             plan["notes"].append("nothing factorized: no layer in scope would have become smaller")
         return plan
+
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are not factorized, as far as their shape and their neighbours tell."""
+        found = super().reasons(model, example)
+        free = {name: model.get_submodule(name) for name, reason in found.items() if not reason}
+        shared = shared_parameters(model)
+        read = _read_by_others(model, free, example)
+        for name, layer in free.items():
+            most = min(constrained_weight(layer).flatten(1).shape)
+            if getattr(layer, "groups", 1) > 1:
+                found[name] = "a grouped convolution"
+            elif raw_weight(layer) in shared:
+                found[name] = "another layer has the same weight"
+            elif name in read:
+                found[name] = "another module reads its weight"
+            elif self.rank is not None and self.rank > most:
+                self._check_rank(name, layer)
+                found[name] = f"rank at most {most}"
+        return found
+
+    def gentler(self) -> Factorize:
+        """Return it with twice the rank, or with half of the lost energy kept."""
+        if self.rank is not None:
+            return dataclasses.replace(self, rank=2 * self.rank)
+        return dataclasses.replace(self, energy=round((1 + self.energy) / 2, 4))
+
+    def _check_rank(self, name: str, layer: nn.Module) -> None:
+        """Refuse a rank that a layer named by ``include`` cannot have."""
+        rows, columns = constrained_weight(layer).flatten(1).shape
+        if self.include != ("*",):
+            raise ConfigError(
+                f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
+                f"expected at most {min(rows, columns)}"
+            )
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.modules import Passthrough, replace
+from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.method import Context, Method, Plan, register
 from nutlet.predict import evaluating
@@ -51,17 +53,7 @@ class DropBlocks(Method):
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks to drop, in the order in which they were chosen."""
-        blocks = droppable(model, context.example)
-        if not blocks:
-            raise ModelError(
-                "DropBlocks found no block; expected a submodule with dense layers or convolutions inside it whose "
-                "output has the shape of its input (residual blocks, transformer layers)"
-            )
-        names = [name for name, _ in model.named_modules() if "parametrizations" not in name]
-        free = set(in_scope(names, self, names))
-        # A block goes with all that is inside it.
-        whole = [b for b in in_scope(blocks, self, names) if all(n in free for n in names if n.startswith(b + "."))]
-        candidates = _smallest(whole, self.include)
+        candidates = self._candidates(model, context.example)
         notes: list[str] = []
         self._check_enough(candidates, notes)
         trial = copy.deepcopy(model)
@@ -87,6 +79,37 @@ class DropBlocks(Method):
                 dropped.append(least)
                 notes.append(f"dropped {least}: loss on calibration data without it {costs[least]:.3f}")
         return {"dropped": dropped, "notes": notes}
+
+    def _candidates(self, model: nn.Module, example: Tensor) -> list[str]:
+        """Return the blocks in scope, of blocks within blocks the smallest or the named one."""
+        blocks = droppable(model, example)
+        if not blocks:
+            raise ModelError(
+                "DropBlocks found no block; expected a submodule with dense layers or convolutions inside it whose "
+                "output has the shape of its input (residual blocks, transformer layers)"
+            )
+        names = [name for name, _ in model.named_modules() if "parametrizations" not in name]
+        free = set(in_scope(names, self, names))
+        # A block goes with all that is inside it.
+        whole = [b for b in in_scope(blocks, self, names) if all(n in free for n in names if n.startswith(b + "."))]
+        return _smallest(whole, self.include)
+
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return the layers that are inside no block which can go."""
+        candidates = self._candidates(model, example)
+        self._check_enough(candidates, [])
+        blocks = tuple(f"{block}." for block in candidates)
+        inside = {name: f"{name}.".startswith(blocks) for name in layers_with_values(model)}
+        return {name: "" if within else "in no block that can go" for name, within in inside.items()}
+
+    def passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+        """Return the passes of the greedy search; one that cannot go is tried once in vain."""
+        trials = _trials(len(self._candidates(model, example)), self.drop)
+        return trials, trials
+
+    def gentler(self) -> DropBlocks | None:
+        """Return it with one block fewer to drop."""
+        return dataclasses.replace(self, drop=self.drop - 1) if self.drop > 1 else None
 
     def _check_enough(self, candidates: list[str], notes: list[str]) -> None:
         if self.drop > len(candidates):

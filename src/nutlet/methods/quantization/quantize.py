@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -71,6 +71,10 @@ class Quantize(Method):
         untouched = [n for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
         plan["notes"] += [f"{name}: its inner weights stay in floating point" for name in untouched]
         return plan
+
+    def gentler(self) -> Quantize | None:
+        """Return it with activations in floating point."""
+        return replace(self, activations=False) if self.activations else None
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
