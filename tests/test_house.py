@@ -31,9 +31,9 @@ LAYERS = (
     {"graph", "jobs"},
     {"method"},
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},
-    {"artifact", "membership", "methods", "oracle", "stolen", "thief"},
+    {"artifact", "estimate", "membership", "methods", "oracle", "stolen", "thief"},
     {"attack", "pipeline", "shadows"},
-    {"attacks", "delivery", "recompress"},
+    {"attacks", "delivery", "preflight", "recompress"},
     {"auditing"},
     {"demo"},
     {"cli"},
@@ -187,7 +187,7 @@ print(time.process_time(), *sys.modules)
     assert min(float(line[0]) for line in figures) < 0.5
 
 
-@pytest.mark.parametrize("command", ["compress", "measure", "report", "demo", "methods", "audit", "attacks"])
+@pytest.mark.parametrize("command", ["check", "compress", "measure", "report", "demo", "methods", "audit", "attacks"])
 def test_help_of_each_command(command: str) -> None:
     start = time.perf_counter()
     from typer.testing import CliRunner

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
+    from nutlet.preflight import Preflight, check
     from nutlet.progress import Progress
     from nutlet.recipe import load_recipe
     from nutlet.thief import Thief
@@ -77,6 +78,7 @@ _HOMES = {
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.pipeline": ("compress",),
+    "nutlet.preflight": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
     "nutlet.recipe": ("load_recipe",),
     "nutlet.thief": ("Thief",),
@@ -108,6 +110,7 @@ __all__ = [
     "NutletError",
     "Oracle",
     "OracleError",
+    "Preflight",
     "Progress",
     "Protocol",
     "PruneChannels",
@@ -119,6 +122,7 @@ __all__ = [
     "Thief",
     "audit",
     "audit_files",
+    "check",
     "compress",
     "deliver",
     "export_onnx",

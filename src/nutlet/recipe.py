@@ -11,7 +11,7 @@ import yaml
 from nutlet.errors import ConfigError, nearest
 from nutlet.method import Method
 
-__all__ = ["Recipe", "dump_recipe", "load_recipe", "parse_recipe", "read_steps", "with_recovery"]
+__all__ = ["Recipe", "dump_recipe", "load_recipe", "parse_recipe", "read_steps", "read_yaml", "with_recovery"]
 
 Recipe = Sequence[Method]
 
@@ -64,15 +64,23 @@ def load_recipe(path: Path | str) -> list[Method]:
     Raises:
         ConfigError: the file is missing, is not YAML, or names an unknown key, method or option.
     """
+    return parse_recipe(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path | str) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"could not read the recipe {path}: {error.strerror}; expected a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}; expected `steps:` with a list of methods") from error
-    return parse_recipe(content, str(path))
 
 
 def parse_recipe(content: Any, origin: str = "the recipe") -> list[Method]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +28,62 @@ from nutlet.cli.common import (
     numbers,
     reported,
     short,
+    show,
     show_result,
 )
 
-__all__ = ["compress"]
+__all__ = ["check", "compress"]
+
+
+@app.command()
+@reported
+def check(
+    model: ModelSpec,
+    data: DataSpec,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", help="YAML file with the steps; without one every method is asked.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder that a run is to write.")] = None,
+    weights: Weights = None,
+    teacher: Annotated[str | None, typer.Option(help="A model that is to teach, in the forms of MODEL.")] = None,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    calibration: Calibration = 512,
+    validation: Validation = 0.1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say before a run what it would meet: layers, methods, time, problems. Exit code 1 where there is a problem."""
+    with loading():
+        from nutlet.inputs import load_data, load_model
+        from nutlet.preflight import check as ask
+        from nutlet.progress import Progress
+
+    examples = load_data(
+        data,
+        test,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        calibration=calibration,
+        validation=validation,
+        seed=seed,
+    )
+    found = ask(
+        load_model(model, weights),
+        examples,
+        recipe,
+        teacher=None if teacher is None else load_model(teacher),
+        workdir=out,
+        progress=Progress(quiet=quiet or as_json),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    elif not quiet:
+        show(found)
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 @app.command()
