@@ -102,7 +102,13 @@ def test_all_problems_are_told_at_once(cnn: tuple[nn.Module, Data], tmp_path: Pa
     (tmp_path / "file").write_text("")
     (tmp_path / "recipe.yaml").write_text("steps: [Quantise, {PruneWeights: {sparsity: 5}}, {DropBlocks: {drop: 9}}]")
     found = check(model, data, tmp_path / "recipe.yaml", teacher=tiny.TinyMLP(), workdir=tmp_path / "file" / "steps")
-    wanted = ["did you mean 'Quantize'", "sparsity is 5", "the teacher: the data give 3x8x8", "could not write", "only 2 blocks"]
+    wanted = [
+        "did you mean 'Quantize'",
+        "sparsity is 5",
+        "the teacher: the data give 3x8x8",
+        "could not write",
+        "only 2 blocks",
+    ]
     assert len(found.problems) == len(wanted)
     for problem, text in zip(found.problems, wanted, strict=True):
         assert re.search(text, problem), problem

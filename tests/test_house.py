@@ -33,7 +33,7 @@ LAYERS = (
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},
     {"artifact", "estimate", "membership", "methods", "oracle", "stolen", "thief"},
     {"attack", "pipeline", "shadows"},
-    {"attacks", "delivery", "preflight", "recompress"},
+    {"attacks", "delivery", "diagnosis", "preflight", "recompress"},
     {"auditing"},
     {"demo"},
     {"cli"},
@@ -187,7 +187,9 @@ print(time.process_time(), *sys.modules)
     assert min(float(line[0]) for line in figures) < 0.5
 
 
-@pytest.mark.parametrize("command", ["check", "compress", "measure", "report", "demo", "methods", "audit", "attacks"])
+@pytest.mark.parametrize(
+    "command", ["check", "compress", "diagnose", "measure", "report", "demo", "methods", "audit", "attacks"]
+)
 def test_help_of_each_command(command: str) -> None:
     start = time.perf_counter()
     from typer.testing import CliRunner

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nutlet.auditing import Audit, Protocol, audit, audit_files
     from nutlet.data import Data, Examples, flip_and_crop, split
     from nutlet.delivery import deliver
+    from nutlet.diagnosis import Diagnosis, diagnose
     from nutlet.errors import (
         BudgetError,
         ConfigError,
@@ -51,6 +52,7 @@ _HOMES = {
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.data": ("Data", "Examples", "flip_and_crop", "split"),
     "nutlet.delivery": ("deliver",),
+    "nutlet.diagnosis": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
         "BudgetError",
         "ConfigError",
@@ -95,6 +97,7 @@ __all__ = [
     "Context",
     "Data",
     "DataError",
+    "Diagnosis",
     "Distill",
     "DropBlocks",
     "Endpoint",
@@ -125,6 +128,7 @@ __all__ = [
     "check",
     "compress",
     "deliver",
+    "diagnose",
     "export_onnx",
     "flip_and_crop",
     "load_data",

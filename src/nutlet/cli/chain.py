@@ -32,7 +32,7 @@ from nutlet.cli.common import (
     show_result,
 )
 
-__all__ = ["check", "compress"]
+__all__ = ["check", "compress", "diagnose"]
 
 
 @app.command()
@@ -140,3 +140,56 @@ def compress(
         progress=progress,
     )
     show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+@reported
+def diagnose(
+    model: ModelSpec,
+    data: DataSpec,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that `nutlet compress` wrote.")] = Path("out"),
+    step: Annotated[str | None, typer.Option(help="Number or name of a step; else the one that lost most.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Validation examples to measure layers on, at most.")] = 1000,
+    weights: Weights = None,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    augment: Augmented = "none",
+    calibration: Calibration = 512,
+    validation: Validation = 0.1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say which step and which layer lost accuracy, and what to do. Give model and data as to `nutlet compress`."""
+    with loading():
+        from nutlet.diagnosis import diagnose as look_into
+        from nutlet.inputs import load_data, load_model
+        from nutlet.progress import Progress
+        from nutlet.report import write_diagnosis
+
+    data_of_run = load_data(
+        data,
+        test,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        augment=augment,
+        calibration=calibration,
+        validation=validation,
+        seed=seed,
+    )
+    found = look_into(
+        out / "saved",
+        load_model(model, weights),
+        data_of_run,
+        step=int(step) if step is not None and step.isdecimal() else step,
+        examples=examples,
+        workdir=out / "steps",
+        progress=Progress(quiet=quiet or as_json),
+    )
+    write_diagnosis(found.to_dict(), out)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    elif not quiet:
+        show(found)
+        typer.echo(f"diagnosis: {out / 'diagnosis.json'}")
