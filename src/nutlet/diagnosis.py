@@ -297,7 +297,7 @@ def _words(found: Diagnosis, compressed: Compressed, counted: int) -> Iterator[s
             yield f"No layer does it alone; the worst is {worst.name}: {cost}. The losses of all layers add up."
             worst = None
     gentler = method.gentler()
-    if gentler is not None:
+    if gentler is not None and gentler != method:
         yield f"Or a gentler setting: `{_recipe_line(gentler)}`."
     elif method.effect == "training":
         yield "Training made it worse: a lower `lr`, or `patience`, which keeps the best epoch."

@@ -23,11 +23,15 @@ __all__ = ["Estimate", "Stopwatch"]
 TIMED_STEPS = 4
 """Training steps that are timed."""
 TIMED_EXAMPLES = 256
-"""Examples that a pass is timed with."""
+"""Examples that a pass is timed with, fewer where they take longer than :data:`PASS`."""
+PASS = 2.0
+"""Seconds that a timed pass may take."""
 SLOW = 20.0
 """Seconds of one training step above which no more of them are timed."""
 LOW, HIGH = 0.7, 1.6
-"""What a range adds to the fastest and slowest timing: later steps run on smaller models, other work disturbs."""
+"""What a range adds to the fastest and slowest timing, for other work disturbs."""
+SMALLER = 0.4
+"""What remains of the least time behind a step that made the model smaller; how much smaller, nobody knows yet."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ class Stopwatch:
         self.model = model
         self.data = data
         self.example = data.calibration.batch(slice(0, 2))[0]
-        some = data.calibration.subset(slice(0, TIMED_EXAMPLES))
-        evaluate(model, some.subset(slice(0, 2)))  # the first run of a model prepares kernels
+        few = data.calibration.subset(slice(0, 8))
+        evaluate(model, few)  # the first run of a model prepares kernels
+        fitting = int(PASS * len(few) / max(_seconds(lambda: evaluate(model, few)), 1e-6))
+        some = data.calibration.subset(slice(0, min(max(fitting, len(few)), TIMED_EXAMPLES)))
         timings = [_seconds(lambda: evaluate(model, some)) / len(some) for _ in range(2)]
         self.per_example = min(timings), max(timings)
         self.counting = _seconds(lambda: size_of(model, self.example))
@@ -75,8 +81,13 @@ class Stopwatch:
         low, high = self.per_example
         return low * passes * len(examples), high * passes * len(examples)
 
-    def estimate(self, name: str, step: Method) -> Estimate:
+    def estimate(self, name: str, step: Method, *, smaller: bool = False) -> Estimate:
         """Return how long ``step`` takes, with what is measured after it.
+
+        Args:
+            name: how it is called.
+            step: the method.
+            smaller: whether it will run on a smaller model than the timed one.
 
         Raises:
             NutletError: the step cannot be run on this model.
@@ -88,7 +99,7 @@ class Stopwatch:
         if isinstance(step, Training):
             parts.append(self._training(step))
         low, high = low + sum(part[0] for part in parts), high + sum(part[1] for part in parts)
-        return Estimate(name, LOW * low, HIGH * high)
+        return Estimate(name, LOW * (SMALLER if smaller else 1.0) * low, HIGH * high)
 
     def _training(self, step: Any) -> tuple[float, float]:
         """Return the seconds of all epochs, from a few timed steps of the method's own training."""

@@ -31,6 +31,8 @@ __all__ = ["LayerCheck", "Preflight", "check"]
 
 _RENAMES = ("depth", "rank", "student")
 """Effects after which layers have other names than in the original."""
+_SHRINKS = (*_RENAMES, "width")
+"""Effects after which there is less to compute."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ class _Asking:
     def ask(self, methods: Sequence[Method], every: bool) -> None:
         """Ask each method about the layers and how long it takes."""
         watch = None if every else Stopwatch(self.model, self.data)
-        renamed = False
+        renamed = smaller = False
         with self.progress.task("asking the methods", total=len(methods)) as task:
             for number, method in enumerate(methods, 1):
                 name = type(method).__name__
@@ -238,7 +240,8 @@ class _Asking:
                 self.reasons[name] = found if known is None else {k: v and found.get(k, "") for k, v in known.items()}
                 if watch is not None and found:
                     with self.noting(f"step {number}"):
-                        self.estimates.append(watch.estimate(f"{number} {name}", method))
+                        self.estimates.append(watch.estimate(f"{number} {name}", method, smaller=smaller))
+                smaller = smaller or method.effect in _SHRINKS
                 renamed = renamed or method.effect in _RENAMES
         if self.estimates:
             self.notes.append(
