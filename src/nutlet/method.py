@@ -119,7 +119,7 @@ class Method:
         Raises:
             NutletError: as :meth:`decide` would, for a scope or an option that does not fit the model.
         """
-        return scope_reasons(model, self)
+        return scope_reasons(model, self, trains=type(self).train is not Method.train)
 
     def passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
         """Return the least and the most passes over the calibration examples that :meth:`decide` makes, roughly."""

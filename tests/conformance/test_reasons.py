@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import tiny
 from conformance.examples import EXAMPLES, body_of
-from conformance.test_odd_models import ODD, Normed
+from conformance.test_odd_models import ODD, Normed, Tied
 from nutlet.data import Data
 from nutlet.errors import NutletError
 from nutlet.graph.finalize import finalize
 from nutlet.graph.reasons import layers_with_values
 from nutlet.method import Method
-from nutlet.methods import Factorize
+from nutlet.methods import Factorize, FineTune
 from nutlet.pipeline import compress
 
 Make = Callable[[str], tuple[nn.Module, Data]]
@@ -83,6 +83,23 @@ def test_reasons_on_odd_models(name: str, kind: type[nn.Module]) -> None:
     data = tiny.tiny_data(ODD.get(kind, (10,)))
     model = kind().eval() if kind is Normed else tiny.settled(kind(), data.calibration.x)
     check_reasons(EXAMPLES[name], model, data)
+
+
+@every_method
+def test_a_layer_out_of_scope_may_share_its_weight(name: str) -> None:
+    torch.manual_seed(0)
+    data = tiny.tiny_data((10,))
+    model = tiny.settled(Tied(), data.calibration.x)
+    check_reasons(replace(EXAMPLES[name], exclude=("c",)), model, data)
+    check_reasons(replace(EXAMPLES[name], exclude=("b",)), model, data)
+
+
+def test_frozen_layers_and_norms_alone(make: Make) -> None:
+    model, data = make("cnn")
+    model.get_submodule("stem").requires_grad_(False)
+    assert check_reasons(FineTune(epochs=1, batch_size=16), model, data)["stem"] == "its parameters are frozen"
+    reasons = check_reasons(FineTune(epochs=1, batch_size=16, include=("norm",)), model, data)
+    assert reasons["fc"] == "out of scope"
 
 
 @every_method

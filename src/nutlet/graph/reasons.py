@@ -32,48 +32,57 @@ def layers_with_values(model: nn.Module) -> dict[str, nn.Module]:
     >>> list(layers_with_values(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU())))
     ['0']
     """
-    body = model.model if isinstance(model, Edited) else model
+    return {name: module for name, module in _owners(model).items() if not isinstance(module, _NORMS)}
+
+
+def _owners(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
-        for name, module in body.named_modules()
-        if name
-        and "parametrizations" not in name
-        and not isinstance(module, _NORMS)
-        and (parametrize.is_parametrized(module) or next(module.parameters(recurse=False), None) is not None)
+        for name, module in _body(model).named_modules()
+        if name and "parametrizations" not in name and _parameters(module)
     }
 
 
-def scope_reasons(model: nn.Module, method: Method) -> dict[str, str]:
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a module itself, those below its constraints included."""
+    return [p for name, p in module.named_parameters() if "." not in name or name.startswith("parametrizations.")]
+
+
+def _body(model: nn.Module) -> nn.Module:
+    return model.model if isinstance(model, Edited) else model
+
+
+def scope_reasons(model: nn.Module, method: Method, *, trains: bool) -> dict[str, str]:
     """Return why ``method`` leaves layers alone, by name; an empty text where nothing speaks against it.
+
+    Args:
+        model: is not changed.
+        method: its scope, ``kinds`` and ``effect`` decide.
+        trains: whether it trains as well, and so changes layers of every kind in its scope.
 
     Raises:
         ConfigError: a pattern matches no module, see :func:`nutlet.graph.scope.in_scope`.
     """
-    layers = layers_with_values(model)
-    everything = dict((model.model if isinstance(model, Edited) else model).named_modules())
-    if method.effect == "training":
-        allowed = set(in_scope(layers, method, everything))
-        return {name: _why_not_trained(layer, name in allowed) for name, layer in layers.items()}
-    if method.effect not in _BY_LAYER:
-        in_scope(layers, method, everything)
-        return dict.fromkeys(layers, "")
+    owners, layers = _owners(model), layers_with_values(model)
+    everything = dict(_body(model).named_modules())
     kinds = accepted_kinds(method)
-    fitting = {name: layer for name, layer in layers.items() if isinstance(layer, kinds)}
-    allowed = set(in_scope(fitting, method, everything))
-    touched = {id(p) for name in allowed for p in fitting[name].parameters()}
+    by_layer = method.effect in _BY_LAYER
+    fitting = (
+        {name for name, layer in layers.items() if isinstance(layer, kinds)} if by_layer and not trains else owners
+    )
+    allowed = set(in_scope([name for name in owners if name in fitting], method, everything))
+    if not trains and not by_layer:
+        return dict.fromkeys(layers, "")
+    # A layer in scope may have the same weight as one out of it, and change it for both.
+    touched = {id(parameter) for name in allowed for parameter in _parameters(owners[name])}
     reasons = {}
     for name, layer in layers.items():
         if name not in fitting:
             reasons[name] = f"a {parametrize.type_before_parametrizations(layer).__name__}"
+        elif trains and not any(parameter.requires_grad for parameter in _parameters(layer)):
+            reasons[name] = "its parameters are frozen" if not by_layer else ""
         elif name not in allowed:
-            # A layer in scope may have the same weight, and change it for both.
-            reasons[name] = "" if touched & {id(p) for p in layer.parameters()} else EXCLUDED
+            reasons[name] = "" if touched & {id(parameter) for parameter in _parameters(layer)} else EXCLUDED
         else:
-            reasons[name] = "" if has_own_weight(layer) else MADE_ELSEWHERE
+            reasons[name] = "" if trains or has_own_weight(layer) else MADE_ELSEWHERE
     return reasons
-
-
-def _why_not_trained(layer: nn.Module, allowed: bool) -> str:
-    if not any(parameter.requires_grad for parameter in layer.parameters()):
-        return "its parameters are frozen"
-    return "" if allowed else EXCLUDED
