@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nutlet.auditing import Audit, Protocol, audit, audit_files
     from nutlet.data import Data, Examples, flip_and_crop, split
     from nutlet.delivery import deliver
+    from nutlet.diagnosis import Diagnosis, diagnose
     from nutlet.errors import (
         BudgetError,
         ConfigError,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     )
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
+    from nutlet.preflight import Preflight, check
     from nutlet.progress import Progress
     from nutlet.recipe import load_recipe
     from nutlet.thief import Thief
@@ -66,6 +68,7 @@ _HOMES = {
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.data": ("Data", "Examples", "flip_and_crop", "split"),
     "nutlet.delivery": ("deliver",),
+    "nutlet.diagnosis": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
         "BudgetError",
         "ConfigError",
@@ -101,6 +104,7 @@ _HOMES = {
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.pipeline": ("compress",),
+    "nutlet.preflight": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
     "nutlet.recipe": ("load_recipe",),
     "nutlet.thief": ("Thief",),
@@ -119,6 +123,7 @@ __all__ = [
     "Context",
     "Data",
     "DataError",
+    "Diagnosis",
     "Distill",
     "DropBlocks",
     "Endpoint",
@@ -137,6 +142,7 @@ __all__ = [
     "NutletError",
     "Oracle",
     "OracleError",
+    "Preflight",
     "Progress",
     "Protocol",
     "PruneChannels",
@@ -151,8 +157,10 @@ __all__ = [
     "Thief",
     "audit",
     "audit_files",
+    "check",
     "compress",
     "deliver",
+    "diagnose",
     "export_onnx",
     "flip_and_crop",
     "load_data",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.coupling import Group, coupled_groups, remove_channels
+from nutlet.graph.reasons import EXCLUDED, layers_with_values
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.work import macs
@@ -117,9 +118,35 @@ class PruneChannels(Method):
             low, high = (low, middle) if work(middle) <= budget else (middle, high)
         return high
 
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers keep their channels and those they read: how they are coupled decides."""
+        in_scope = set(weighted_layers(model, self))
+        groups, refused = coupled_groups(model, example)
+        thinnest = copy.deepcopy(model)
+        free = [group for group in groups if set(group.producers) <= in_scope]
+        gone = {group.root: sorted(channel for cell in group.cells for channel in cell[:-1]) for group in free}
+        remove_channels(thinnest, example, {root: channels for root, channels in gone.items() if channels})
+        return {
+            name: ""
+            if _shapes(layer) != _shapes(thinnest.get_submodule(name))
+            else refused.get(name) or (EXCLUDED if name not in in_scope else "none of its channels can go")
+            for name, layer in layers_with_values(model).items()
+        }
+
+    def gentler(self) -> PruneChannels:
+        """Return it with half of the channels, or half of the work, given back."""
+        if self.ratio is not None:
+            return replace(self, ratio=round(self.ratio / 2, 3))
+        assert self.macs is not None
+        return replace(self, macs=round((1 + self.macs) / 2, 3))
+
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Remove the channels of the plan; constraints are carried."""
         if plan["removed"]:
             remove_channels(model, example, plan["removed"])
         return model
+
+
+def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in layer.state_dict().values()]
