@@ -37,7 +37,16 @@ if TYPE_CHECKING:
     from nutlet.inputs import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.method import Context, Method, register
-    from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+    from nutlet.methods import (
+        Distill,
+        DropBlocks,
+        Factorize,
+        FineTune,
+        PruneChannels,
+        PruneGradually,
+        PruneWeights,
+        Quantize,
+    )
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
     from nutlet.progress import Progress
@@ -72,6 +81,7 @@ _HOMES = {
         "Factorize",
         "FineTune",
         "PruneChannels",
+        "PruneGradually",
         "PruneWeights",
         "Quantize",
     ),
@@ -111,6 +121,7 @@ __all__ = [
     "Progress",
     "Protocol",
     "PruneChannels",
+    "PruneGradually",
     "PruneWeights",
     "Quantize",
     "Scene",

@@ -31,7 +31,7 @@ from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import load_recipe, parse_recipe, with_recovery
 from nutlet.storage import digest, prepare_folder
-from nutlet.train import CHECKPOINT
+from nutlet.train import CHECKPOINTS
 
 __all__ = ["compress"]
 
@@ -89,7 +89,8 @@ def compress(
         result = _step(result, steps[number - 1], context)
         if folder is not None:
             result.save(folder)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            for checkpoint in folder.glob(CHECKPOINTS):
+                checkpoint.unlink()
         progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
     return result
 

@@ -1,7 +1,7 @@
 """Cases of the pruning family."""
 
 from conformance.cases.case import Case
-from nutlet.methods import DropBlocks, PruneChannels, PruneWeights
+from nutlet.methods import DropBlocks, PruneChannels, PruneGradually, PruneWeights
 
 CASES = [
     Case(DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}], kind="depth"),
@@ -14,5 +14,32 @@ CASES = [
         PruneWeights(sparsity=0.5),
         [{"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
         kind="mask",
+    ),
+    Case(
+        PruneGradually(sparsity=0.5, epochs=1, batch_size=16, lr=0.01),
+        [
+            {},
+            {"sparsity": 1},
+            {"sparsity": 50},
+            {"sparsity": 0.5, "fixed": 1},
+            {"sparsity": 0.5, "patience": 2},
+            {"sparsity": 0.5, "criterion": "x"},
+            {"sparsity": 0.5, "ramp": "x"},
+            {"sparsity": 0.5, "soft": 2},
+            {"sparsity": 0.5, "lr": 0},
+        ],
+    ),
+    Case(
+        PruneGradually(
+            sparsity=0.5,
+            epochs=1,
+            batch_size=16,
+            lr=0.01,
+            criterion="movement",
+            ramp="iterative",
+            soft=0.0,
+            distribution="uniform",
+        ),
+        variant="movement",
     ),
 ]
