@@ -1,7 +1,7 @@
 """Cases of the pruning family."""
 
 from conformance.cases.case import Case
-from nutlet.methods import DropBlocks, PruneChannels, PruneGradually, PruneWeights
+from nutlet.methods import DropBlocks, LotteryTicket, PruneChannels, PruneGradually, PruneWeights, TrainSparse
 
 CASES = [
     Case(DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}], kind="depth"),
@@ -41,5 +41,24 @@ CASES = [
             distribution="uniform",
         ),
         variant="movement",
+    ),
+    Case(
+        LotteryTicket(sparsity=0.5, rounds=2, rewind=1, epochs=2, batch_size=16, lr=0.01),
+        [
+            {},
+            {"sparsity": 1},
+            {"sparsity": 0.5, "rounds": 0},
+            {"sparsity": 0.5, "rewind": 5},
+            {"sparsity": 0.5, "rewind": -1},
+            {"sparsity": 0.5, "patience": 1},
+        ],
+    ),
+    Case(
+        TrainSparse(strength=0.01, epochs=1, batch_size=16, lr=0.01),
+        [{"strength": -1}, {"strength": float("nan")}, {"penalty": "l2"}, {"threshold": 1}, {"temperature": 0}],
+    ),
+    Case(
+        TrainSparse(penalty="group", strength=0.01, epochs=1, batch_size=16, lr=0.01, threshold=0.5),
+        variant="group",
     ),
 ]

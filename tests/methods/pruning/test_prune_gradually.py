@@ -13,7 +13,7 @@ from nutlet.graph.constraints import constrained_weight, raw_weight
 from nutlet.method import Context
 from nutlet.methods import PruneGradually, PruneWeights
 from nutlet.methods.pruning import prune_gradually
-from nutlet.methods.pruning.moving import Memory, MovingMasks, remembering, strongest
+from nutlet.methods.pruning.moving import MovingMasks, remembering, strongest
 from nutlet.pipeline import compress
 from nutlet.train import LossTerm, cross_entropy, fit
 
@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
 def test_movement_is_the_sum_of_minus_weight_times_gradient() -> None:
     layer = nn.Linear(2, 1, bias=False)
     raw = raw_weight(layer)
-    sums = Memory({"layer.0": torch.zeros(1, 2)})
+    sums = {"layer.0": torch.zeros(1, 2)}
     for gradient in ([1.0, -1.0], [2.0, 0.5]):
         raw.data = torch.tensor([[0.5, 2.0]])
         raw.grad = torch.tensor([gradient])
@@ -137,12 +137,12 @@ def test_what_is_remembered_lies_in_the_checkpoint_and_is_gone_after(
 
         def before_step(step: int, steps: int) -> None:
             seen.append((step, steps))
-            memory["block1.fc1"].add_(1)
+            memory.tensors["block1.fc1"].add_(1)
             assert all(p.grad is not None for p in model.parameters())
 
         loss: LossTerm = cross_entropy
         fit(model, context, gradually(epochs=2), loss, before_step=before_step, checkpoint="training-1.pt")
-        assert memory["block1.fc1"].tolist() == [8.0] * 3
+        assert memory.tensors["block1.fc1"].tolist() == [8.0] * 3
     assert seen == [(k, 8) for k in range(8)]
     state = torch.load(tmp_path / "training-1.pt", weights_only=True)["model"]
     assert state["remembered.block1:fc1"].tolist() == [8.0] * 3

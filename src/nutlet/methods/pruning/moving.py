@@ -152,15 +152,17 @@ class Memory(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name.replace(".", ":"), tensor)
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self.get_buffer(name.replace(".", ":"))
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors themselves, where training has moved them."""
+        return {name.replace(":", "."): tensor for name, tensor in self.named_buffers()}
 
 
 @contextmanager
 def remembering(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[Memory]:
     """Hold tensors beside the model's own for the block, so that they lie in the checkpoints of its training.
 
-    Read them from what is returned each time: training may move them to another device.
+    Read them from what is returned each time: training may move them to another device, and puts other ones there.
     """
     memory = Memory(tensors)
     model.add_module("remembered", memory)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import raw_weight
 from nutlet.graph.scope import training_only
 from nutlet.method import Context, register
 from nutlet.methods.distillation.targets import softened
-from nutlet.methods.pruning.moving import Memory, MovingMasks, levels, remembering, sparsity_of
+from nutlet.methods.pruning.moving import MovingMasks, levels, remembering, sparsity_of
 from nutlet.train import fit
 
 __all__ = ["PruneGradually"]
@@ -67,11 +67,11 @@ class PruneGradually(MovingMasks):
 
             def before_step(step: int, steps: int) -> None:
                 if moves:
-                    _follow(layers, memory)
+                    _follow(layers, memory.tensors)
                 reached = _level(path, step, steps, self.fixed)
                 if reached is not None:
-                    scores = {n: memory[n] if moves else raw_weight(layer).abs() for n, layer in layers.items()}
-                    self.prune(layers, scores, reached)
+                    sizes = {name: raw_weight(layer).abs() for name, layer in layers.items()}
+                    self.prune(layers, memory.tensors if moves else sizes, reached)
 
             notes = fit(model, context, self, loss, title="pruning gradually", before_step=before_step)
         if start >= self.sparsity:
@@ -90,7 +90,7 @@ def _level(path: list[float], step: int, steps: int, fixed: float) -> float | No
     return path[due[-1]] if due else None
 
 
-def _follow(layers: Mapping[str, nn.Module], sums: Memory) -> None:
+def _follow(layers: Mapping[str, nn.Module], sums: Mapping[str, Tensor]) -> None:
     """Add what this step's gradient says of each weight: with ``-w g`` above zero, the step moves it away from zero."""
     for name, layer in layers.items():
         weight = raw_weight(layer)
