@@ -12,7 +12,7 @@ CASES = [
     ),
     Case(
         PruneWeights(sparsity=0.5),
-        [{"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
+        [{}, {"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
         kind="mask",
     ),
     Case(
@@ -21,6 +21,8 @@ CASES = [
             {},
             {"sparsity": 1},
             {"sparsity": 50},
+            {"sparsity": 0.6, "pattern": "2:4"},
+            {"sparsity": 0.5, "distribution": "sensitivity"},
             {"sparsity": 0.5, "fixed": 1},
             {"sparsity": 0.5, "patience": 2},
             {"sparsity": 0.5, "criterion": "x"},
@@ -42,6 +44,7 @@ CASES = [
         ),
         variant="movement",
     ),
+    Case(PruneGradually(pattern="2:4", epochs=1, batch_size=16, lr=0.01), variant="2:4"),
     Case(
         LotteryTicket(sparsity=0.5, rounds=2, rewind=1, epochs=2, batch_size=16, lr=0.01),
         [
@@ -58,7 +61,31 @@ CASES = [
         [{"strength": -1}, {"strength": float("nan")}, {"penalty": "l2"}, {"threshold": 1}, {"temperature": 0}],
     ),
     Case(
-        TrainSparse(penalty="group", strength=0.01, epochs=1, batch_size=16, lr=0.01, threshold=0.5),
+        TrainSparse(penalty="group", strength=0.01, epochs=1, batch_size=16, lr=0.01, threshold=0.2),
         variant="group",
     ),
+    Case(
+        PruneWeights(pattern="2:4", criterion="activation"),
+        [
+            {"pattern": "4:2"},
+            {"pattern": "2-4"},
+            {"pattern": "2:4", "sparsity": 0.6},
+            {"pattern": "2:4", "distribution": "erk"},
+            {"pattern": "2:4", "block": [1, 4]},
+            {"sparsity": 0.5, "criterion": "x"},
+        ],
+        variant="2:4",
+    ),
+    Case(
+        PruneWeights(sparsity=0.5, pattern="block", block=(4, 2), criterion="taylor", distribution="uniform"),
+        [
+            {"sparsity": 0.5, "pattern": "block"},
+            {"sparsity": 0.5, "pattern": "block", "block": [4]},
+            {"sparsity": 0.5, "pattern": "block", "block": [0, 4]},
+            {"sparsity": 0.5, "block": [1, 4]},
+        ],
+        variant="blocks",
+    ),
+    Case(PruneWeights(sparsity=0.5, distribution="erk"), variant="erk"),
+    Case(PruneWeights(sparsity=0.5, distribution="sensitivity"), variant="sensitivity"),
 ]

@@ -13,7 +13,7 @@ from nutlet.graph.constraints import constrained_weight, raw_weight
 from nutlet.method import Context
 from nutlet.methods import PruneGradually, PruneWeights
 from nutlet.methods.pruning import prune_gradually
-from nutlet.methods.pruning.moving import MovingMasks, remembering, strongest
+from nutlet.methods.pruning.moving import MovingMasks, remembering
 from nutlet.pipeline import compress
 from nutlet.train import LossTerm, cross_entropy, fit
 
@@ -57,9 +57,11 @@ def test_moves_on_the_schedule_and_then_stays(
     reached: list[float] = []
     prune = MovingMasks.prune
 
-    def noted(self: MovingMasks, layers: dict[str, nn.Module], scores: dict[str, Tensor], sparsity: float) -> None:
+    def noted(
+        self: MovingMasks, model: nn.Module, scores: dict[str, Tensor], sparsity: float, context: Context
+    ) -> None:
         reached.append(sparsity)
-        prune(self, layers, scores, sparsity)
+        prune(self, model, scores, sparsity, context)
 
     monkeypatch.setattr(MovingMasks, "prune", noted)
     compress(made[0], [gradually(ramp=ramp)], made[1])  # 16 steps, of which the last 30 % leave the masks alone
@@ -118,13 +120,23 @@ def test_movement_is_the_sum_of_minus_weight_times_gradient() -> None:
     assert sums["layer.0"].tolist() == [[-1.5, 1.0]]
 
 
-def test_each_layer_keeps_its_best_weight() -> None:
-    scores = {"a": torch.tensor([-5.0, -4.0]), "b": torch.arange(1.0, 9.0)}
-    alive = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
-    kept = strongest(scores, alive, 0.7, "global")
-    assert kept["a"].tolist() == [False, True]
-    assert int(kept["b"].sum()) == 2
-    assert sum(int(m.sum()) for m in strongest(scores, alive, 0.99, "uniform").values()) == 2
+def test_each_layer_keeps_its_best_weight(made: tuple[nn.Module, Data]) -> None:
+    model, data = made
+    with torch.no_grad():
+        model.fc2.weight.mul_(1e-3)
+    result = compress(model, [gradually(sparsity=0.9, lr=1e-5)], data)
+    assert int((constrained_weight(result.model.fc2) != 0).sum()) == 1
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "movement"])
+def test_a_pattern_is_reached(made: tuple[nn.Module, Data], criterion: str) -> None:
+    model, data = made
+    result = compress(model, [gradually(sparsity=None, pattern="2:4", criterion=criterion)], data)
+    for name in ("block1.fc1", "block2.fc2", "fc2"):
+        weight = constrained_weight(result.model.get_submodule(name))
+        assert bool(((weight.view(len(weight), -1, 4) != 0).sum(-1) == 2).all()), name
+    assert bool(constrained_weight(result.model.fc1).all())
+    assert any(note.startswith("fc1: its 10 input channels are not a multiple of 4") for note in result.steps[-1].notes)
 
 
 def test_what_is_remembered_lies_in_the_checkpoint_and_is_gone_after(

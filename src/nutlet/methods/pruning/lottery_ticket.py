@@ -47,6 +47,7 @@ class LotteryTicket(MovingMasks):
     {'LotteryTicket': {'sparsity': 0.9, 'rounds': 5}}
     """
 
+    effect: ClassVar[str] = "mask"
     when: ClassVar[str] = "to study which weights a model needs, or at extreme sparsity with much time to train"
 
     rounds: int = 3
@@ -85,8 +86,8 @@ class LotteryTicket(MovingMasks):
                     checkpoint=f"training-{k + 1}.pt",
                 )
                 if k < self.rounds:
-                    scores = {name: raw_weight(layer).abs() for name, layer in layers.items()}
-                    self.prune(layers, scores, _level(start, self.sparsity, k + 1, self.rounds))
+                    scores = {name: raw_weight(layer).detach().abs() for name, layer in layers.items()}
+                    self.prune(model, scores, _level(start, self.goal, k + 1, self.rounds), context)
                     _copy(early.tensors, _values(model))
         return [*notes, f"{sparsity_of(layers):.1%} of the weights in scope are zero"]
 

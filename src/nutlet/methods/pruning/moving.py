@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import Mask, constraints
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import Edited
-from nutlet.method import Context, Method, Plan
+from nutlet.method import Context, Plan
 from nutlet.methods.distillation.targets import SoftTraining
-from nutlet.methods.pruning.masks import put_masks
+from nutlet.methods.pruning.sparsifying import Sparsifying
 
-__all__ = ["Memory", "MovingMasks", "levels", "remembering", "sparsity_of", "strongest"]
+__all__ = ["Memory", "MovingMasks", "levels", "masks_of", "remembering", "sparsity_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovingMasks(SoftTraining, Method):
+class MovingMasks(SoftTraining, Sparsifying):
     """Base of the methods that prune while they train: the plan puts masks on, the training moves them.
 
     Args:
-        sparsity: share of the weights that are zero at the end, 0 up to but not including 1.
-        distribution: ``global`` ranks all weights in scope together, ``uniform`` each layer by itself.
+        distribution: how the share is spread: ``global``, ``uniform`` or ``erk``.
 
     Raises:
-        ConfigError: ``sparsity`` is outside [0, 1), or ``patience`` is given: the best epoch might be one before the
-            sparsity was reached.
+        ConfigError: a sparsity, pattern or option of the training out of range, or ``patience``: the best epoch might
+            be one before the sparsity was reached.
     """
 
-    effect: ClassVar[str] = "mask"
-
-    sparsity: float
-    distribution: Literal["global", "uniform"] = "global"
+    distribution: Literal["global", "uniform", "erk"] = "global"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = type(self).__name__
         self.check(owner)
-        if not 0 <= self.sparsity < 1:
-            raise ConfigError(
-                f"{owner}.sparsity is {self.sparsity}; expected a share from 0 up to but not including 1 "
-                f"({self.sparsity} percent would be {self.sparsity / 100:g})"
-            )
         if self.patience is not None:
             raise ConfigError(
                 f"{owner}.patience is {self.patience}; expected none, the sparsity is reached only at the end: put "
@@ -56,26 +47,45 @@ class MovingMasks(SoftTraining, Method):
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return which layers get a mask that training will move."""
-        return {
-            "masked": list(weighted_layers(model, self)),
-            "notes": ["a mask over dense zeros: the raw file is no smaller, the zstd one is"],
-        }
+        layers, notes = self.fitting(weighted_layers(model, self))
+        dense = "a mask over dense zeros: the raw file is no smaller, the zstd one is"
+        return {"masked": list(layers), "notes": [dense, *notes]}
 
-    @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Put a mask on each layer of the plan that keeps what is not zero yet."""
-        put_masks(model, plan["masked"])
-        return model
+    @property
+    def goal(self) -> float:
+        """Share of the weights that are zero at the end."""
+        pattern = self.positions
+        return 1 - pattern.kept / pattern.of if pattern.of else float(self.sparsity or 0)
 
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the layers whose masks move."""
-        return weighted_layers(model.model if isinstance(model, Edited) else model, self)
+        return self.fitting(weighted_layers(model.model if isinstance(model, Edited) else model, self))[0]
 
-    def prune(self, layers: Mapping[str, nn.Module], scores: Mapping[str, Tensor], sparsity: float) -> None:
-        """Move the masks of ``layers`` so that the weights of highest score stay."""
+    def prune(self, model: nn.Module, scores: Mapping[str, Tensor], sparsity: float, context: Context) -> None:
+        """Move masks so that the weights of highest score stay; what is gone stays gone, and no layer loses all.
+
+        Args:
+            model: whose masks are moved.
+            scores: layer name to one score per weight, of any sign.
+            sparsity: share of the weights to reach, up to :attr:`goal`.
+            context: what allocations go by.
+        """
+        body = model.model if isinstance(model, Edited) else model
+        layers = {name: body.get_submodule(name) for name in scores}
+        if sparsity <= sparsity_of(layers) and not self.positions.of:
+            return
         alive = masks_of(layers)
-        for name, mask in strongest(scores, alive, sparsity, self.distribution).items():
-            alive[name].copy_(mask)
+        lowest = min(0.0, *(float(score.min()) for score in scores.values()))
+        ranked = {name: (score - lowest).masked_fill(~alive[name], 0.0) for name, score in scores.items()}
+        pattern = self.positions
+        step = dataclasses.replace(self, sparsity=sparsity, pattern="weight" if pattern.of else self.pattern)
+        if pattern.of:
+            # On the way to N of M, only what the pattern will not keep goes, the weakest of it first.
+            highest = max(float(score.max()) for score in ranked.values())
+            ranked = {n: score + (highest + 1) * pattern.mask(layers[n], score, 0) for n, score in ranked.items()}
+        kept, _ = step.kept(body, ranked, context)
+        for name, score in ranked.items():
+            alive[name].logical_and_(step.positions.mask(layers[name], score, kept[name]))
 
 
 def levels(schedule: Literal["cubic", "iterative"], start: float, end: float) -> list[float]:
@@ -105,43 +115,6 @@ def sparsity_of(layers: Mapping[str, nn.Module]) -> float:
     """Return the share of the weights of ``layers`` that their masks remove."""
     masks = masks_of(layers).values()
     return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
-
-
-def strongest(
-    scores: Mapping[str, Tensor], alive: Mapping[str, Tensor], sparsity: float, distribution: str
-) -> dict[str, Tensor]:
-    """Return the masks of the weights of highest score; each layer keeps one, and what is gone stays gone.
-
-    Args:
-        scores: layer name to one score per weight, of any sign.
-        alive: layer name to what is there now.
-        sparsity: share of all weights that is to be gone.
-        distribution: ``global`` ranks all weights together, ``uniform`` each layer by itself.
-
-    >>> scores = {"a": torch.tensor([5.0, 6.0, 7.0, 1.0]), "b": torch.tensor([1.0, 9.0, 3.0, 2.0])}
-    >>> alive = {"a": torch.tensor([True, True, False, True]), "b": torch.ones(4, dtype=torch.bool)}
-    >>> [mask.tolist() for mask in strongest(scores, alive, 0.5, "global").values()]
-    [[True, True, False, False], [False, True, True, False]]
-    """
-    ranked = {name: score.detach().masked_fill(~alive[name], -torch.inf).flatten() for name, score in scores.items()}
-    # The best of each layer is safe: a layer without weights is dead for good.
-    best = {name: int(score.argmax()) for name, score in ranked.items()}
-    for name, place in best.items():
-        ranked[name][place] = torch.inf
-    if distribution == "uniform":
-        kept = {name: _top(score, sparsity) for name, score in ranked.items()}
-    else:
-        parts = torch.split(_top(torch.cat(list(ranked.values())), sparsity), [len(s) for s in ranked.values()])
-        kept = dict(zip(ranked, parts, strict=True))
-    for name, place in best.items():
-        kept[name][place] = True
-    return {name: kept[name].view_as(alive[name]) & alive[name] for name in scores}
-
-
-def _top(scores: Tensor, sparsity: float) -> Tensor:
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    kept[scores.argsort(descending=True, stable=True)[: len(scores) - round(len(scores) * sparsity)]] = True
-    return kept
 
 
 class Memory(nn.Module):

@@ -39,9 +39,10 @@ class PruneGradually(MovingMasks):
         ConfigError: a share out of range.
 
     >>> PruneGradually(sparsity=0.9, epochs=3).to_dict()
-    {'PruneGradually': {'epochs': 3, 'sparsity': 0.9}}
+    {'PruneGradually': {'sparsity': 0.9, 'epochs': 3}}
     """
 
+    effect: ClassVar[str] = "mask"
     when: ClassVar[str] = "the download must be small and you have time to train: keeps more accuracy than one blow"
 
     ramp: Literal["cubic", "iterative"] = "cubic"
@@ -59,7 +60,7 @@ class PruneGradually(MovingMasks):
         """Train and prune at once."""
         layers = self.layers(model)
         start = sparsity_of(layers)
-        path = levels(self.ramp, start, max(start, self.sparsity))
+        path = levels(self.ramp, start, max(start, self.goal))
         moves = self.criterion == "movement"
         sums = {name: torch.zeros_like(raw_weight(layer)).detach() for name, layer in layers.items()} if moves else {}
         loss = softened(context, self.temperature, self.soft)
@@ -70,11 +71,11 @@ class PruneGradually(MovingMasks):
                     _follow(layers, memory.tensors)
                 reached = _level(path, step, steps, self.fixed)
                 if reached is not None:
-                    sizes = {name: raw_weight(layer).abs() for name, layer in layers.items()}
-                    self.prune(layers, memory.tensors if moves else sizes, reached)
+                    sizes = {name: raw_weight(layer).detach().abs() for name, layer in layers.items()}
+                    self.prune(model, memory.tensors if moves else sizes, reached, context)
 
             notes = fit(model, context, self, loss, title="pruning gradually", before_step=before_step)
-        if start >= self.sparsity:
+        if start >= self.goal and not self.positions.of:
             notes.append(f"{start:.1%} of the weights were zero already: only trained")
         return [*notes, f"{sparsity_of(layers):.1%} of the weights in scope are zero"]
 
