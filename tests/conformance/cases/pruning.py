@@ -7,7 +7,14 @@ CASES = [
     Case(DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}], kind="depth"),
     Case(
         PruneChannels(ratio=0.3),
-        [{"ratio": 1}, {"macs": 0}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 0.5, "multiple_of": 0}, {}],
+        [
+            {"ratio": 0.5, "criterion": "x"},
+            {"ratio": 1},
+            {"macs": 0},
+            {"ratio": 0.5, "macs": 0.5},
+            {"ratio": 0.5, "multiple_of": 0},
+            {},
+        ],
         kind="width",
     ),
     Case(
@@ -88,4 +95,7 @@ CASES = [
     ),
     Case(PruneWeights(sparsity=0.5, distribution="erk"), variant="erk"),
     Case(PruneWeights(sparsity=0.5, distribution="sensitivity"), variant="sensitivity"),
+    Case(PruneChannels(ratio=0.3, criterion="activation"), variant="activation"),
+    Case(PruneChannels(ratio=0.3, criterion="taylor", distribution="global"), variant="taylor"),
+    Case(PruneChannels(ratio=0.3, criterion="second-order"), variant="second-order"),
 ]
