@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         FineTune,
         PruneChannels,
         PruneGradually,
+        PruneHeads,
         PruneWeights,
         Quantize,
     )
@@ -83,6 +84,7 @@ _HOMES = {
         "LotteryTicket",
         "PruneChannels",
         "PruneGradually",
+        "PruneHeads",
         "PruneWeights",
         "Quantize",
         "TrainSparse",
@@ -125,6 +127,7 @@ __all__ = [
     "Protocol",
     "PruneChannels",
     "PruneGradually",
+    "PruneHeads",
     "PruneWeights",
     "Quantize",
     "Scene",

@@ -16,7 +16,7 @@ from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import finalize
 from nutlet.measurement.parity import parity
 from nutlet.method import Context, Method
-from nutlet.methods import DropBlocks, Factorize, PruneChannels, PruneWeights, Quantize
+from nutlet.methods import DropBlocks, Factorize, PruneChannels, PruneHeads, PruneWeights, Quantize
 from nutlet.pipeline import compress
 
 
@@ -92,6 +92,8 @@ CHAINS = [
     ["PruneWeights", "PruneChannels", "Quantize", "FineTune"],
     ["Quantize", "Factorize", "PruneChannels", "Distill"],
 ]
+MISSING: dict[type[Method], str] = {DropBlocks: "found no block", PruneHeads: "found no attention"}
+"""What methods say of a model that has nothing for them."""
 every_model = pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
 
 
@@ -102,9 +104,10 @@ def test_odd_models(chain: list[str], kind: type[nn.Module], tmp_path: Path) -> 
     data = tiny.tiny_data(ODD[kind])
     model = tiny.settled(kind(), data.calibration.x)
     steps = [EXAMPLES[name] for name in chain]
-    # None of these has a block but the transformer layer.
-    if chain == ["DropBlocks"] and kind is not Transformer:
-        with pytest.raises(ModelError, match="found no block"):
+    # None of these has a block or attention but the transformer layer.
+    missing = [MISSING[type(step)] for step in steps if type(step) in MISSING]
+    if missing and kind is not Transformer:
+        with pytest.raises(ModelError, match=missing[0]):
             compress(model, steps, data)
         return
     result = compress(model, steps, data)
@@ -170,8 +173,8 @@ class Normed(nn.Module):
 def test_a_weight_that_somebody_else_parametrizes_is_refused_or_left_alone(name: str, tmp_path: Path) -> None:
     data = tiny.tiny_data((10,))
     model = Normed()
-    if isinstance(EXAMPLES[name], DropBlocks):
-        with pytest.raises(ModelError, match="found no block"):
+    if type(EXAMPLES[name]) in MISSING:
+        with pytest.raises(ModelError, match=MISSING[type(EXAMPLES[name])]):
             compress(model, [EXAMPLES[name]], data)
         return
     if type(EXAMPLES[name]).train is Method.train:

@@ -1,7 +1,15 @@
 """Cases of the pruning family."""
 
 from conformance.cases.case import Case
-from nutlet.methods import DropBlocks, LotteryTicket, PruneChannels, PruneGradually, PruneWeights, TrainSparse
+from nutlet.methods import (
+    DropBlocks,
+    LotteryTicket,
+    PruneChannels,
+    PruneGradually,
+    PruneHeads,
+    PruneWeights,
+    TrainSparse,
+)
 
 CASES = [
     Case(DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}], kind="depth"),
@@ -98,4 +106,14 @@ CASES = [
     Case(PruneChannels(ratio=0.3, criterion="activation"), variant="activation"),
     Case(PruneChannels(ratio=0.3, criterion="taylor", distribution="global"), variant="taylor"),
     Case(PruneChannels(ratio=0.3, criterion="second-order"), variant="second-order"),
+    Case(
+        PruneHeads(ratio=0.5),
+        [{}, {"ratio": 0}, {"ratio": 1}, {"ratio": 0.5, "criterion": "x"}, {"ratio": 0.5, "distribution": "erk"}],
+        models=("attention",),
+    ),
+    Case(
+        PruneHeads(ratio=0.5, criterion="activation", distribution="global"),
+        variant="activation",
+        models=("attention",),
+    ),
 ]
