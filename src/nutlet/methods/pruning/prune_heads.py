@@ -131,7 +131,7 @@ class PruneHeads(Method):
                 raise ModelError(
                     f"the heads of {name} cannot be removed: {attention}; expected the attention decided on"
                 )
-            _put(model, name, attention.keep([k for k in range(attention.num_heads) if k not in gone]))
+            replace(model, name, attention.keep([k for k in range(attention.num_heads) if k not in gone]))
         return model
 
 
@@ -142,7 +142,7 @@ def _opened(model: nn.Module, name: str, context: Context, notes: list[str]) -> 
     if isinstance(attention, str):
         notes.append(f"{name}: {attention}, left alone")
         return None
-    _put(model, name, attention)
+    replace(model, name, attention)
     try:
         with evaluating(model), torch.no_grad():
             model(context.example)
@@ -153,14 +153,6 @@ def _opened(model: nn.Module, name: str, context: Context, notes: list[str]) -> 
         notes.append(f"{name}: the model does not run with it opened ({type(error).__name__}: {first_line(error)})")
         return None
     return attention
-
-
-def _put(model: nn.Module, name: str, attention: Attention) -> None:
-    replace(model, name, attention)
-    for encoder in model.modules():
-        if isinstance(encoder, nn.TransformerEncoder) and attention in encoder.modules():
-            # Nested tensors are for torch's own kernel, which wants all heads.
-            encoder.use_nested_tensor = False
 
 
 def _norms(attention: Attention) -> Tensor:
