@@ -42,11 +42,14 @@ if TYPE_CHECKING:
         DropBlocks,
         Factorize,
         FineTune,
+        LotteryTicket,
         PruneChannels,
         PruneGradually,
         PruneHeads,
+        PruneSecondOrder,
         PruneWeights,
         Quantize,
+        TrainSparse,
     )
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
@@ -85,6 +88,7 @@ _HOMES = {
         "PruneChannels",
         "PruneGradually",
         "PruneHeads",
+        "PruneSecondOrder",
         "PruneWeights",
         "Quantize",
         "TrainSparse",
@@ -128,6 +132,7 @@ __all__ = [
     "PruneChannels",
     "PruneGradually",
     "PruneHeads",
+    "PruneSecondOrder",
     "PruneWeights",
     "Quantize",
     "Scene",

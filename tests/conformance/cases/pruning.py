@@ -7,6 +7,7 @@ from nutlet.methods import (
     PruneChannels,
     PruneGradually,
     PruneHeads,
+    PruneSecondOrder,
     PruneWeights,
     TrainSparse,
 )
@@ -92,7 +93,7 @@ CASES = [
         variant="2:4",
     ),
     Case(
-        PruneWeights(sparsity=0.5, pattern="block", block=(4, 2), criterion="taylor", distribution="uniform"),
+        PruneWeights(sparsity=0.5, pattern="block", block=(2, 2), criterion="taylor", distribution="uniform"),
         [
             {"sparsity": 0.5, "pattern": "block"},
             {"sparsity": 0.5, "pattern": "block", "block": [4]},
@@ -101,6 +102,11 @@ CASES = [
         ],
         variant="blocks",
     ),
+    Case(
+        PruneSecondOrder(sparsity=0.5),
+        [{}, {"sparsity": 50}, {"sparsity": 0.5, "damping": 0}, {"pattern": "2:4", "sparsity": 0.4}],
+    ),
+    Case(PruneSecondOrder(pattern="2:4"), variant="2:4"),
     Case(PruneWeights(sparsity=0.5, distribution="erk"), variant="erk"),
     Case(PruneWeights(sparsity=0.5, distribution="sensitivity"), variant="sensitivity"),
     Case(PruneChannels(ratio=0.3, criterion="activation"), variant="activation"),

@@ -5,6 +5,7 @@ from nutlet.methods.pruning.lottery_ticket import LotteryTicket
 from nutlet.methods.pruning.prune_channels import PruneChannels
 from nutlet.methods.pruning.prune_gradually import PruneGradually
 from nutlet.methods.pruning.prune_heads import PruneHeads
+from nutlet.methods.pruning.prune_second_order import PruneSecondOrder
 from nutlet.methods.pruning.prune_weights import PruneWeights
 from nutlet.methods.pruning.train_sparse import TrainSparse
 
@@ -14,6 +15,7 @@ __all__ = [
     "PruneChannels",
     "PruneGradually",
     "PruneHeads",
+    "PruneSecondOrder",
     "PruneWeights",
     "TrainSparse",
 ]

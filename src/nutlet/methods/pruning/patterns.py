@@ -58,11 +58,23 @@ class Pattern:
             return f"its {rows} x {inputs} channels are not a multiple of {self.block[0]} x {self.block[1]}"
         return ""
 
-    def units(self, layer: nn.Module, saliency: Tensor) -> Tensor:
-        """Return the sums of what is kept or removed together, in a row."""
-        matrix = as_matrix(layer, saliency)
+    @property
+    def step(self) -> int:
+        """Columns of the matrix that are decided on together."""
+        return self.of or self.block[1]
+
+    def units(self, matrix: Tensor) -> Tensor:
+        """Return the sums of what is kept or removed together, ``(rows / high, columns / wide)``."""
         high, wide = self.block
-        return matrix.reshape(len(matrix) // high, high, -1, wide).sum((1, 3)).flatten()
+        return matrix.reshape(len(matrix) // high, high, -1, wide).sum((1, 3))
+
+    def choose(self, matrix: Tensor, keep: int) -> Tensor:
+        """Return where ``keep`` units of a matrix stay: those of the largest sums, the first ones where equal."""
+        if self.of:
+            return most(matrix.reshape(len(matrix), -1, self.of), self.kept).flatten(1)
+        units = self.units(matrix)
+        chosen = most(units.flatten(), keep).view_as(units)
+        return chosen.repeat_interleave(self.block[0], 0).repeat_interleave(self.block[1], 1)
 
     def mask(self, layer: nn.Module, saliency: Tensor, keep: int) -> Tensor:
         """Return which weights stay, of the shape of the weight: those that matter most, the first ones where equal.
@@ -72,11 +84,7 @@ class Pattern:
             saliency: of the shape of the weight.
             keep: how many units stay; without meaning where N of M do.
         """
-        matrix = as_matrix(layer, saliency)
-        if self.of:
-            return as_weight(layer, most(matrix.reshape(len(matrix), -1, self.of), self.kept))
-        units = most(self.units(layer, saliency), keep).view(len(matrix) // self.block[0], -1)
-        return as_weight(layer, units.repeat_interleave(self.block[0], 0).repeat_interleave(self.block[1], 1))
+        return as_weight(layer, self.choose(as_matrix(layer, saliency), keep))
 
 
 def most(scores: Tensor, count: int) -> Tensor:

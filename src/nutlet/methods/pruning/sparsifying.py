@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from nutlet.graph.constraints import Mask, constrain, take_off
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities
 from nutlet.methods.pruning.masks import put_masks
-from nutlet.methods.pruning.patterns import Pattern, parse_pattern
+from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
 from nutlet.predict import predict
 
 __all__ = ["Sparsifying"]
@@ -102,7 +103,7 @@ class Sparsifying(Method):
             raise ModelError(f"{type(self).__name__} found no layer it can rank; expected one that runs on the data")
         pattern = self.positions
         layers = {name: model.get_submodule(name) for name in saliency}
-        units = {name: pattern.units(layers[name], scores) for name, scores in saliency.items()}
+        units = {name: pattern.units(as_matrix(layers[name], scores)).flatten() for name, scores in saliency.items()}
         if pattern.of:
             return {name: len(row) * pattern.kept // pattern.of for name, row in units.items()}, []
         assert self.sparsity is not None
@@ -130,7 +131,7 @@ class Sparsifying(Method):
         assert self.sparsity is not None
         trial, examples, pattern = copy.deepcopy(model), context.data.calibration, self.positions
         before = predict(trial, examples).log_softmax(1)
-        sizes = {name: len(pattern.units(trial.get_submodule(name), scores)) for name, scores in saliency.items()}
+        sizes = {name: scores.numel() // prod(pattern.block) for name, scores in saliency.items()}
         with context.progress.task("measuring layers", total=len(sizes) * len(LEVELS)) as task:
 
             def cost(name: str, keep: int) -> float:
