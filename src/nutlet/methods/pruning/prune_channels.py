@@ -35,8 +35,8 @@ class PruneChannels(Method):
         criterion: ``magnitude`` is the norm of the weights that make and read a channel (Li et al. 2017,
             arXiv:1608.08710); ``activation`` the mean size of what the channel gives; ``taylor`` what the loss changes
             by to first order (Molchanov et al. 2019, arXiv:1906.10771); ``second-order`` to second order, with the
-            diagonal of the Fisher information. All but the first look at the calibration examples; the last two need
-            some that the model has not learnt by heart, whose gradients are next to nothing.
+            diagonal of the Fisher information. All but the first look at the calibration examples. The last two
+            chose worse than ``magnitude`` on a ResNet-20 whose training data it knew by heart: measure before use.
         distribution: ``uniform`` takes the same share of every group of coupled channels, ``global`` ranks the channels
             of all groups together (sizes relative to the mean of their group; changes of the loss as they are).
 
