@@ -15,6 +15,7 @@ import sys
 from functools import cache
 from itertools import permutations
 
+from shipped import accuracy_of
 from torch import nn
 
 import nutlet as nl
@@ -22,7 +23,6 @@ from nutlet.data import Data
 from nutlet.inputs import load_data, load_model
 from pieces import Piece, piece
 from rows import DATA, WORK, Rows
-from shipped import accuracy_of
 
 FOLDER = WORK / "order"
 SEED = 0

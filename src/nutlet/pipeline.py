@@ -35,7 +35,7 @@ from nutlet.progress import Progress
 from nutlet.recipe import read_steps
 from nutlet.storage import digest, prepare_folder
 from nutlet.teacher import Teacher, labelled_by, teacher_of
-from nutlet.train import CHECKPOINT
+from nutlet.train import CHECKPOINTS
 
 __all__ = ["compress"]
 
@@ -106,7 +106,8 @@ def compress(
             result = _step(result, steps[number - 1], context, [found.text for found in advice if found.step == number])
             if folder is not None:
                 result.save(folder)
-                (folder / CHECKPOINT).unlink(missing_ok=True)
+                for checkpoint in folder.glob(CHECKPOINTS):
+                    checkpoint.unlink()
             progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
     return result
 
