@@ -37,7 +37,18 @@ if TYPE_CHECKING:
     from nutlet.inputs import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.method import Context, Method, register
-    from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+    from nutlet.methods import (
+        CorrectBias,
+        Distill,
+        DropBlocks,
+        Equalize,
+        Factorize,
+        FineTune,
+        PruneChannels,
+        PruneWeights,
+        Quantize,
+        ReestimateNorms,
+    )
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
     from nutlet.progress import Progress
@@ -67,13 +78,16 @@ _HOMES = {
     "nutlet.measurement": ("Measurement", "measure"),
     "nutlet.method": ("Context", "Method", "register"),
     "nutlet.methods": (
+        "CorrectBias",
         "Distill",
         "DropBlocks",
+        "Equalize",
         "Factorize",
         "FineTune",
         "PruneChannels",
         "PruneWeights",
         "Quantize",
+        "ReestimateNorms",
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.pipeline": ("compress",),
@@ -91,11 +105,13 @@ __all__ = [
     "Compressed",
     "ConfigError",
     "Context",
+    "CorrectBias",
     "Data",
     "DataError",
     "Distill",
     "DropBlocks",
     "Endpoint",
+    "Equalize",
     "Examples",
     "ExportError",
     "Factorize",
@@ -113,6 +129,7 @@ __all__ = [
     "PruneChannels",
     "PruneWeights",
     "Quantize",
+    "ReestimateNorms",
     "Scene",
     "Step",
     "StorageError",

@@ -1,8 +1,11 @@
 """Cases of the quantization family."""
 
 from conformance.cases.case import Case
-from nutlet.methods import Quantize
+from nutlet.methods import CorrectBias, Equalize, Quantize, ReestimateNorms
 
 CASES = [
     Case(Quantize(), [{"bits": 4}, {"bits": True}, {"activations": 1}, {"portable": "yes"}], kind="integers"),
+    Case(Equalize(), [{"include": 1}], kind="values"),
+    Case(CorrectBias(), [{"exclude": 1}], idle=True),
+    Case(ReestimateNorms(examples=64, batch_size=32), [{"examples": 1}, {"batch_size": 0}], models=("cnn",)),
 ]
