@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         PruneWeights,
         Quantize,
         ReestimateNorms,
+        Smooth,
     )
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
@@ -88,6 +89,7 @@ _HOMES = {
         "PruneWeights",
         "Quantize",
         "ReestimateNorms",
+        "Smooth",
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.pipeline": ("compress",),
@@ -131,6 +133,7 @@ __all__ = [
     "Quantize",
     "ReestimateNorms",
     "Scene",
+    "Smooth",
     "Step",
     "StorageError",
     "Thief",

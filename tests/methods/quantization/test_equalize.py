@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
-from nutlet.graph.channels import by_group, scale_inputs, scale_outputs
+from nutlet.graph.channels import scale_inputs, scale_outputs
 from nutlet.graph.constraints import Mask, WeightQuantizer, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.fold import fold, foldable
+from nutlet.graph.links import Link
 from nutlet.graph.sites import Edited, walk
 from nutlet.method import Context, Plan
 from nutlet.methods import Equalize, PruneWeights, Quantize
@@ -50,15 +51,13 @@ def test_the_function_stays_and_the_ranges_become_equal(name: str) -> None:
         raw_weight(model[0])[1] *= 30
     expected = model(x)
     result, plan = equalized(model, x)
-    assert len(plan["pairs"]) == sum(isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) for m in model) - 1
+    assert len(plan["links"]) == sum(isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) for m in model) - 1
     torch.testing.assert_close(result(x), expected, atol=1e-5 * float(expected.detach().abs().max()), rtol=1e-5)
     fold(result, foldable(result, walk(result, x)))
     torch.testing.assert_close(result(x), expected, atol=1e-5 * float(expected.detach().abs().max()), rtol=1e-5)
-    for first, _, second in plan["pairs"]:
-        one, other = (result.get_submodule(n) for n in (first, second))
-        made = by_group(one, constrained_weight(one)).abs().amax((2, 3)).flatten()
-        read = by_group(other, constrained_weight(other)).abs().amax((1, 3)).view(len(made), -1).amax(1)
-        torch.testing.assert_close(made, read, rtol=1e-3, atol=0)
+    for layer, _, readers in plan["links"]:
+        link = Link(layer, None, tuple(readers))
+        torch.testing.assert_close(link.made(result), link.read(result), rtol=1e-3, atol=0)
 
 
 class Net(nn.Module):
@@ -70,7 +69,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
-        if self.way == "read twice":
+        if self.way == "also read by a sum":
             return self.b(y) + y
         if self.way == "clipped":
             return self.b(F.relu6(y))
@@ -83,12 +82,12 @@ class Net(nn.Module):
         return self.b(y)
 
 
-@pytest.mark.parametrize("way", ["read twice", "clipped", "not homogeneous", "runs twice", "mixed up"])
+@pytest.mark.parametrize("way", ["also read by a sum", "clipped", "not homogeneous", "runs twice", "mixed up"])
 def test_layers_that_cannot_be_scaled_exactly_are_left_alone(way: str) -> None:
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
     model = tiny.settled(Net(way), x)
     result, plan = equalized(model, x)
-    assert plan["pairs"] == []
+    assert plan["links"] == []
     assert any("nothing equalized" in note for note in plan["notes"])
     assert torch.equal(result(x), model(x))
     if way == "clipped":
