@@ -19,7 +19,7 @@ from nutlet.artifact import MANIFEST, Compressed
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
 from nutlet.fingerprint import source_code
-from nutlet.graph.activations import calibrate, carry
+from nutlet.graph.activations import calibrate, carry, grid_of
 from nutlet.graph.modules import put_values
 from nutlet.graph.sites import Edited, walk
 from nutlet.history import Size, Step
@@ -111,7 +111,7 @@ def _step(before: Compressed, method: Method, context: Context) -> Compressed:
         moved = now.sites != earlier.record.sites or method.effect == "values"
         if moved and not isinstance(model, Edited):
             inputs = (x for x, _ in context.data.calibration.batches())
-            plan["activations"] = calibrate(model, now, inputs)
+            plan["activations"] = calibrate(model, now, inputs, grid_of(earlier))
             notes.append("activation quantizers were placed and calibrated anew")
         model = carry(earlier, model, plan.get("activations"), context.example)
     notes += method.train(model, context)

@@ -15,6 +15,7 @@ from nutlet.graph.channels import by_group, scale_inputs, scale_outputs
 from nutlet.graph.constraints import Mask, constrained_layers, constraints, raw_weight, take_off
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
+from nutlet.graph.quantizers import FewValues
 from nutlet.graph.sites import Record, Site, walk
 from nutlet.predict import predict
 
@@ -97,6 +98,9 @@ def links(
         layers: names of layers that may change.
         notes: gets a sentence on each link that just misses.
     """
+    free = {name for name in layers if _chosen_freely(model.get_submodule(name))}
+    notes += [f"{name}: no factor may move the values it shares, left as it is" for name in layers if name in free]
+    layers = [name for name in layers if name not in free]
     trial = copy.deepcopy(model)
     for _, layer in list(constrained_layers(trial)):
         take_off(layer, bake=True)
@@ -126,6 +130,11 @@ def dense_weight(layer: nn.Module) -> Tensor:
         if isinstance(mask, Mask):
             weight = mask(weight)
     return weight
+
+
+def _chosen_freely(layer: nn.Module) -> bool:
+    """Whether the layer is on values that are no grid: a codebook, say."""
+    return any(isinstance(c, FewValues) and c.order == 0 for c in constraints(layer))
 
 
 def _inputs(layer: nn.Module) -> int:

@@ -53,7 +53,7 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
             continue
         parameters += sum(t.numel() for t in own)
         for tensor in own:
-            content += tensor.detach().cpu().contiguous().numpy().tobytes()
+            content += tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         layers.append(
             LayerSize(
                 name=name,

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 import tiny
 from nutlet.graph.channels import scale_inputs, scale_outputs
-from nutlet.graph.constraints import Mask, WeightQuantizer, constrain, constrained_weight, constraints, raw_weight
+from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.links import Link
+from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.sites import Edited, walk
 from nutlet.method import Context, Plan
-from nutlet.methods import Equalize, PruneWeights, Quantize
+from nutlet.methods import Cluster, Equalize, PruneWeights, Quantize
 from nutlet.pipeline import compress
 
 
@@ -148,3 +149,10 @@ def test_scaling_of_channels(layer: nn.Module) -> None:
     narrow = torch.rand(4, generator=torch.Generator().manual_seed(2)) + 0.5
     scale_inputs(layer, 1 / narrow)
     torch.testing.assert_close(layer(x * narrow.view(-1, *[1] * (x.ndim - 2))), outputs * wide)
+
+
+def test_shared_values_are_left_alone() -> None:
+    model, data = tiny.tiny("mlp")
+    step = compress(model, [Cluster(values=8, include=("block1.fc2",)), Equalize()], data).steps[2]
+    assert [link[0] for link in step.plan["links"]] == ["block2.fc1"]
+    assert any("block1.fc2: no factor may move the values it shares" in note for note in step.notes)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.constraints import (
     Mask,
-    WeightQuantizer,
     constrain,
     constrained_weight,
     constraints,
@@ -93,7 +92,7 @@ class Factorize(Method):
             plan["ranks"][name] = rank
             if any(isinstance(c, Mask) for c in constraints(layer)):
                 plan["notes"].append(f"{name}: its mask was dissolved, the factors are dense")
-            if any(isinstance(c, WeightQuantizer) for c in constraints(layer)):
+            if any(not isinstance(c, Mask) for c in constraints(layer)):
                 plan["notes"].append(f"{name}: its quantizer was recomputed for the two factors")
         for name in _read_by_others(model, plan["ranks"], context.example):
             del plan["ranks"][name]

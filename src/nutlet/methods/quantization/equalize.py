@@ -37,9 +37,7 @@ class Equalize(Method):
     """
 
     effect: ClassVar[str] = "values"
-    when: ClassVar[str] = (
-        "before a Quantize that costs accuracy, where the channels of a layer differ much in range"
-    )
+    when: ClassVar[str] = "before a Quantize that costs accuracy, where the channels of a layer differ much in range"
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return ``[layer, its batch norm or None, readers]`` for each group of channels that can be scaled."""
