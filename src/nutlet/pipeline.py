@@ -22,6 +22,7 @@ from nutlet.fingerprint import source_code
 from nutlet.graph.activations import calibrate, carry, grid_of
 from nutlet.graph.modules import put_values
 from nutlet.graph.sites import Edited, walk
+from nutlet.graph.stored import settle
 from nutlet.history import Size, Step
 from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite_weights
@@ -115,7 +116,8 @@ def _step(before: Compressed, method: Method, context: Context) -> Compressed:
             notes.append("activation quantizers were placed and calibrated anew")
         model = carry(earlier, model, plan.get("activations"), context.example)
     notes += method.train(model, context)
-    step = _measured(method.to_dict(), plan, model.eval(), context.data, before.example, start, notes)
+    settle(model.eval())
+    step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)
     promised = method.effect != "values" and type(method).train is Method.train
     if promised and not _smaller(step.size, before.steps[-1].size):
         step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
@@ -142,6 +144,7 @@ def _smaller(now: Size, before: Size) -> bool:
     return (
         now.bytes < before.bytes
         or now.bytes_zstd < before.bytes_zstd
+        or now.bytes_packed < before.bytes_packed
         or now.macs < before.macs
         or now.effective_macs < before.effective_macs
     )

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from conformance.cases import CASES
-from nutlet.artifact import Compressed
+from nutlet.artifact import TENSORS, Compressed
 from nutlet.data import Data
 from nutlet.graph.activations import grid_of
-from nutlet.graph.constraints import Mask, constrained_layers, constrained_weight, constraints
+from nutlet.graph.constraints import Mask, constrained_layers, constrained_weight, constraints, raw_weight
 from nutlet.graph.finalize import finalize
+from nutlet.graph.modules import shared_parameters
 from nutlet.graph.quantizers import Codebook, FewValues, WeightQuantizer
 from nutlet.graph.sites import Edited
 from nutlet.measurement.parity import parity
@@ -58,6 +59,7 @@ def largest_code_pair(codes: Tensor, axis: int) -> int:
 
 def check_constraints(model: nn.Module) -> None:
     """Assert that every constraint fits its weight and is in force."""
+    shared = shared_parameters(model)
     for name, layer in constrained_layers(model):
         weight, stack = constrained_weight(layer), constraints(layer)
         for constraint in stack:
@@ -71,11 +73,14 @@ def check_constraints(model: nn.Module) -> None:
                 assert torch.equal(values.masked_fill(weight == 0, 0.0), weight), f"{name} left its values"
                 assert torch.equal(constraint.codes(values), codes), f"{name} codes its values differently"
             if isinstance(constraint, Codebook):
-                assert len(weight.unique()) <= len(constraint.levels), f"{name}: the codebook grew"
+                most = len(constraint.levels) + (not constraint.keep_zero and isinstance(stack[-1], Mask))
+                assert len(weight.unique()) <= most, f"{name}: the codebook grew"
             if isinstance(constraint, WeightQuantizer) and constraint.portable:
                 assert largest_code_pair(constraint.codes(weight), constraint.axis) <= 128, (
                     f"{name}: a pair of codes can saturate"
                 )
+        raw = raw_weight(layer)  # several layers that share it may constrain it in different ways
+        assert raw in shared or torch.equal(raw, weight), f"{name}: below the constraints lies another weight"
         orders = [constraint.order for constraint in stack]
         assert orders == sorted(orders), f"{name}: {[type(c).__name__ for c in stack]}"
         assert len(stack) == len({type(c) for c in stack}), f"{name} carries the same constraint twice"
@@ -112,5 +117,6 @@ def check_saved(result: Compressed, original: nn.Module, data: Data, folder: Any
     assert same_state(loaded.model, result.model)
     assert torch.equal(predict(loaded.model, data.validation), predict(result.model, data.validation))
     assert loaded.steps == result.steps
+    assert (Path(folder) / TENSORS).stat().st_size == result.steps[-1].size.bytes_packed
     assert loaded.recipe == result.recipe
     return loaded

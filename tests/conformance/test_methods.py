@@ -132,7 +132,7 @@ def test_saved_and_loaded_is_the_same(name: str, kind: str, make: Make, tmp_path
     result = compress(model, [EXAMPLES[name]], data)
     loaded = check_saved(result, model, data, tmp_path / "one")
     check_saved(loaded, model, data, tmp_path / "two")
-    for file in ("compressed.json", "recipe.yaml", "model.safetensors"):
+    for file in ("compressed.json", "recipe.yaml", "model.packed"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 

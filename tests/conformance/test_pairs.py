@@ -117,11 +117,18 @@ def _check_second_acted(one: Compressed, both: Compressed) -> None:
     if "ranks" in step.plan:
         assert step.plan["ranks"] or step.notes
         assert (size.parameters < was.parameters) == bool(step.plan["ranks"])
-    if "keep" in step.plan:
-        weights = torch.cat([constrained_weight(layer).flatten() for layer in after.values()])
-        assert 0.495 <= float((weights == 0).float().mean()) <= 0.51
+    if "masked" in step.plan:
+        assert all(Mask in _kinds(after[name]) for name in step.plan["masked"])
+        shares = [_share_of_zeros([layers[name] for name in step.plan["masked"]]) for layers in (before, after)]
+        assert shares[1] >= 0.49, "half of what is masked was to go"
+        assert shares[1] <= 0.51 or shares[0] > 0, "more than half is gone"
     if "weights" in step.plan:
         assert all(_levels(layer) < math.inf for layer in after.values())
+
+
+def _share_of_zeros(layers: list[nn.Module]) -> float:
+    weights = torch.cat([constrained_weight(layer).flatten() for layer in layers])
+    return float((weights == 0).float().mean())
 
 
 @pytest.mark.parametrize(("first", "second", "kind"), QUICK[3::16])

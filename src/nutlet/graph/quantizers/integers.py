@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -45,6 +45,13 @@ class Grid:
         """Return the entries that differ from the defaults; ``Grid(**changes)`` is the same grid."""
         usual = Grid()
         return {name: value for name, value in asdict(self).items() if value != getattr(usual, name)}
+
+    def for_free_values(self) -> Grid:
+        """Return the grid for a weight of few freely chosen values.
+
+        It has one scale, with which equal values stay equal, and 8 bits, with which they hardly move.
+        """
+        return replace(self, bits=8, granularity="tensor", group_size=0, ranges="minmax")
 
 
 class WeightQuantizer(FewValues):

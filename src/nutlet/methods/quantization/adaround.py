@@ -33,11 +33,14 @@ class AdaRound(Method):
     Learns a rectified sigmoid ``h`` for each weight, between the codes below and above it, that minimises
     ``tr((W - W_h) H (W - W_h)^T)`` with the second moments H of the layer's inputs, while a regulariser
     ``1 - |2h - 1|^beta`` with falling ``beta`` drives h to 0 or 1 (Nagel et al. 2020, arXiv:2004.10568). The moments
-    stand for the data: the calibration examples are passed through the model once. A layer that has a grid of integers
-    already keeps it; others get one, with one scale per output channel and batch norms folded.
+    stand for the data: the calibration examples are passed through the model once.
+
+    It takes the place of a ``Quantize(activations=False)``: the same grids, with one scale per output channel and batch
+    norms folded. A :class:`Quantize` after it keeps these weights and adds integer activations. Before it, only one of
+    more bits makes sense: what weights were before rounding is not kept.
 
     Args:
-        bits: bits of a weight, 2 to 8, where a layer has no grid yet; :class:`Quantize` before this says more.
+        bits: bits of a weight, 2 to 8.
         steps: of optimisation, for each layer.
 
     Raises:
@@ -48,7 +51,7 @@ class AdaRound(Method):
     """
 
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = "after a Quantize of 4 bits or fewer, where nothing is trained; seconds for each layer"
+    when: ClassVar[str] = "weights of 2 to 4 bits where nothing is trained: seconds for each layer, few examples"
 
     bits: int = 4
     steps: int = 1000
@@ -60,13 +63,13 @@ class AdaRound(Method):
             raise ConfigError(f"AdaRound.steps is {self.steps}; expected 1 or more, as 1000")
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
-        """Return the grids of layers that had none, and the rounded weights as values."""
+        """Return the grids, and the rounded weights as values."""
         grids = dict.fromkeys(weighted_layers(model, self), few_bits(self.bits))
         return rounding_plan(self, model, context, grids, self._learned)
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Put layers on the grids they lack."""
+        """Fold, and put the weights on their grids."""
         return put_integers(model, plan, example)
 
     def _learned(self, rounding: Rounding) -> Tensor:

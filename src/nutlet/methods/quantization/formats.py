@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from nutlet.graph.constraints import Constraint, constrain, constrained_weight, constraints, output_axis, take_off
-from nutlet.graph.quantizers import FewValues
+from nutlet.graph.quantizers import FewValues, WeightQuantizer
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.method import Context, Method
@@ -67,10 +67,10 @@ def put_format(layer: nn.Module, fit: Fit) -> None:
     constrain(layer, [c for c in kept if c.order < new.order or not isinstance(c, FewValues)])
     new = fit(constrained_weight(layer), axis)
     constrain(layer, [new])
-    after = [c for c in kept if isinstance(c, FewValues) and c.order > new.order]
-    for constraint in after:
-        constraint.refit(constrained_weight(layer))
-    constrain(layer, list(after))
+    weight = constrained_weight(layer)
+    # Those of a higher order that were not superseded: integers, which few free values now lie on.
+    grids = [c.grid.for_free_values() for c in kept if isinstance(c, WeightQuantizer) and c.order > new.order]
+    constrain(layer, [WeightQuantizer.fit(weight, axis, grid) for grid in grids])
 
 
 def _superseded(constraint: Constraint, new: FewValues) -> bool:

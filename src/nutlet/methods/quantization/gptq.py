@@ -26,13 +26,17 @@ class GPTQ(Method):
 
     Minimises ``tr((W - W') H (W - W')^T)`` with the second moments H of the layer's inputs on the calibration examples
     as optimal brain surgery does, for all outputs at once (Frantar et al. 2022, arXiv:2210.17323); inputs with large
-    moments go first. A layer that has a grid of integers already keeps it; others get one, with a scale per group of
-    weights and batch norms folded, while activations stay in floating point. Masked weights stay zero.
+    moments go first. Masked weights stay zero.
+
+    It takes the place of a ``Quantize(activations=False)``: the same grids, with one scale per group of weights and
+    batch norms folded. Integer kernels take no groups; with ``group_size=0`` a :class:`Quantize` after it keeps these
+    weights and adds integer activations. Before it, only one of more bits makes sense: what weights were before
+    rounding is not kept.
 
     Args:
-        bits: bits of a weight, 2 to 8, where a layer has no grid yet; :class:`Quantize` before this says more.
-        group_size: weights of a channel that share a scale, there; 0, and where it does not divide a channel's
-            weights: all of them.
+        bits: bits of a weight, 2 to 8.
+        group_size: weights of a channel that share a scale; 0, and where it does not divide a channel's weights: all
+            of them.
         damping: this share of the mean second moment is added to each, against noise in few examples.
 
     Raises:
@@ -58,7 +62,7 @@ class GPTQ(Method):
             raise ConfigError(f"GPTQ.damping is {self.damping}; expected a share above 0 and below 1, as 0.01")
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
-        """Return the grids of layers that had none, and the rounded weights as values."""
+        """Return the grids, and the rounded weights as values."""
         grids = {}
         for name, layer in weighted_layers(model, self).items():
             grids[name] = few_bits(self.bits)
@@ -68,7 +72,7 @@ class GPTQ(Method):
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Put layers on the grids they lack."""
+        """Fold, and put the weights on their grids."""
         return put_integers(model, plan, example)
 
     def _eliminated(self, rounding: Rounding) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -66,7 +65,9 @@ def integer_plan(
     if activations is not None:
         trial = with_integers(copy.deepcopy(model), plan)
         inputs = (x for x, _ in context.data.calibration.batches())
-        plan["activations"] = calibrate(trial, walk(trial, context.example), inputs, activations)
+        ranges = calibrate(trial, walk(trial, context.example), inputs, activations)
+        if ranges:
+            plan["activations"] = ranges
         plan["notes"] += [
             f"{name}: no integer kernel takes such weights, it computes in floating point"
             for name, layer in trial.named_modules()
@@ -98,7 +99,6 @@ def _grid_for(name: str, layer: nn.Module, grid: Grid) -> tuple[Grid | None, lis
     fewer = [c for c in kinds if len(c.levels) < levels]
     if any(c.order >= WeightQuantizer.order for c in fewer):
         return None, [f"{name}: has {len(fewer[-1].levels)} values already and keeps them"]
-    if fewer and grid.bits < 8:
-        # Their values are free, and few bits would move them far.
-        return replace(grid, bits=8), [f"{name}: its {len(fewer[-1].levels)} values are put on 8 bits"]
+    if fewer:
+        return grid.for_free_values(), [f"{name}: its {len(fewer[-1].levels)} values are put on 8 bits with one scale"]
     return grid, []

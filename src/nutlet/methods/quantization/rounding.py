@@ -63,35 +63,41 @@ Choose = Callable[[Rounding], Tensor]
 
 
 def few_bits(bits: int) -> Grid:
-    """Return the grid, one scale per channel, that layers without one get."""
+    """Return the grid that :class:`Quantize` has for so many bits, with one scale per channel."""
     return Grid(bits=bits, ranges="minmax" if bits == 8 else "mse")
 
 
 def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dict[str, Grid], choose: Choose) -> Plan:
-    """Return the plan that puts layers on grids where they have none, with weights that are rounded by ``choose``.
+    """Return the plan that puts layers on grids, with weights that are rounded by ``choose``.
 
     No row of weights becomes worse than rounded to the nearest code, as far as the moments tell.
 
     Args:
         method: whose scope it is.
-        model: not changed; layers with an integer grid keep it.
+        model: not changed; layers that have as few values already keep them.
         context: of the method.
-        grids: for each layer in scope that has none.
+        grids: for each layer in scope.
         choose: rounds one layer.
     """
     scope = weighted_layers(model, method)
-    free = {name for name, layer in scope.items() if not _formats(layer)}
+    kept = {}
+    for name, layer in scope.items():
+        levels = 2 ** grids[name].bits - grids[name].symmetric
+        # What its weights were before they came onto so few values is gone: there is nothing to round.
+        if fewer := [c for c in _formats(layer) if len(c.levels) <= levels]:
+            kept[name] = f"{name}: has {len(fewer[-1].levels)} values already and keeps them"
     pairs = foldable(model, walk(model, context.example))
     plan: Plan = {
-        "fold": [list(pair) for pair in pairs if pair[0] in free],
-        "weights": {name: grids[name].changes() for name in scope if name in free},
+        "fold": [list(pair) for pair in pairs if pair[0] in scope and pair[0] not in kept],
+        "weights": {name: grids[name].changes() for name in scope if name not in kept},
         "rounded": [],
         "values": {},
-        "notes": [],
+        "notes": list(kept.values()),
     }
     trial = with_integers(copy.deepcopy(model), plan)
-    layers = {name: trial.get_submodule(name) for name in scope}
-    plan["notes"], ratios = _unfit(trial, layers), []
+    layers = {name: trial.get_submodule(name) for name in plan["weights"]}
+    plan["notes"] += _unfit(trial, layers)
+    ratios = []
     moments = input_moments(trial, layers, context.data.calibration.batches())
     with context.progress.task(type(method).__name__, total=len(layers)) as task:
         for name, layer in layers.items():
@@ -116,7 +122,7 @@ def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dic
             f"squared errors of layers' outputs on the calibration examples: {mean:.0%} of those of rounding to nearest"
         )
     else:
-        plan["notes"].append("no layer in scope could be rounded otherwise than to the nearest")
+        plan["notes"].append("nothing rounded: no layer in scope has weights that could be")
     return plan
 
 
@@ -128,17 +134,14 @@ def _unfit(model: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
     """Take the layers that cannot be rounded otherwise out of ``layers``; return a note on each."""
     shared, notes = shared_parameters(model), []
     for name, layer in list(layers.items()):
-        formats = _formats(layer)
         reason = None
         if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             reason = f"a {type(layer).__name__.removeprefix('Parametrized')}"
-        elif len(formats) != 1 or not isinstance(formats[0], WeightQuantizer):
-            reason = f"on {len(formats[0].levels)} values that are no grid"
         elif raw_weight(layer) in shared:
             reason = "another layer has the same weight"
         if reason:
             del layers[name]
-            notes.append(f"{name}: {reason}, left as it is")
+            notes.append(f"{name}: {reason}, rounded to the nearest")
     return notes
 
 
