@@ -16,16 +16,18 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from nutlet.data import Data
 from nutlet.errors import ConfigError, nearest
+from nutlet.graph.reasons import scope_reasons
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["Context", "Method", "Plan", "known_methods", "register"]
+__all__ = ["Answering", "Context", "Method", "Plan", "known_methods", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -39,13 +41,42 @@ EFFECTS = ("depth", "width", "rank", "mask", "grid", "shared values", "values", 
 values alone, from statistics or by training; replace the model."""
 
 
+class Source(Protocol):
+    """Gives answers ``(B, classes)`` to inputs ``(B, ...)``, and counts the inputs that somebody had to be asked."""
+
+    sent: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return probabilities or logits, float32 on the CPU."""
+
+
+class Answering(nn.Module):
+    """A teacher of which nothing is known but its answers (an endpoint, a file in its runtime).
+
+    Args:
+        source: gives the answers, each of which may cost something; what it was asked before costs nothing.
+        logits: whether the answers are logits, not probabilities.
+    """
+
+    def __init__(self, source: Source, *, logits: bool = False) -> None:
+        super().__init__()
+        self.source = source
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, classes)``; of probabilities their logarithms, finite for a class that was ruled out."""
+        answers = self.source(x.detach().float().cpu()).to(x.device)
+        return answers if self.logits else answers.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """All run-time objects a method may use; no globals, no hidden seed.
 
     Args:
         data: the splits; methods look at ``calibration`` and ``train``, never at ``test``.
-        teacher: the original model in evaluation mode, never changed.
+        teacher: whom distillation follows, in evaluation mode, never changed: the original model unless another was
+            given; an :class:`Answering` where only its answers are known.
         seed: the only source of randomness.
         workdir: where long training keeps its checkpoints; ``None`` keeps none.
         progress: shows bars.
@@ -80,6 +111,9 @@ class Method:
     effect: ClassVar[str] = ""
     """What it does to a model, one of ``EFFECTS``: what the advice on the order of steps goes by."""
 
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Classes of layers it works on; empty: all dense layers and convolutions."""
+
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
@@ -105,6 +139,25 @@ class Method:
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Change the values of ``model``, not its structure; return notes for the history."""
         return []
+
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why this method would leave layers of ``model`` alone, by name; an empty text where it would not.
+
+        What is known before the work and without data: scope, kinds of layers, how they hang together. A layer with a
+        reason keeps its values; one without may still be left alone, which :meth:`decide` tells.
+
+        Raises:
+            NutletError: as :meth:`decide` would, for a scope or an option that does not fit the model.
+        """
+        return scope_reasons(model, self, trains=type(self).train is not Method.train)
+
+    def passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+        """Return the least and the most passes over the calibration examples that :meth:`decide` makes, roughly."""
+        return (0, 0) if type(self).decide is Method.decide else (0, 3)
+
+    def gentler(self) -> Method | None:
+        """Return this method with a setting that costs less accuracy, or None where there is none."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Return ``{name: {option: value}}`` with only the options that differ from their defaults."""

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
-from nutlet.fingerprint import source_code
+from nutlet.fingerprint import fingerprint, source_code
 from nutlet.graph.activations import calibrate, carry, grid_of
 from nutlet.graph.modules import put_values
 from nutlet.graph.sites import Edited, walk
@@ -27,12 +28,14 @@ from nutlet.history import Size, Step
 from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.measurement.size import size_of
-from nutlet.method import Context, Method
+from nutlet.method import Answering, Context, Method
+from nutlet.order import advise
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
-from nutlet.recipe import load_recipe, parse_recipe, with_recovery
+from nutlet.recipe import read_steps
 from nutlet.storage import digest, prepare_folder
-from nutlet.train import CHECKPOINT
+from nutlet.teacher import Teacher, labelled_by, teacher_of
+from nutlet.train import CHECKPOINTS
 
 __all__ = ["compress"]
 
@@ -43,6 +46,7 @@ def compress(
     data: Data,
     *,
     recover: Method | dict[str, Any] | str | None = None,
+    teacher: Teacher | None = None,
     seed: int = 0,
     workdir: Path | str | None = None,
     progress: Progress | None = None,
@@ -54,6 +58,8 @@ def compress(
         recipe: methods in order, or the path of a YAML recipe.
         data: splits, see :func:`nutlet.data.split`; the test split is not looked at.
         recover: training inserted after every run of steps that it can repair.
+        teacher: whom distillation follows, in place of ``model``: another module, the path of an ONNX file, or an
+            :class:`~nutlet.oracle.Oracle` or :class:`~nutlet.oracle.Endpoint`, of which only answers are known.
         seed: the only source of randomness.
         workdir: keeps every intermediate by a hash of what made it, and the checkpoints of long training; a second
             run, or one with other last steps, goes on from there. ``None`` keeps nothing.
@@ -62,40 +68,51 @@ def compress(
     Raises:
         ConfigError: a step is unknown or has a bad option.
         DataError: the data have labels the model has no output for.
-        ModelError: the model has NaN weights or does not take the data, or a method finds nothing it can work on.
+        ModelError: the model has NaN weights or does not take the data, the teacher has another number of classes, or a
+            method finds nothing it can work on.
         StorageError: ``workdir`` cannot be written.
     """
     if not isinstance(data, Data):
         raise ConfigError(
             f"data is a {type(data).__name__}; expected nutlet.Data: nutlet.split(nutlet.Examples.from_arrays(x, y))"
         )
-    steps = _methods(recipe, recover)
+    steps = read_steps(recipe, recover)
     original = copy.deepcopy(model).cpu().eval()
     check_finite_weights(original)
-    check_model(original, data.calibration.batch(slice(0, 2))[0], data.classes)
+    example = data.calibration.batch(slice(0, 2))[0]
+    classes = check_model(original, example, data.classes)
     progress = progress or Progress(quiet=True)
-    teacher = copy.deepcopy(original).requires_grad_(False)
     if workdir is not None:
         prepare_folder(Path(workdir))
-    keys = _keys(original, data, steps, seed) if workdir is not None else []
-    folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
-    result = _latest(folders, original, data, progress)
-    if result is None:
-        example = data.calibration.batch(slice(0, 2))[0]
-        first = _measured({}, {}, original, data, example, time.perf_counter())
-        result = Compressed(copy.deepcopy(original), (first,), seed, example)
-    for number in range(len(result.steps), len(steps) + 1):
-        folder = folders[number]
-        context = Context(data=data, teacher=teacher, seed=seed, workdir=folder, progress=progress)
-        result = _step(result, steps[number - 1], context)
-        if folder is not None:
-            result.save(folder)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-        progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
+    advice = advise(steps)
+    for found in advice:
+        progress.say(f"order: {found.text}")
+    with tempfile.TemporaryDirectory() as passing:
+        if teacher is None:
+            guide: nn.Module = copy.deepcopy(original).requires_grad_(False)
+        else:
+            answers = Path(passing if workdir is None else workdir) / "answers"
+            guide = teacher_of(teacher, answers, example, classes)
+        keys = _keys(original, data, steps, seed, guide if teacher is not None else None) if workdir is not None else []
+        folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
+        result = _latest(folders, original, data, progress)
+        data, notes = labelled_by(data, guide)
+        if result is None:
+            first = _measured({}, {}, original, data, example, time.perf_counter(), notes)
+            result = Compressed(copy.deepcopy(original), (first,), seed, example)
+        for number in range(len(result.steps), len(steps) + 1):
+            folder = folders[number]
+            context = Context(data=data, teacher=guide, seed=seed, workdir=folder, progress=progress)
+            result = _step(result, steps[number - 1], context, [found.text for found in advice if found.step == number])
+            if folder is not None:
+                result.save(folder)
+                for checkpoint in folder.glob(CHECKPOINTS):
+                    checkpoint.unlink()
+            progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
     return result
 
 
-def _step(before: Compressed, method: Method, context: Context) -> Compressed:
+def _step(before: Compressed, method: Method, context: Context, advice: Sequence[str]) -> Compressed:
     start = time.perf_counter()
     torch.manual_seed(context.seed)
     model = before.model
@@ -103,7 +120,7 @@ def _step(before: Compressed, method: Method, context: Context) -> Compressed:
     if earlier is not None:
         model = earlier.take_off()
     plan = method.decide(model, context)
-    notes = list(plan.pop("notes", []))
+    notes = [*advice, *plan.pop("notes", [])]
     values = plan.pop("values", {})
     model = method.execute(model, plan, context.example)
     put_values(model.model if isinstance(model, Edited) else model, values)
@@ -158,26 +175,9 @@ def _summary(now: Step, before: Step) -> str:
     )
 
 
-def _methods(
-    recipe: Method | Sequence[Method | dict[str, Any] | str] | Path | str,
-    recover: Method | dict[str, Any] | str | None,
-) -> list[Method]:
-    if isinstance(recover, (str, dict)):
-        recover = Method.from_dict(recover)
-    if recover is not None and not isinstance(recover, Method):
-        raise ConfigError(f"recover is {recover!r}; expected a method that trains, as Distill(epochs=5)")
-    if isinstance(recipe, Method):
-        recipe = [recipe]
-    if isinstance(recipe, (str, Path)):
-        steps = load_recipe(recipe)
-    elif not recipe:
-        raise ConfigError("the recipe is empty; expected at least one method, see `nutlet methods`")
-    else:
-        steps = [step if isinstance(step, Method) else parse_recipe([step])[0] for step in recipe]
-    return with_recovery(steps, recover)
-
-
-def _keys(model: nn.Module, data: Data, steps: Sequence[Method], seed: int) -> list[str]:
+def _keys(
+    model: nn.Module, data: Data, steps: Sequence[Method], seed: int, teacher: nn.Module | None = None
+) -> list[str]:
     """Return one key per intermediate: a hash of everything that it came from, the user's own code included."""
     sha = hashlib.sha256(str(model).encode())
     for name, tensor in model.state_dict().items():
@@ -189,6 +189,8 @@ def _keys(model: nn.Module, data: Data, steps: Sequence[Method], seed: int) -> l
         _hash_examples(sha, examples)
     augment = data.augment
     sha.update((repr(augment) if dataclasses.is_dataclass(augment) else source_code(augment)).encode())
+    if teacher is not None:
+        sha.update(fingerprint(teacher.source if isinstance(teacher, Answering) else teacher).encode())
     keys = [digest(sha.hexdigest(), str(seed), importlib.metadata.version("nutlet"), torch.__version__)]
     for step in steps:
         # All options, not only those that differ from defaults: a changed default is another step.

@@ -19,20 +19,39 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nutlet.data import Augment, Examples
-from nutlet.errors import ConfigError, ModelError, StorageError
+from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.constraints import widen
 from nutlet.method import Context
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic
 
-__all__ = ["CHECKPOINT", "LossTerm", "Training", "cross_entropy", "fit", "train_on"]
+__all__ = [
+    "CHECKPOINT",
+    "CHECKPOINTS",
+    "BeforeStep",
+    "LossTerm",
+    "Training",
+    "check_labelled",
+    "cross_entropy",
+    "fit",
+    "train_on",
+]
 
 CHECKPOINT = "training.pt"
 """Name of the checkpoint in a step's folder."""
+CHECKPOINTS = "training*.pt"
+"""Pattern of all checkpoints in a step's folder, those of methods that train several times included."""
 
 LossTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(inputs, outputs, labels) -> scalar``, the mean over the batch."""
+
+BeforeStep = Callable[[int, int], object]
+"""``(step, steps)``: what runs before each optimisation step, from 0 to ``steps - 1``, with the gradients in place.
+
+It may change values and buffers. To go on from a checkpoint as if nothing had happened, it keeps what it must remember
+in buffers of the model, and goes by the number of the step alone otherwise.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +96,20 @@ class Training:
 
 
 def fit(
-    model: nn.Module, context: Context, settings: Training, loss: LossTerm, *, title: str = "training"
+    model: nn.Module,
+    context: Context,
+    settings: Training,
+    loss: LossTerm,
+    *,
+    along: nn.Module | None = None,
+    title: str = "training",
+    before_step: BeforeStep | None = None,
+    checkpoint: str = CHECKPOINT,
 ) -> list[str]:
     """Train ``model`` as a method does: on the training split, watched on the validation split; see :func:`train_on`.
 
-    Checkpoints go to ``context.workdir``. The last one stays until the caller has kept the result.
+    Checkpoints go to ``context.workdir``, under the name ``checkpoint``: one that fits ``CHECKPOINTS``. The last one
+    stays until the caller has kept the result.
     """
     return train_on(
         model,
@@ -90,10 +118,12 @@ def fit(
         loss,
         validation=context.data.validation,
         augment=context.data.augment,
+        along=along,
         seed=context.seed,
-        checkpoint=context.workdir / CHECKPOINT if context.workdir else None,
+        checkpoint=context.workdir / checkpoint if context.workdir else None,
         progress=context.progress,
         title=title,
+        before_step=before_step,
     )
 
 
@@ -105,10 +135,12 @@ def train_on(
     *,
     validation: Examples | None = None,
     augment: Augment | None = None,
+    along: nn.Module | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     title: str = "training",
+    before_step: BeforeStep | None = None,
 ) -> list[str]:
     """Train ``model`` in place and return notes for the history.
 
@@ -120,10 +152,12 @@ def train_on(
             numbers of the examples and look the targets up.
         validation: told after each epoch; what ``settings.patience`` goes by.
         augment: applied to each batch.
+        along: what the loss uses and is trained with the model, as a projection of its features is.
         seed: the only source of randomness.
         checkpoint: written after each epoch; a run found there is continued.
         progress: shows a bar.
         title: stands beside it.
+        before_step: called before each optimisation step, see :data:`BeforeStep`.
 
     Raises:
         ModelError: the loss became NaN or infinite.
@@ -142,12 +176,13 @@ def train_on(
     loader = DataLoader(batches, batch_sampler=batches.sampler, collate_fn=_as_is)
     if examples.x.ndim == 4:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(model, settings)
+    along = (along or nn.Module()).to(accelerator.device)
+    optimizer = _optimizer(nn.ModuleList([model, along]), settings)
     steps = settings.epochs * len(batches.sampler)
     prepared, shared, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.num_processes > 1:  # alone, it would only look for packages on disk at each step
         optimizer = shared
-    saved = _Checkpoint(checkpoint, model, optimizer)
+    saved = _Checkpoint(checkpoint, model, along, optimizer)
     start, best = saved.resume()
     notes = []
     if start:
@@ -177,6 +212,8 @@ def train_on(
                     )
                 optimizer.zero_grad()
                 accelerator.backward(value)
+                if before_step is not None:
+                    before_step(epoch * len(batches.sampler) + k, steps)
                 optimizer.step()
                 average += (value.item() - average) / (k + 1)
                 task.advance(note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
@@ -201,8 +238,19 @@ def train_on(
 
 
 def cross_entropy(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-    """Return the usual loss on hard labels."""
+    """Return the usual loss on hard labels.
+
+    Raises:
+        DataError: an example has no label.
+    """
+    check_labelled(y, "cross entropy", "expected a label for each, or Distill(soft=1.0), which needs none")
     return F.cross_entropy(outputs, y)
+
+
+def check_labelled(y: Tensor, who: str, remedy: str) -> None:
+    """Raise DataError where one of the labels is that of an example without a label, -1."""
+    if bool((y < 0).any()):
+        raise DataError(f"{who} needs labels, and {int((y < 0).sum())} of {len(y)} examples have none; {remedy}")
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -262,6 +310,7 @@ class _Checkpoint:
 
     path: Path | None
     model: nn.Module
+    along: nn.Module
     optimizer: Any
 
     def resume(self) -> tuple[int, _Best]:
@@ -270,6 +319,7 @@ class _Checkpoint:
         try:
             saved = torch.load(self.path, weights_only=True, map_location="cpu")
             self.model.load_state_dict(saved["model"])
+            self.along.load_state_dict(saved["along"])
             self.optimizer.load_state_dict(saved["optimizer"])
             return saved["epoch"], _Best(**saved["best"])
         except Exception as error:  # a damaged file may raise anything
@@ -284,6 +334,7 @@ class _Checkpoint:
         state = {
             "epoch": epoch,
             "model": self.model.state_dict(),
+            "along": self.along.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": {"accuracy": best.accuracy, "epoch": best.epoch, "state": best.state},
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,11 +15,12 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.modules import Passthrough, replace
+from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.method import Context, Method, Plan, register
 from nutlet.predict import evaluating
 
-__all__ = ["DropBlocks"]
+__all__ = ["DropBlocks", "blocks_in_scope"]
 
 
 @register
@@ -51,17 +53,7 @@ class DropBlocks(Method):
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks to drop, in the order in which they were chosen."""
-        blocks = droppable(model, context.example)
-        if not blocks:
-            raise ModelError(
-                "DropBlocks found no block; expected a submodule with dense layers or convolutions inside it whose "
-                "output has the shape of its input (residual blocks, transformer layers)"
-            )
-        names = [name for name, _ in model.named_modules() if "parametrizations" not in name]
-        free = set(in_scope(names, self, names))
-        # A block goes with all that is inside it.
-        whole = [b for b in in_scope(blocks, self, names) if all(n in free for n in names if n.startswith(b + "."))]
-        candidates = _smallest(whole, self.include)
+        candidates = blocks_in_scope(model, context.example, self)
         notes: list[str] = []
         self._check_enough(candidates, notes)
         trial = copy.deepcopy(model)
@@ -88,6 +80,24 @@ class DropBlocks(Method):
                 notes.append(f"dropped {least}: loss on calibration data without it {costs[least]:.3f}")
         return {"dropped": dropped, "notes": notes}
 
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return the layers that are inside no block which can go."""
+        candidates = blocks_in_scope(model, example, self)
+        if self.drop is not None:  # unset where every method is asked, without a recipe
+            self._check_enough(candidates, [])
+        blocks = tuple(f"{block}." for block in candidates)
+        inside = {name: f"{name}.".startswith(blocks) for name in layers_with_values(model)}
+        return {name: "" if within else "in no block that can go" for name, within in inside.items()}
+
+    def passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+        """Return the passes of the greedy search; one that cannot go is tried once in vain."""
+        trials = _trials(len(blocks_in_scope(model, example, self)), self.drop)
+        return trials, trials
+
+    def gentler(self) -> DropBlocks | None:
+        """Return it with one block fewer to drop."""
+        return dataclasses.replace(self, drop=self.drop - 1) if self.drop > 1 else None
+
     def _check_enough(self, candidates: list[str], notes: list[str]) -> None:
         if self.drop > len(candidates):
             which = "; ".join([", ".join(candidates), *notes])
@@ -99,6 +109,26 @@ class DropBlocks(Method):
         for name in plan["dropped"]:
             replace(model, name, Passthrough())
         return model
+
+
+def blocks_in_scope(model: nn.Module, example: Tensor, method: Method) -> list[str]:
+    """Return the names of the blocks that ``method`` may remove.
+
+    Raises:
+        ModelError: the model has no block.
+        ConfigError: see :func:`nutlet.graph.scope.in_scope`.
+    """
+    blocks = droppable(model, example)
+    if not blocks:
+        raise ModelError(
+            f"{type(method).__name__} found no block; expected a submodule with dense layers or convolutions inside it "
+            "whose output has the shape of its input (residual blocks, transformer layers)"
+        )
+    names = [name for name, _ in model.named_modules() if "parametrizations" not in name]
+    free = set(in_scope(names, method, names))
+    # A block goes with all that is inside it.
+    whole = [b for b in in_scope(blocks, method, names) if all(n in free for n in names if n.startswith(b + "."))]
+    return _smallest(whole, method.include)
 
 
 def droppable(model: nn.Module, example: Tensor) -> list[str]:
