@@ -42,7 +42,7 @@ CASES = [
     Case(Equalize(), [{"include": 1}], kind="values"),
     Case(CorrectBias(), [{"exclude": 1}], idle=True),
     Case(ReestimateNorms(examples=64, batch_size=32), [{"examples": 1}, {"batch_size": 0}], models=("cnn",)),
-    Case(Smooth(), [{"alpha": 1.5}, {"alpha": -0.1}, {"alpha": "half"}]),
+    Case(Smooth(), [{"alpha": 1.5}, {"alpha": -0.1}, {"alpha": "half"}], models=("attention", "cnn", "mlp")),
     Case(AdaRound(steps=50), [{"bits": 1}, {"bits": 16}, {"steps": 0}, {"steps": 1.5}]),
     Case(GPTQ(group_size=8), [{"bits": 9}, {"group_size": -1}, {"damping": 0}, {"damping": 1}]),
 ]
