@@ -116,7 +116,7 @@ def test_layers_that_cannot_change_are_left_with_a_note() -> None:
     model = tiny.settled(Odd(), data.calibration.x)
     result = nl.compress(model, [nl.Factorize(decomposition="spatial", rank=6)], data)
     notes = " | ".join(result.steps[1].notes)
-    assert "grouped: grouped convolution, left as it is" in notes
+    assert "grouped: a grouped convolution, left as it is" in notes
     assert "a: another layer has the same weight" in notes
     assert "b: another layer has the same weight" in notes
     assert "unused: the model does not call it" in notes

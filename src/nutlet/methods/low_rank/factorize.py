@@ -145,15 +145,19 @@ class Factorize(Method):
         shared = shared_parameters(model)
         read = _read_by_others(model, free, example)
         for name, layer in free.items():
-            most = min(constrained_weight(layer).flatten(1).shape)
             if getattr(layer, "groups", 1) > 1:
                 found[name] = "a grouped convolution"
             elif raw_weight(layer) in shared:
                 found[name] = "another layer has the same weight"
             elif name in read:
                 found[name] = "another module reads its weight"
-            elif self.rank is not None and self.rank > most:
-                self._check_rank(name, layer)
+            elif self.rank is not None and self.rank > (most := self._most(layer)):
+                if self.include != ("*",):
+                    rows, columns = constrained_weight(layer).flatten(1).shape
+                    raise ConfigError(
+                        f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
+                        f"expected at most {most} for {self.decomposition}"
+                    )
                 found[name] = f"rank at most {most}"
         return found
 
@@ -163,14 +167,10 @@ class Factorize(Method):
             return dataclasses.replace(self, rank=2 * self.rank)
         return dataclasses.replace(self, energy=round((1 + self.energy) / 2, 4))
 
-    def _check_rank(self, name: str, layer: nn.Module) -> None:
-        """Refuse a rank that a layer named by ``include`` cannot have."""
-        rows, columns = constrained_weight(layer).flatten(1).shape
-        if self.include != ("*",):
-            raise ConfigError(
-                f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
-                f"expected at most {min(rows, columns)}"
-            )
+    def _most(self, layer: nn.Module) -> int:
+        """Return the largest rank that the decomposition can give ``layer``."""
+        shape = tuple(constrained_weight(layer).shape)
+        return min(limits(fits(self.decomposition, shape), shape))
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
@@ -207,19 +207,13 @@ class Factorize(Method):
         return {name: result[name] for name in ranks}
 
     def _free(self, model: nn.Module, context: Context, notes: list[str]) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the layers whose weight nobody else uses."""
-        shared = shared_parameters(model)
-        layers = weighted_layers(model, self)
-        for name in [name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1]:
-            notes.append(f"{name}: grouped convolution, left as it is")
-            del layers[name]
-        for name in [name for name, layer in layers.items() if raw_weight(layer) in shared]:
-            notes.append(f"{name}: another layer has the same weight, left as it is")
-            del layers[name]
-        for name in _read_by_others(model, layers, context.example):
-            notes.append(f"{name}: another module reads its weight, left as it is")
-            del layers[name]
-        yield from layers.items()
+        """Yield the layers that nothing speaks against."""
+        reasons = self.reasons(model, context.example)
+        for name, layer in weighted_layers(model, self).items():
+            if reasons[name]:
+                notes.append(f"{name}: {reasons[name]}, left as it is")
+            else:
+                yield name, layer
 
     def _cheaper(
         self, name: str, layer: nn.Module, calls: list[Call], notes: list[str]
@@ -227,17 +221,6 @@ class Factorize(Method):
         """Return the ranks in question that make the layer cheaper, with their costs."""
         shape = tuple(constrained_weight(layer).shape)
         kind = fits(self.decomposition, shape)
-        if self.rank is not None:
-            most = min(limits(kind, shape))
-            if self.rank > most and self.include != ("*",):
-                rows, columns = shape[0], constrained_weight(layer)[0].numel()
-                raise ConfigError(
-                    f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
-                    f"expected at most {most} for {kind}"
-                )
-            if self.rank > most:
-                notes.append(f"{name}: rank at most {most}, left as it is")
-                return {}
         asked = candidates(kind, shape) if self.rank is None else [(self.rank,) * len(limits(kind, shape))]
         parameters, macs = costs([Piece(shape, tuple(range(len(shape) - 2)))], calls)
         found = {ranks: costs(pieces(kind, shape, ranks), calls) for ranks in asked}
