@@ -15,7 +15,6 @@ import sys
 from functools import cache
 from itertools import permutations
 
-from shipped import accuracy_of
 from torch import nn
 
 import nutlet as nl
@@ -23,6 +22,7 @@ from nutlet.data import Data
 from nutlet.inputs import load_data, load_model
 from pieces import Piece, piece
 from rows import DATA, WORK, Rows
+from shipped import accuracy_of
 
 FOLDER = WORK / "order"
 SEED = 0
@@ -46,7 +46,7 @@ METHODS: dict[str, nl.Method] = {
 @cache
 def fashion() -> Data:
     data = load_data(str(DATA / "fashion_mnist.npz"), mean=(0.2860,), std=(0.3530,), seed=SEED)
-    return dataclasses.replace(data, train=data.train.subset(range(IMAGES)))
+    return dataclasses.replace(data, train=data.train.subset(slice(0, IMAGES)))
 
 
 @cache
