@@ -45,7 +45,7 @@ METHODS: dict[str, nl.Method] = {
 
 @cache
 def fashion() -> Data:
-    data = load_data(str(DATA / "fashion_mnist.npz"), mean=(0.2860,), std=(0.3530,), seed=SEED)
+    data = load_data(str(DATA / "fashion_mnist.npz"), mean=(0.2860,), std=(0.3530,), validation=0.02, seed=SEED)
     return dataclasses.replace(data, train=data.train.subset(slice(0, IMAGES)))
 
 
