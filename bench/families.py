@@ -50,15 +50,19 @@ class Case:
     gain: float | None = None
 
 
-def tuned(epochs: int, lr: float = 0.02) -> nl.Method:
-    return nl.Distill(epochs=epochs, lr=lr)
-
+TRAINING = {
+    "channels2x": nl.Distill(epochs=3, lr=0.05),
+    "channels3x": nl.Distill(epochs=3, lr=0.05),
+    "qat8": nl.Distill(epochs=1, lr=0.005),
+    "qat4": nl.Distill(epochs=2),
+    "ternary": nl.Distill(epochs=3, lr=0.05),
+}
+"""What follows where a peer has the same: our step, run on its network as well."""
 
 CASES = {
-    # Held against Torch-Pruning at the same work, epochs and training: the rows of families_peers.py.
-    "channels2x": Case([nl.PruneChannels(macs=0.5), tuned(3, lr=0.05)], drop=2.99),
-    "channels3x": Case([nl.PruneChannels(macs=1 / 3), tuned(3, lr=0.05)]),
-    "qat8": Case([nl.Quantize(), tuned(1, lr=0.005)], drop=0.0),
+    "channels2x": Case([nl.PruneChannels(macs=0.5), TRAINING["channels2x"]], drop=2.99),
+    "channels3x": Case([nl.PruneChannels(macs=1 / 3), TRAINING["channels3x"]]),
+    "qat8": Case([nl.Quantize(), TRAINING["qat8"]], drop=0.0),
 }
 
 
