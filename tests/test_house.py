@@ -31,6 +31,7 @@ LAYERS = (
     {"graph", "jobs", "method"},
     {"export", "inputs", "measurement", "recipe", "report", "train"},
     {"artifact", "membership", "methods", "oracle", "stolen", "thief"},
+    {"teacher"},
     {"attack", "pipeline", "shadows"},
     {"attacks", "delivery", "recompress"},
     {"auditing"},

@@ -71,7 +71,7 @@ def mlp(made: tuple[nn.Module, Data]) -> tuple[nn.Module, Data]:
 
 
 def tensors(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
+    return (folder / "model.packed").read_bytes()
 
 
 # The chain
@@ -212,7 +212,7 @@ def test_a_second_run_does_nothing_and_gives_the_same_bytes(mlp: tuple[nn.Module
     second = nl.compress(model, chain, data, workdir=tmp_path / "work")
     assert ScaleHead.calls == ["decide"]
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*")} == stamps
-    for file in ("compressed.json", "recipe.yaml", "model.safetensors"):
+    for file in ("compressed.json", "recipe.yaml", "model.packed"):
         one, two = (result.save(tmp_path / name) / file for result, name in ((first, "one"), (second, "two")))
         assert one.read_bytes() == two.read_bytes()
     without = nl.compress(model, chain, data)
@@ -357,7 +357,8 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "all channels": lambda m: m["steps"][2]["plan"].update(removed={"fc1": list(range(16))}),
     "a rank that fills memory": lambda m: m["steps"][3]["plan"].update(ranks={"fc1": 10**12}),
     "a negative rank": lambda m: m["steps"][3]["plan"].update(ranks={"fc1": -1}),
-    "more weights than there are": lambda m: m["steps"][4]["plan"]["keep"].update(fc2=10**9),
+    "a mask on nothing": lambda m: m["steps"][4]["plan"]["masked"].append("nowhere"),
+    "a mask that is not there": lambda m: m["steps"][4]["plan"]["masked"].pop(),
     "an activation nowhere": lambda m: m["steps"][5]["plan"]["activations"].update({"x/y/0": {"same_as": "/input/0"}}),
     "a scale of zero": lambda m: m["steps"][5]["plan"]["activations"]["/input/0"].update(scale=0.0),
     "a scale that is text": lambda m: m["steps"][5]["plan"]["activations"]["/input/0"].update(scale="1"),
@@ -385,15 +386,15 @@ def test_a_manifest_of_garbage_is_a_storage_error(text: str, folder: Path) -> No
         Compressed.load(folder, tiny.TinyMLP())
 
 
-@pytest.mark.parametrize("keep", [0, 4, 8, 100, 1000, -1])
+@pytest.mark.parametrize("keep", [0, 4, 16, 17, 100, 300, -1])
 def test_truncated_tensors_are_a_storage_error(keep: int, folder: Path) -> None:
     content = tensors(folder)
-    (folder / "model.safetensors").write_bytes(content[:keep])
+    (folder / "model.packed").write_bytes(content[:keep])
     with pytest.raises(nl.StorageError, match="expected"):
         Compressed.load(folder, tiny.TinyMLP())
 
 
-@pytest.mark.parametrize("file", ["compressed.json", "model.safetensors"])
+@pytest.mark.parametrize("file", ["compressed.json", "model.packed"])
 def test_a_missing_file_is_a_storage_error(file: str, folder: Path) -> None:
     (folder / file).unlink()
     with pytest.raises(nl.StorageError, match="expected"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nutlet.errors import StorageError
 from nutlet.export.onnx import export_onnx
 from nutlet.graph.activations import carry
 from nutlet.graph.sites import Edited
+from nutlet.graph.stored import pack, unpack
 from nutlet.history import Step
 from nutlet.method import Method, Plan
 from nutlet.recipe import dump_recipe
@@ -25,9 +26,9 @@ from nutlet.table import Table, Tabled
 
 __all__ = ["Compressed", "replay"]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "compressed.json"
-TENSORS = "model.safetensors"
+TENSORS = "model.packed"
 _MANIFEST_LIMIT = 64 << 20
 _EXAMPLE_LIMIT = 1 << 24
 
@@ -64,15 +65,15 @@ class Compressed(Tabled):
             StorageError: the folder cannot be written.
         """
         folder = Path(folder)
-        # Cloned: safetensors refuses tensors that share memory, as tied weights do.
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in self.model.state_dict().items()}
-        write_atomic(folder / TENSORS, lambda aside: save_file(tensors, aside))
+        content = pack(self.model).content
+        write_atomic(folder / TENSORS, lambda aside: aside.write_bytes(content))
         write_text(folder / "recipe.yaml", dump_recipe(self.recipe))
         # Last, because its presence says that the rest is there.
         write_json(
             folder / MANIFEST,
             {
                 "format": FORMAT,
+                "sha256": hashlib.sha256(content).hexdigest(),
                 "seed": self.seed,
                 "example": {"shape": list(self.example.shape), "dtype": str(self.example.dtype).removeprefix("torch.")},
                 "steps": [step.to_dict() for step in self.steps],
@@ -99,7 +100,9 @@ class Compressed(Tabled):
             model = copy.deepcopy(original).eval()
             for step in steps[1:]:
                 model = replay(type(Method.from_dict(step.method)), model, step.plan, example)
-            model.load_state_dict(load_file(folder / TENSORS))
+            unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"]))
+            with torch.no_grad():
+                model.eval()(example)  # a zero point out of its range, say, would be found out only in use
             seed = int(manifest["seed"])
         except StorageError:
             raise
@@ -110,7 +113,7 @@ class Compressed(Tabled):
                 f"{folder} does not hold a compressed form of this {type(original).__name__}: {error}; "
                 "expected files written by Compressed.save, and the architecture they came from"
             ) from error
-        return Compressed(model.eval(), steps, seed, example)
+        return Compressed(model, steps, seed, example)
 
     def table(self) -> Table:
         """Return the history as a table."""
@@ -120,13 +123,14 @@ class Compressed(Tabled):
                 f"{step.accuracy:.2%}",
                 f"{step.size.bytes:,}",
                 f"{step.size.bytes_zstd:,}",
+                f"{step.size.bytes_packed:,}",
                 f"{step.size.macs:,}",
                 f"{step.size.effective_macs:,}",
                 f"{step.seconds:.1f}",
             )
             for step in self.steps
         )
-        columns = ("step", "validation accuracy", "bytes", "after zstd", "MACs", "effective MACs", "seconds")
+        columns = ("step", "validation accuracy", "bytes", "after zstd", "packed", "MACs", "effective MACs", "seconds")
         notes = [f"{step.name}: {note}" for step in self.steps for note in step.notes]
         return Table("What each step did to the model in memory", columns, rows, tuple(notes))
 
@@ -156,16 +160,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _read_tensors(path: Path, sha256: str) -> bytes:
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise StorageError(
+            f"{path} has the SHA-256 {found[:12]}…; expected {str(sha256)[:12]}… as {MANIFEST} says: one of the two is "
+            "damaged, or saving was cut off between them. Save or copy the folder anew"
+        )
+    return content
+
+
 def _step(value: dict[str, Any]) -> Step:
     """Read one step and check that its figures are figures, for tables and reports calculate with them."""
     step = Step.from_dict(value)
     figures = [step.accuracy, step.seconds]
-    counts: list[Any] = [step.size.parameters, step.size.bytes, step.size.bytes_zstd, step.size.macs]
-    counts.append(step.size.effective_macs)
+    counts: list[Any] = [step.size.parameters, step.size.bytes, step.size.bytes_zstd]
+    counts += [step.size.bytes_packed, step.size.macs, step.size.effective_macs]
     texts: list[Any] = [*step.notes]
     for layer in step.size.layers:
         figures.append(layer.sparsity)
-        counts += [layer.bits, layer.bytes, layer.macs, *layer.shape]
+        counts += [layer.bits, layer.bytes, layer.bytes_packed, layer.macs, *layer.shape]
         texts += [layer.name, layer.kind]
     if not (
         all(type(f) in (int, float) and math.isfinite(f) for f in figures)

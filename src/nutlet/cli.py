@@ -37,6 +37,9 @@ DataSpec = Annotated[
 TestSpec = Annotated[str | None, typer.Option("--test", help="Where the test set is, if not beside the training set.")]
 Mean = Annotated[str, typer.Option("--mean", help="Per-channel mean after scaling to [0, 1], as 0.48,0.45,0.40.")]
 Std = Annotated[str, typer.Option("--std", help="Per-channel standard deviation, likewise.")]
+TeacherSpec = Annotated[str | None, typer.Option("--teacher", help="For Distill: an .onnx, an address, or as MODEL.")]
+EndpointConfig = Annotated[Path | None, typer.Option("--endpoint-config", help="YAML: how the endpoint is asked.")]
+Owned = Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.01, help="Time for each latency setting.")]
 Seed = Annotated[int, typer.Option("--seed", help="The only source of randomness.")]
 
@@ -105,6 +108,9 @@ def compress(
     recipe: Annotated[Path, typer.Option("--recipe", "-r", help="YAML file with the steps; see `nutlet methods`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files and the report.")] = Path("out"),
     weights: Annotated[Path | None, typer.Option("--weights", "-w", help=".safetensors or .pt (state dict).")] = None,
+    teacher: TeacherSpec = None,
+    endpoint: EndpointConfig = None,
+    owned: Owned = False,
     test: TestSpec = None,
     mean: Mean = "",
     std: Std = "",
@@ -124,9 +130,11 @@ def compress(
         from nutlet.progress import Progress
         from nutlet.recipe import load_recipe
         from nutlet.storage import prepare_folder
+        from nutlet.teacher import load_teacher
 
     progress = Progress(quiet=quiet or as_json)
     steps = load_recipe(recipe)
+    guide = None if teacher is None else load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned)
     prepare_folder(out)
     original = load_model(model, weights)
     examples = load_data(
@@ -139,7 +147,7 @@ def compress(
         validation=validation,
         seed=seed,
     )
-    result = run_chain(original, steps, examples, seed=seed, workdir=out / "steps", progress=progress)
+    result = run_chain(original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", progress=progress)
     figures, parity = deliver(
         result,
         original,
@@ -212,8 +220,8 @@ def audit(
     retrained: Annotated[
         bool | None, typer.Option("--retrained/--not-retrained", help="Whether training data were used again.")
     ] = None,
-    endpoint: Annotated[Path | None, typer.Option("--endpoint-config", help="YAML: how the endpoint is asked.")] = None,
-    owned: Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")] = False,
+    endpoint: EndpointConfig = None,
+    owned: Owned = False,
     processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
     seed: Seed = 0,

@@ -26,7 +26,7 @@ class Examples:
 
     Args:
         x: inputs, ``(N, ...)``; ``uint8`` images are ``(N, C, H, W)`` and are scaled to [0, 1] on the way out.
-        y: labels, ``(N,)`` int64.
+        y: labels, ``(N,)`` int64; -1 throughout where there are none.
         mean: subtracted per channel after scaling; empty for none.
         std: divides per channel after scaling; empty for none.
     """
@@ -39,7 +39,7 @@ class Examples:
     @staticmethod
     def from_arrays(
         x: np.ndarray | Tensor,
-        y: np.ndarray | Tensor,
+        y: np.ndarray | Tensor | None = None,
         *,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
@@ -47,7 +47,7 @@ class Examples:
         """Check arrays as users have them and bring them into the layout of a model.
 
         ``uint8`` arrays ``(N, H, W)`` and ``(N, H, W, C)`` with 1, 3 or 4 channels become ``(N, C, H, W)``;
-        floating inputs are taken as they are.
+        floating inputs are taken as they are. Without ``y`` the examples have no labels: for distillation alone.
 
         Raises:
             DataError: the numbers of inputs and labels differ, a dtype is not understood, labels are negative,
@@ -56,7 +56,8 @@ class Examples:
         >>> Examples.from_arrays(np.zeros((5, 28, 28), "uint8"), np.arange(5)).batch([0, 1])[0].shape
         torch.Size([2, 1, 28, 28])
         """
-        inputs, labels = torch.as_tensor(x), torch.as_tensor(y)
+        inputs = torch.as_tensor(x)
+        labels = torch.as_tensor(y) if y is not None else torch.zeros(len(inputs), dtype=torch.int64)
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
@@ -89,6 +90,8 @@ class Examples:
                 raise DataError("the inputs hold NaN or infinity; expected finite numbers: clean or impute them first")
         else:
             raise DataError(f"inputs have dtype {inputs.dtype}; expected uint8 images or floating point")
+        if y is None:
+            labels = labels - 1
         examples = Examples(inputs, labels.long(), tuple(mean), tuple(std))
         channels = inputs.shape[1]
         for name, values in (("mean", examples.mean), ("std", examples.std)):
@@ -102,8 +105,13 @@ class Examples:
         return len(self.y)
 
     @property
+    def labelled(self) -> bool:
+        """Whether every example has a label."""
+        return bool((self.y >= 0).all())
+
+    @property
     def classes(self) -> int:
-        """One more than the largest label."""
+        """One more than the largest label; 0 without labels."""
         return int(self.y.max()) + 1
 
     def batch(self, indices: list[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
@@ -193,7 +201,7 @@ def split(
             f"found {len(train)} training examples, of which {held} go to validation, and {calibration} asked for "
             "calibration; expected at least one calibration example: raise `calibration`, or add data"
         )
-    if len(train) > 1 and int(train.y.min()) == int(train.y.max()):
+    if len(train) > 1 and train.labelled and int(train.y.min()) == int(train.y.max()):
         raise DataError(
             f"all training labels are {int(train.y[0])}; expected at least two classes: "
             "check which column holds the label"

@@ -16,10 +16,11 @@ class LayerSize:
         name: module path.
         kind: class name of the layer.
         shape: shape of its weight.
-        bits: bits in which one weight is stored.
+        bits: bits in which the exporter stores one weight.
         bytes: bytes of its weight, bias, scales and statistics as the exporter stores them.
         sparsity: share of weights that are exactly zero.
         macs: multiply-accumulates for one example.
+        bytes_packed: bytes of the same in the file that ``Compressed.save`` writes.
     """
 
     name: str
@@ -29,6 +30,7 @@ class LayerSize:
     bytes: int
     sparsity: float
     macs: int
+    bytes_packed: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Size:
         parameters: number of stored values.
         bytes: bytes of the stored tensors; zeros count in full, for a mask over dense zeros saves nothing.
         bytes_zstd: the same after zstd, where zeros and repeated codes do save.
+        bytes_packed: bytes of the tensors as ``Compressed.save`` writes them: codes in as few bits as they need,
+            nothing where a mask removed weights.
         macs: multiply-accumulates for one example.
         effective_macs: the same, counting only weights that are not zero (no common runtime skips the others).
         layers: the weighted layers, in order of use.
@@ -47,6 +51,7 @@ class Size:
     parameters: int
     bytes: int
     bytes_zstd: int
+    bytes_packed: int
     macs: int
     effective_macs: int
     layers: tuple[LayerSize, ...]

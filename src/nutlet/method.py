@@ -16,8 +16,9 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from nutlet.data import Data
@@ -25,7 +26,7 @@ from nutlet.errors import ConfigError, nearest
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["Context", "Method", "Plan", "known_methods", "register"]
+__all__ = ["Answering", "Context", "Method", "Plan", "known_methods", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -39,13 +40,42 @@ EFFECTS = ("depth", "width", "rank", "mask", "grid", "shared values", "values", 
 values alone, from statistics or by training; replace the model."""
 
 
+class Source(Protocol):
+    """Gives answers ``(B, classes)`` to inputs ``(B, ...)``, and counts the inputs that somebody had to be asked."""
+
+    sent: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return probabilities or logits, float32 on the CPU."""
+
+
+class Answering(nn.Module):
+    """A teacher of which nothing is known but its answers (an endpoint, a file in its runtime).
+
+    Args:
+        source: gives the answers, each of which may cost something; what it was asked before costs nothing.
+        logits: whether the answers are logits, not probabilities.
+    """
+
+    def __init__(self, source: Source, *, logits: bool = False) -> None:
+        super().__init__()
+        self.source = source
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, classes)``; of probabilities their logarithms, finite for a class that was ruled out."""
+        answers = self.source(x.detach().float().cpu()).to(x.device)
+        return answers if self.logits else answers.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """All run-time objects a method may use; no globals, no hidden seed.
 
     Args:
         data: the splits; methods look at ``calibration`` and ``train``, never at ``test``.
-        teacher: the original model in evaluation mode, never changed.
+        teacher: whom distillation follows, in evaluation mode, never changed: the original model unless another was
+            given; an :class:`Answering` where only its answers are known.
         seed: the only source of randomness.
         workdir: where long training keeps its checkpoints; ``None`` keeps none.
         progress: shows bars.

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +19,21 @@ from torch import Tensor, nn
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.data import Data, Examples
 from nutlet.errors import ConfigError
-from nutlet.fingerprint import source_code
-from nutlet.graph.activations import calibrate, carry
+from nutlet.fingerprint import fingerprint, source_code
+from nutlet.graph.activations import calibrate, carry, grid_of
 from nutlet.graph.modules import put_values
 from nutlet.graph.sites import Edited, walk
+from nutlet.graph.stored import settle
 from nutlet.history import Size, Step
 from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.measurement.size import size_of
-from nutlet.method import Context, Method
+from nutlet.method import Answering, Context, Method
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import load_recipe, parse_recipe, with_recovery
 from nutlet.storage import digest, prepare_folder
+from nutlet.teacher import Teacher, labelled_by, teacher_of
 from nutlet.train import CHECKPOINT
 
 __all__ = ["compress"]
@@ -42,6 +45,7 @@ def compress(
     data: Data,
     *,
     recover: Method | dict[str, Any] | str | None = None,
+    teacher: Teacher | None = None,
     seed: int = 0,
     workdir: Path | str | None = None,
     progress: Progress | None = None,
@@ -53,6 +57,8 @@ def compress(
         recipe: methods in order, or the path of a YAML recipe.
         data: splits, see :func:`nutlet.data.split`; the test split is not looked at.
         recover: training inserted after every run of steps that it can repair.
+        teacher: whom distillation follows, in place of ``model``: another module, the path of an ONNX file, or an
+            :class:`~nutlet.oracle.Oracle` or :class:`~nutlet.oracle.Endpoint`, of which only answers are known.
         seed: the only source of randomness.
         workdir: keeps every intermediate by a hash of what made it, and the checkpoints of long training; a second
             run, or one with other last steps, goes on from there. ``None`` keeps nothing.
@@ -61,7 +67,8 @@ def compress(
     Raises:
         ConfigError: a step is unknown or has a bad option.
         DataError: the data have labels the model has no output for.
-        ModelError: the model has NaN weights or does not take the data, or a method finds nothing it can work on.
+        ModelError: the model has NaN weights or does not take the data, the teacher has another number of classes, or a
+            method finds nothing it can work on.
         StorageError: ``workdir`` cannot be written.
     """
     if not isinstance(data, Data):
@@ -71,26 +78,32 @@ def compress(
     steps = _methods(recipe, recover)
     original = copy.deepcopy(model).cpu().eval()
     check_finite_weights(original)
-    check_model(original, data.calibration.batch(slice(0, 2))[0], data.classes)
+    example = data.calibration.batch(slice(0, 2))[0]
+    classes = check_model(original, example, data.classes)
     progress = progress or Progress(quiet=True)
-    teacher = copy.deepcopy(original).requires_grad_(False)
     if workdir is not None:
         prepare_folder(Path(workdir))
-    keys = _keys(original, data, steps, seed) if workdir is not None else []
-    folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
-    result = _latest(folders, original, data, progress)
-    if result is None:
-        example = data.calibration.batch(slice(0, 2))[0]
-        first = _measured({}, {}, original, data, example, time.perf_counter())
-        result = Compressed(copy.deepcopy(original), (first,), seed, example)
-    for number in range(len(result.steps), len(steps) + 1):
-        folder = folders[number]
-        context = Context(data=data, teacher=teacher, seed=seed, workdir=folder, progress=progress)
-        result = _step(result, steps[number - 1], context)
-        if folder is not None:
-            result.save(folder)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-        progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
+    with tempfile.TemporaryDirectory() as passing:
+        if teacher is None:
+            guide: nn.Module = copy.deepcopy(original).requires_grad_(False)
+        else:
+            answers = Path(passing if workdir is None else workdir) / "answers"
+            guide = teacher_of(teacher, answers, example, classes)
+        keys = _keys(original, data, steps, seed, guide if teacher is not None else None) if workdir is not None else []
+        folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
+        result = _latest(folders, original, data, progress)
+        data, notes = labelled_by(data, guide)
+        if result is None:
+            first = _measured({}, {}, original, data, example, time.perf_counter(), notes)
+            result = Compressed(copy.deepcopy(original), (first,), seed, example)
+        for number in range(len(result.steps), len(steps) + 1):
+            folder = folders[number]
+            context = Context(data=data, teacher=guide, seed=seed, workdir=folder, progress=progress)
+            result = _step(result, steps[number - 1], context)
+            if folder is not None:
+                result.save(folder)
+                (folder / CHECKPOINT).unlink(missing_ok=True)
+            progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
     return result
 
 
@@ -110,11 +123,12 @@ def _step(before: Compressed, method: Method, context: Context) -> Compressed:
         now = walk(model, context.example)
         if now.sites != earlier.record.sites and not isinstance(model, Edited):
             inputs = (x for x, _ in context.data.calibration.batches())
-            plan["activations"] = calibrate(model, now, inputs)
+            plan["activations"] = calibrate(model, now, inputs, grid_of(earlier))
             notes.append("activation quantizers were placed and calibrated anew")
         model = carry(earlier, model, plan.get("activations"), context.example)
     notes += method.train(model, context)
-    step = _measured(method.to_dict(), plan, model.eval(), context.data, before.example, start, notes)
+    settle(model.eval())
+    step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)
     if type(method).train is Method.train and not _smaller(step.size, before.steps[-1].size):
         step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
     return Compressed(model, (*before.steps, step), before.seed, before.example)
@@ -140,6 +154,7 @@ def _smaller(now: Size, before: Size) -> bool:
     return (
         now.bytes < before.bytes
         or now.bytes_zstd < before.bytes_zstd
+        or now.bytes_packed < before.bytes_packed
         or now.macs < before.macs
         or now.effective_macs < before.effective_macs
     )
@@ -172,7 +187,9 @@ def _methods(
     return with_recovery(steps, recover)
 
 
-def _keys(model: nn.Module, data: Data, steps: Sequence[Method], seed: int) -> list[str]:
+def _keys(
+    model: nn.Module, data: Data, steps: Sequence[Method], seed: int, teacher: nn.Module | None = None
+) -> list[str]:
     """Return one key per intermediate: a hash of everything that it came from, the user's own code included."""
     sha = hashlib.sha256(str(model).encode())
     for name, tensor in model.state_dict().items():
@@ -184,6 +201,8 @@ def _keys(model: nn.Module, data: Data, steps: Sequence[Method], seed: int) -> l
         _hash_examples(sha, examples)
     augment = data.augment
     sha.update((repr(augment) if dataclasses.is_dataclass(augment) else source_code(augment)).encode())
+    if teacher is not None:
+        sha.update(fingerprint(teacher.source if isinstance(teacher, Answering) else teacher).encode())
     keys = [digest(sha.hexdigest(), str(seed), importlib.metadata.version("nutlet"), torch.__version__)]
     for step in steps:
         # All options, not only those that differ from defaults: a changed default is another step.

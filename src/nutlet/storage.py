@@ -127,6 +127,4 @@ def _storage_reason(causes: Sequence[BaseException]) -> str | None:
             if cause.errno in _FULL:
                 return f"{_FULL[cause.errno]}; free some space or choose another folder"
             return f"{cause.strerror}; choose a folder that can be written"
-    if "No space left" in str(causes[0]):  # safetensors passes on only the words
-        return f"{_FULL[errno.ENOSPC]}; free some space or choose another folder"
     return None

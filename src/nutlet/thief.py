@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nutlet.data import Augment, Examples
 from nutlet.errors import ConfigError, DataError
+from nutlet.graph.fresh import redraw
 from nutlet.progress import Progress
 from nutlet.train import Training, train_on
 
@@ -144,19 +145,14 @@ def soft_cross_entropy(outputs: Tensor, wanted: Tensor, weights: Tensor | None =
 
 
 def fresh(architecture: nn.Module, seed: int) -> nn.Module:
-    """Return a copy with new weights drawn from ``seed``, by each module's own ``reset_parameters``.
+    """Return a copy with new weights drawn from ``seed``, by each module's own reset.
 
     >>> a, b = fresh(nn.Linear(3, 2), 1), fresh(nn.Linear(3, 2), 1)
     >>> torch.equal(a.weight, b.weight)
     True
     """
     model = copy.deepcopy(architecture)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in model.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
+    redraw(model, seed)
     return model.requires_grad_(True).train()
 
 

@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nutlet.data import Augment, Examples
-from nutlet.errors import ConfigError, ModelError, StorageError
+from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.constraints import widen
 from nutlet.method import Context
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic
 
-__all__ = ["CHECKPOINT", "LossTerm", "Training", "cross_entropy", "fit", "train_on"]
+__all__ = ["CHECKPOINT", "LossTerm", "Training", "check_labelled", "cross_entropy", "fit", "train_on"]
 
 CHECKPOINT = "training.pt"
 """Name of the checkpoint in a step's folder."""
@@ -77,7 +77,13 @@ class Training:
 
 
 def fit(
-    model: nn.Module, context: Context, settings: Training, loss: LossTerm, *, title: str = "training"
+    model: nn.Module,
+    context: Context,
+    settings: Training,
+    loss: LossTerm,
+    *,
+    along: nn.Module | None = None,
+    title: str = "training",
 ) -> list[str]:
     """Train ``model`` as a method does: on the training split, watched on the validation split; see :func:`train_on`.
 
@@ -90,6 +96,7 @@ def fit(
         loss,
         validation=context.data.validation,
         augment=context.data.augment,
+        along=along,
         seed=context.seed,
         checkpoint=context.workdir / CHECKPOINT if context.workdir else None,
         progress=context.progress,
@@ -105,6 +112,7 @@ def train_on(
     *,
     validation: Examples | None = None,
     augment: Augment | None = None,
+    along: nn.Module | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -120,6 +128,7 @@ def train_on(
             numbers of the examples and look the targets up.
         validation: told after each epoch; what ``settings.patience`` goes by.
         augment: applied to each batch.
+        along: what the loss uses and is trained with the model, as a projection of its features is.
         seed: the only source of randomness.
         checkpoint: written after each epoch; a run found there is continued.
         progress: shows a bar.
@@ -142,12 +151,13 @@ def train_on(
     loader = DataLoader(batches, batch_sampler=batches.sampler, collate_fn=_as_is)
     if examples.x.ndim == 4:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(model, settings)
+    along = (along or nn.Module()).to(accelerator.device)
+    optimizer = _optimizer(nn.ModuleList([model, along]), settings)
     steps = settings.epochs * len(batches.sampler)
     prepared, shared, loader = accelerator.prepare(model, optimizer, loader)
     if accelerator.num_processes > 1:  # alone, it would only look for packages on disk at each step
         optimizer = shared
-    saved = _Checkpoint(checkpoint, model, optimizer)
+    saved = _Checkpoint(checkpoint, model, along, optimizer)
     start, best = saved.resume()
     notes = []
     if start:
@@ -201,8 +211,19 @@ def train_on(
 
 
 def cross_entropy(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-    """Return the usual loss on hard labels."""
+    """Return the usual loss on hard labels.
+
+    Raises:
+        DataError: an example has no label.
+    """
+    check_labelled(y, "cross entropy", "expected a label for each, or Distill(soft=1.0), which needs none")
     return F.cross_entropy(outputs, y)
+
+
+def check_labelled(y: Tensor, who: str, remedy: str) -> None:
+    """Raise DataError where one of the labels is that of an example without a label, -1."""
+    if bool((y < 0).any()):
+        raise DataError(f"{who} needs labels, and {int((y < 0).sum())} of {len(y)} examples have none; {remedy}")
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -262,6 +283,7 @@ class _Checkpoint:
 
     path: Path | None
     model: nn.Module
+    along: nn.Module
     optimizer: Any
 
     def resume(self) -> tuple[int, _Best]:
@@ -270,6 +292,7 @@ class _Checkpoint:
         try:
             saved = torch.load(self.path, weights_only=True, map_location="cpu")
             self.model.load_state_dict(saved["model"])
+            self.along.load_state_dict(saved["along"])
             self.optimizer.load_state_dict(saved["optimizer"])
             return saved["epoch"], _Best(**saved["best"])
         except Exception as error:  # a damaged file may raise anything
@@ -284,6 +307,7 @@ class _Checkpoint:
         state = {
             "epoch": epoch,
             "model": self.model.state_dict(),
+            "along": self.along.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": {"accuracy": best.accuracy, "epoch": best.epoch, "state": best.state},
         }

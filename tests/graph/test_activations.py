@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from nutlet.errors import ModelError
 from nutlet.graph.activations import ActivationQuantizer, attach, calibrate, carry, place
-from nutlet.graph.constraints import WeightQuantizer, constrain, constrained_weight
+from nutlet.graph.constraints import constrain, constrained_weight
 from nutlet.graph.fold import fold, foldable
+from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import walk
 from tiny import Residual, TinyCNN, settled

@@ -13,7 +13,6 @@ from torch import nn
 from conformance.examples import largest_code_pair
 from nutlet.graph.constraints import (
     Mask,
-    WeightQuantizer,
     constrain,
     constrained_weight,
     constraints,
@@ -22,6 +21,7 @@ from nutlet.graph.constraints import (
     take_off,
     widen,
 )
+from nutlet.graph.quantizers import Grid, WeightQuantizer
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 5), st.integers(1, 9)),
@@ -52,7 +52,7 @@ def test_portable_codes_of_neighbours_never_saturate(
 @settings(max_examples=100, deadline=None)
 def test_codes_give_the_weight_back(shape: tuple[int, ...], seed: int) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    quantizer = WeightQuantizer.fit(weight, portable=False)
+    quantizer = WeightQuantizer.fit(weight, grid=Grid(portable=False))
     snapped = quantizer(weight)
     scale = quantizer.scale.view([-1] + [1] * (weight.ndim - 1))
     assert torch.equal(quantizer.codes(snapped) * scale, snapped)

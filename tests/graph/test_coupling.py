@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.errors import ModelError
-from nutlet.graph.constraints import Mask, WeightQuantizer, constrain, constrained_weight, constraints, raw_weight
+from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.coupling import coupled_groups, remove_channels
+from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.method import Context
 from nutlet.methods import PruneChannels
 from tiny import settled, tiny_data

@@ -20,12 +20,13 @@ def sample_report(layers: int = 21, blocks: int = 7) -> dict[str, Any]:
             values = wide * wide * 9
             name = f"layer{index // blocks + 1}.{index % blocks}.conv{index % 2 + 1}" if index < layers - 1 else "fc"
             stored = values * bits // 8 + wide * 8
-            rows.append(LayerSize(name, "Conv2d", (wide, wide, 3, 3), bits, stored, sparsity, values * 256))
+            rows.append(LayerSize(name, "Conv2d", (wide, wide, 3, 3), bits, stored, sparsity, values * 256,
+                                  values * bits // 8))  # fmt: skip
         total = sum(row.bytes for row in rows)
         macs = sum(row.macs for row in rows)
         parameters = sum(row.bytes * 8 // bits for row in rows)
         packed = int(total * (0.92 - 0.8 * sparsity))
-        return Size(parameters, total, packed, macs, int(macs * (1 - sparsity)), tuple(rows))
+        return Size(parameters, total, packed, packed + 16, macs, int(macs * (1 - sparsity)), tuple(rows))
 
     steps = [
         Step({}, {}, 0.9176, size(32, 1.0, 0.0), 0.0),

@@ -25,6 +25,7 @@ def test_every_part_of_the_report_is_on_the_page(report):
         "179,904 bytes", "104,512 bytes", "91.17 to 92.25 %", "p95 1.91 ms", "12.9 MiB", "PruneChannels: macs: 0.6",
         "carried the mask of 19 layers", "layer1.0.conv1", "99.60 %", report["command"], "avx512_vnni",
         "onnxruntime 1.22.0", "over dense zeros did not make the file smaller", "the machine was busy", "84.21 %",
+        "Saved model", "Packed",
     ):  # fmt: skip
         assert wanted in text, wanted
 

@@ -7,7 +7,9 @@ values (views, slices, max pools) pass the quantization of their input on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +17,23 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
 from nutlet.errors import ModelError
-from nutlet.graph.constraints import WeightQuantizer, constraints
+from nutlet.graph.constraints import constraints
+from nutlet.graph.quantizers import FewValues
+from nutlet.graph.quantizers.few_values import LEAST_SCALE, rounded, slower
+from nutlet.graph.ranges import RangeKind, observer
 from nutlet.graph.sites import Edited, Record, Site, walk
 from nutlet.predict import evaluating
 
-__all__ = ["ActivationQuantizer", "attach", "calibrate", "carry", "place"]
+__all__ = [
+    "ActivationGrid",
+    "ActivationQuantizer",
+    "attach",
+    "calibrate",
+    "carry",
+    "grid_of",
+    "place",
+    "runs_on_integers",
+]
 
 WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"}) | {f"conv_transpose{d}d" for d in (1, 2, 3)}
 INTEGER = WEIGHTED | {"matmul", "bmm", "add", "cat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "pad"}
@@ -34,52 +48,83 @@ MOVES = frozenset(
 """Operations whose results are values of their input."""
 
 Activations = dict[str, dict[str, Any]]
-"""Site name to ``{"scale": float, "zero_point": int}`` or ``{"same_as": site name}``: plain JSON, part of a plan."""
+"""Site name to ``{"scale": float, "zero_point": int}`` with what is unusual of the grid, or to ``{"same_as": site
+name}``: plain JSON, part of a plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationGrid:
+    """How activations are put on integers; plain data, part of a plan.
+
+    Args:
+        bits: 2 to 8; the model's input always has 8.
+        ranges: what a scale covers, see :data:`nutlet.graph.ranges.RangeKind`.
+        learn: the scale is trained (learned step size, Esser et al. 2020, arXiv:1902.08153).
+        power_of_two: scales are powers of two.
+    """
+
+    bits: int = 8
+    ranges: RangeKind = "minmax"
+    learn: bool = False
+    power_of_two: bool = False
+
+    def changes(self) -> dict[str, Any]:
+        """Return the entries that differ from the defaults; ``ActivationGrid(**changes)`` is the same grid."""
+        usual = ActivationGrid()
+        return {name: value for name, value in asdict(self).items() if value != getattr(usual, name)}
 
 
 class ActivationQuantizer(nn.Module):
-    """Unsigned 8-bit affine quantization of a whole tensor: ``q = clamp(round(x / s) + z, 0, 255)``.
+    """Unsigned affine quantization of a whole tensor: ``q = clamp(round(x / s) + z, 0, 2^bits - 1)``.
 
     In training the gradient passes straight through inside the range (Bengio et al. 2013, arXiv:1308.3432);
     in evaluation and export it is the pair of operations every runtime knows.
     """
 
-    def __init__(self, scale: float, zero_point: int) -> None:
+    def __init__(self, scale: float, zero_point: int, grid: ActivationGrid | None = None) -> None:
         super().__init__()
+        self.grid = grid or ActivationGrid()
         # Plain numbers, as they stand in the plan: exporters want constants here, not tensors.
-        self.scale = scale
+        self.scale = nn.Parameter(torch.tensor(scale)) if self.grid.learn else scale
         self.zero_point = zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the nearest representable values."""
-        if self.training:
-            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, 255)
-        grid = (self.scale, self.zero_point, 0, 255, torch.uint8)
+        largest = 2**self.grid.bits - 1
+        if self.training and isinstance(self.scale, Tensor):
+            step = slower(self.scale.abs().clamp_min(LEAST_SCALE), (x[0].numel() * largest) ** -0.5)
+            return rounded((x / step).clamp(-self.zero_point, largest - self.zero_point)) * step
+        if self.training and isinstance(self.scale, float):
+            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, largest)
+        grid = (self.step, self.zero_point, 0, 255, torch.uint8)
         codes = torch.ops.quantized_decomposed.quantize_per_tensor(x, *grid)
+        if self.grid.bits < 8:
+            # On the codes, and not before: the integer operation that makes them can then still be fused.
+            codes = codes.clamp(max=largest)
         values: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(codes, *grid)
         return values
 
+    @property
+    def step(self) -> float:
+        """The scale as it is applied."""
+        scale = self.scale.item() if isinstance(self.scale, Tensor) else self.scale
+        return max(abs(scale), LEAST_SCALE)
 
-class _Range(nn.Module):
-    """Lets a tensor through and remembers its smallest and largest value; zero is always inside."""
+    def frozen(self) -> ActivationQuantizer:
+        """Return the same with a plain number for a learned scale, as exporters want it."""
+        return ActivationQuantizer(self.step, self.zero_point, ActivationGrid(bits=self.grid.bits))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.low = 0.0
-        self.high = 0.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        low, high = x.detach().aminmax()
-        # Tensors, because Python's min() and max() lose a NaN.
-        self.low = torch.minimum(low, low.new_tensor(self.low)).item()
-        self.high = torch.maximum(high, high.new_tensor(self.high)).item()
-        return x
+def runs_on_integers(layer: nn.Module | None) -> bool:
+    """Whether the weight of ``layer`` is on a grid that integer kernels take."""
+    kinds = [] if layer is None else [c for c in constraints(layer) if isinstance(c, FewValues)]
+    return bool(kinds) and kinds[-1].integer
 
 
 def place(model: nn.Module, record: Record) -> dict[str, str | None]:
     """Return the sites to quantize, each with the site whose scale it must share, or ``None``.
 
-    A weighted call counts as an integer operation where its layer carries a :class:`WeightQuantizer`, another one
+    A weighted call counts as an integer operation where its layer :func:`runs_on_integers`, another one
     where all its inputs come from integer operations; so the scope of the weights is the scope of the activations.
     The model's output stays in floating point: its integer kernel writes floats at no cost, and ties are avoided.
     """
@@ -87,8 +132,7 @@ def place(model: nn.Module, record: Record) -> dict[str, str | None]:
     integer: set[str] = set()
     for site in record.sites.values():
         if site.op in WEIGHTED:
-            layer = modules.get(site.module)
-            if layer is not None and any(isinstance(c, WeightQuantizer) for c in constraints(layer)):
+            if runs_on_integers(modules.get(site.module)):
                 integer.add(site.name)
         elif site.op in INTEGER:
             feeding = [_source(record, record.sites[name], MOVES | TAIL) for name in site.inputs]
@@ -110,15 +154,18 @@ def place(model: nn.Module, record: Record) -> dict[str, str | None]:
     return {name: chosen[name] for name in record.sites if name in chosen}
 
 
-def calibrate(model: nn.Module, record: Record, batches: Iterable[Tensor]) -> Activations:
-    """Return scale and zero point of every site to quantize, from the smallest and largest value in ``batches``.
+def calibrate(
+    model: nn.Module, record: Record, batches: Iterable[Tensor], grid: ActivationGrid | None = None
+) -> Activations:
+    """Return scale and zero point of every site to quantize, from the values in ``batches``.
 
     Raises:
         ModelError: a site gives NaN or infinity, or ``batches`` is empty.
     """
+    grid = grid or ActivationGrid()
     placed = place(model, record)
-    ranges = {name: _Range() for name, tied in placed.items() if tied is None}
-    observed = Edited(model, record, ranges)
+    seeing = {name: observer(grid.ranges) for name, tied in placed.items() if tied is None}
+    observed = Edited(model, record, seeing)
     seen = 0
     try:
         with evaluating(observed), torch.no_grad():
@@ -134,12 +181,21 @@ def calibrate(model: nn.Module, record: Record, batches: Iterable[Tensor]) -> Ac
         if tied is not None:
             result[name] = {"same_as": tied}
             continue
-        low, high = ranges[name].low, ranges[name].high
-        scale = (high - low) / 255 or 1.0
+        own = replace(grid, bits=8) if record.sites[name].op == "input" else grid
+        low, high = seeing[name].range(2**own.bits)
+        scale = (high - low) / (2**own.bits - 1) or 1.0
         if not 0 < scale < float("inf"):
             raise ModelError(f"the activations at {name} range from {low} to {high}; expected finite numbers")
-        result[name] = {"scale": scale, "zero_point": round(-low / scale)}
+        if own.power_of_two:
+            scale = 2.0 ** math.ceil(math.log2(scale))
+        result[name] = {"scale": scale, "zero_point": round(-low / scale), **own.changes()}
     return result
+
+
+def grid_of(edited: Edited) -> ActivationGrid:
+    """Return the grid of the activation quantizers of a model: what the sites of a changed one are to get."""
+    grids = [edit.grid for edit in edited.by_site.values() if isinstance(edit, ActivationQuantizer)]
+    return min(grids, key=lambda grid: grid.bits, default=ActivationGrid())
 
 
 def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edited:
@@ -151,11 +207,13 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edite
             quantizers[name] = quantizers[_own(activations, name)]
             continue
         scale, zero_point = values["scale"], values["zero_point"]
-        if not 0 < scale < float("inf") or zero_point not in range(256):
+        grid = ActivationGrid(**{key: value for key, value in values.items() if key not in ("scale", "zero_point")})
+        if not 0 < scale < float("inf") or grid.bits not in range(2, 9) or zero_point not in range(2**grid.bits):
             raise ModelError(
-                f"found scale {scale} and zero point {zero_point} at {name}; expected positive, and 0 to 255"
+                f"found scale {scale}, zero point {zero_point} and {grid.bits} bits at {name}; expected a positive "
+                "scale, a zero point among the codes, and 2 to 8 bits"
             )
-        quantizers[name] = ActivationQuantizer(float(scale), int(zero_point))
+        quantizers[name] = ActivationQuantizer(float(scale), int(zero_point), grid)
     return Edited(model, walk(model, example), quantizers)
 
 

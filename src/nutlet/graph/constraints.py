@@ -20,7 +20,6 @@ __all__ = [
     "PLAIN_WEIGHT",
     "Constraint",
     "Mask",
-    "WeightQuantizer",
     "constrain",
     "constrained_layers",
     "constrained_weight",
@@ -57,6 +56,17 @@ class Constraint(nn.Module):
     def refit(self, weight: Tensor) -> None:
         """Recompute what depends on the values of the weight, after a method changed them."""
 
+    def widen(self, weight: Tensor) -> None:
+        """Make room for a weight that training has moved, without moving what is there."""
+
+    @property
+    def folds(self) -> bool:
+        """Whether :meth:`times` follows exactly, so that a batch norm can be folded into the layer."""
+        return True
+
+    def times(self, factor: Tensor) -> None:
+        """Follow a weight whose output channels are multiplied by ``factor``, ``(channels,)``."""
+
     def anew(self, weight: Tensor, axis: int = 0) -> Constraint | None:
         """Return a constraint of the same format fitted to another weight, or None where none can follow from this one.
 
@@ -89,97 +99,6 @@ class Mask(Constraint):
     def select(self, dim: int, keep: Tensor) -> Mask:
         """Return the mask of the kept slices."""
         return Mask(self.mask.index_select(dim, keep))
-
-
-class WeightQuantizer(Constraint):
-    """Symmetric signed 8-bit integers with one scale per output channel; zero stays exactly zero.
-
-    ``q = clamp(round(w / s), -127, 127)`` and ``w' = s q`` with ``s = max|w| / 127`` per channel (Krishnamoorthi
-    2018, arXiv:1806.08342, section 2). The gradient passes straight through inside the range.
-
-    ``portable`` widens a scale where needed so that the codes of two inputs that lie side by side sum to at most 128
-    in either direction. x86 processors without VNNI multiply such pairs by 8-bit activations into 16 bits, which
-    saturate above 32,767: 255 x 128 does not. Halving the range of all weights, the usual remedy, costs a whole bit.
-
-    Args:
-        scale: ``(channels,)`` positive.
-        axis: axis of the output channels in the weight.
-        portable: whether :meth:`refit` keeps pairs from saturating.
-    """
-
-    order: ClassVar[int] = 1
-    scale: Tensor
-    zero_point: Tensor
-    limit = 127
-
-    def __init__(self, scale: Tensor, axis: int = 0, *, portable: bool = True) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int32))
-        self.axis = axis
-        self.portable = portable
-
-    @staticmethod
-    def fit(weight: Tensor, axis: int = 0, *, portable: bool = True) -> WeightQuantizer:
-        """Return the quantizer whose ranges just cover ``weight``."""
-        quantizer = WeightQuantizer(torch.ones(weight.shape[axis]), axis, portable=portable)
-        quantizer.refit(weight)
-        return quantizer
-
-    def refit(self, weight: Tensor) -> None:
-        """Set the scales so that they just cover ``weight``."""
-        channels = weight.detach().movedim(self.axis, 0)
-        scale = channels.flatten(1).abs().amax(1) / self.limit
-        if self.portable:
-            # Two roundings may add one to a pair's sum, hence 127.5 and not 128.
-            scale = torch.maximum(scale, _largest_pair(channels) / 127.5)
-        self.scale = scale.clamp_min(1e-12)
-
-    def widen(self, weight: Tensor) -> None:
-        """Make room for weights that training has moved beyond the scales; no scale becomes smaller."""
-        before = self.scale
-        self.refit(weight)
-        self.scale = torch.maximum(before, self.scale)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the nearest representable weights."""
-        return torch.fake_quantize_per_channel_affine(
-            weight, self.scale, self.zero_point, self.axis, -self.limit, self.limit
-        )
-
-    def codes(self, weight: Tensor) -> Tensor:
-        """Return the int8 codes of ``weight``, which must lie on the grid already (as after :meth:`forward`)."""
-        shape = [1] * weight.ndim
-        shape[self.axis] = -1
-        return torch.round(weight / self.scale.view(shape)).clamp(-self.limit, self.limit).to(torch.int8)
-
-    def anew(self, weight: Tensor, axis: int = 0) -> WeightQuantizer:
-        """Return the quantizer whose ranges just cover ``weight``."""
-        return WeightQuantizer.fit(weight, axis, portable=self.portable)
-
-    def select(self, dim: int, keep: Tensor) -> WeightQuantizer:
-        """Return the quantizer of the kept slices; ranges stay, they still cover what is left."""
-        scale = self.scale.index_select(0, keep) if dim == self.axis else self.scale.clone()
-        return WeightQuantizer(scale, self.axis, portable=self.portable)
-
-
-def _largest_pair(channels: Tensor) -> Tensor:
-    """Return per output channel the largest sum, in either direction, of two weights that a kernel multiplies at once.
-
-    Kernels run over positions first and input channels inside; an odd number of input channels is either padded or
-    runs on into the next position, so both are looked at.
-    """
-    inputs = channels.movedim(1, -1)  # (outputs, positions..., inputs)
-    width = inputs.shape[-1]
-    layouts = [inputs.reshape(len(channels), -1, width)]
-    if width % 2:
-        layouts.append(inputs.reshape(len(channels), 1, -1))
-    largest = torch.zeros(len(channels), device=channels.device)
-    for layout in layouts:
-        padded = torch.nn.functional.pad(layout, (0, layout.shape[-1] % 2)).unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
-        for sign in (1, -1):
-            largest = torch.maximum(largest, (sign * padded).clamp_min(0).sum(-1).flatten(1).amax(1))
-    return largest
 
 
 def output_axis(layer: nn.Module) -> int:
@@ -265,11 +184,10 @@ def refit(layer: nn.Module) -> None:
 
 
 def widen(model: nn.Module) -> None:
-    """Keep the pairs of all portable quantizers from saturating after training has moved the weights."""
+    """Let all constraints make room for what training has moved."""
     for _, layer in constrained_layers(model):
         for constraint, weight in _seen_by(layer):
-            if isinstance(constraint, WeightQuantizer) and constraint.portable:
-                constraint.widen(weight)
+            constraint.widen(weight)
 
 
 def _seen_by(layer: nn.Module) -> Iterator[tuple[Constraint, Tensor]]:

@@ -9,15 +9,9 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 from torch.nn.utils import parametrize
 
-from nutlet.errors import ExportError
-from nutlet.graph.constraints import (
-    WeightQuantizer,
-    constrained_layers,
-    constrained_weight,
-    constraints,
-    raw_weight,
-    take_off,
-)
+from nutlet.graph.activations import ActivationQuantizer
+from nutlet.graph.constraints import constrained_layers, constrained_weight, constraints, raw_weight, take_off
+from nutlet.graph.quantizers import Binarizer, FewValues, WeightQuantizer
 from nutlet.graph.sites import Edited
 
 __all__ = ["IntegerWeight", "finalize"]
@@ -44,46 +38,65 @@ class IntegerWeight(nn.Module):
         return weight
 
 
-def finalize(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode whose weights are stored as they are shipped; its outputs are the same.
+class FewValuesWeight(nn.Module):
+    """Turns what is stored back into the weight where no runtime has an operation for it: by plain arithmetic."""
 
-    Raises:
-        ExportError: a constraint after the quantizer took the weight of a layer off its grid.
-    """
+    def __init__(self, quantizer: FewValues) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """Return the float weight of ``stored``."""
+        return self.quantizer.restored(stored)
+
+
+def finalize(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation mode whose weights are stored as they are shipped; its outputs are the same."""
     baked = copy.deepcopy(model).eval()
-    if isinstance(baked, Edited):
-        return baked.rewrap(_bake(baked.take_off())).eval()
-    return _bake(baked)
+    if not isinstance(baked, Edited):
+        return _bake(baked)
+    edits = {
+        site: edit.frozen() if isinstance(edit, ActivationQuantizer) else edit for site, edit in baked.by_site.items()
+    }
+    return Edited(_bake(baked.take_off()), baked.record, edits).eval()
 
 
 def _bake(baked: nn.Module) -> nn.Module:
-    stored: dict[nn.Parameter, Tensor] = {}
-    for name, layer in list(constrained_layers(baked)):
-        quantizers = [c for c in constraints(layer) if isinstance(c, WeightQuantizer)]
+    shared: dict[nn.Parameter, Tensor] = {}
+    for _, layer in list(constrained_layers(baked)):
+        stack = constraints(layer)
+        quantizers = [c for c in stack if isinstance(c, FewValues)]
         raw, weight = raw_weight(layer), constrained_weight(layer).clone()
         take_off(layer, bake=True)
-        own = _codes(name, weight, quantizers[-1]) if quantizers else raw_weight(layer)
+        own, restore = (raw_weight(layer), None) if not quantizers else _stored(weight, quantizers[-1])
+        if restore is not None and not torch.equal(restore(own), weight):
+            # A constraint of somebody else after the quantizer: the weight is no longer on its grid.
+            own, restore = raw_weight(layer), None
         # Layers that share a dense weight, and constrain it alike, share what is stored.
-        shared = stored.setdefault(raw, own)
-        if shared.dtype == own.dtype and torch.equal(shared, own):
-            own = shared
-        if quantizers:
-            delattr(layer, "weight")
-            layer.register_buffer("weight", own)
-            restore = IntegerWeight(quantizers[-1].scale.clone(), quantizers[-1].axis)
-            parametrize.register_parametrization(layer, "weight", restore, unsafe=True)
-        else:
+        first = shared.setdefault(raw, own)
+        if first.dtype == own.dtype and torch.equal(first, own):
+            own = first
+        if restore is None:
             layer.weight = own
+            continue
+        delattr(layer, "weight")
+        layer.register_buffer("weight", own)
+        parametrize.register_parametrization(layer, "weight", restore, unsafe=True)
     for parameter in baked.parameters():
         parameter.requires_grad_(False)
     return baked
 
 
-def _codes(name: str, weight: Tensor, quantizer: WeightQuantizer) -> Tensor:
-    codes = quantizer.codes(weight)
-    if not torch.equal(IntegerWeight(quantizer.scale, quantizer.axis)(codes), weight):
-        raise ExportError(
-            f"the weights of {name} do not lie on the grid of their quantizer; expected every constraint after it to "
-            "keep them there. Put Quantize last in the recipe"
-        )
-    return codes
+def _stored(weight: Tensor, quantizer: FewValues) -> tuple[Tensor, nn.Module]:
+    """Return what a file keeps for ``weight``, and what makes a weight of that."""
+    if not quantizer.integer:
+        return quantizer.stored(weight), FewValuesWeight(quantizer)
+    assert isinstance(quantizer, (WeightQuantizer, Binarizer))
+    codes, scale = quantizer.codes(weight), quantizer.step.detach()
+    codes = codes.masked_fill(weight == 0, 0)  # a sign has no zero; a mask makes some
+    # Biases are rounded to the scale of the weights times that of the input: with codes of few bits, times a power of
+    # two that kernels cannot tell from 8 bits, that scale is as fine as ever. Up to 64, no pair of codes saturates.
+    power = 2 ** max(0, (64 // max(abs(quantizer.levels.start), 1)).bit_length() - 1)
+    if len(scale) == 1:
+        scale = scale.expand(weight.shape[quantizer.axis])
+    return (codes * power).to(torch.int8), IntegerWeight((scale / power).contiguous(), quantizer.axis)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import has_own_weight, output_axis, raw_weight, refit
+from nutlet.graph.constraints import constraints, has_own_weight, output_axis, raw_weight, refit
 from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Record
@@ -17,7 +17,7 @@ def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
     """Return pairs ``(layer, batch norm)`` of module names where the norm reads nothing but the layer's output.
 
     A layer or norm that runs more than once, whose output is also read elsewhere, or whose weight is another layer's as
-    well or made by a parametrization of somebody else, is left alone.
+    well, made by a parametrization of somebody else, or on values that no factor may move, is left alone.
     """
     modules = dict(model.named_modules())
     shared = shared_parameters(model)
@@ -35,6 +35,7 @@ def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
             and len(record.of_module(source.module)) == 1
             and record.consumers(source.name) == (site,)
             and has_own_weight(layer)
+            and all(constraint.folds for constraint in constraints(layer))
             and raw_weight(layer) not in shared
             and source.name not in record.outputs
         ):
@@ -46,7 +47,7 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
     """Fold each batch norm of ``pairs`` into its layer, in place; the norm becomes an identity.
 
     ``w' = w g / sqrt(v + e)`` per output channel and ``b' = (b - m) g / sqrt(v + e) + beta``. Masks are carried
-    (a scaled zero is zero), scales are recomputed.
+    (a scaled zero is zero), scales take the factor.
     """
     for layer_name, norm_name in pairs:
         layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
@@ -72,5 +73,9 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
                 weight.copy_((weight.view(groups, -1, *weight.shape[1:]) * per_group).view_as(weight))
             old = layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(mean)
             layer.bias = nn.Parameter((old - mean) * factor + shift)
-        refit(layer)
+        if spread is None:
+            refit(layer)
+        else:
+            for constraint in constraints(layer):
+                constraint.times(spread)
         replace(model, norm_name, nn.Identity())

@@ -317,11 +317,6 @@ class Edited(nn.Module):
             self.state.active = False
         return output
 
-    def rewrap(self, model: nn.Module) -> Edited:
-        """Return ``model``, which has the same sites, with the same edits; this wrapper is of no use afterwards."""
-        self.take_off()
-        return Edited(model, self.record, self.by_site)
-
     def take_off(self) -> nn.Module:
         """Remove the hooks and return the model as it was; this wrapper is of no use afterwards."""
         for handle in self.handles:

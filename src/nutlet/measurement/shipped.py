@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from nutlet.data import Data, Examples
-from nutlet.errors import ConfigError
+from nutlet.errors import ConfigError, DataError
 from nutlet.measurement.accuracy import Estimate, agreement, difference, predict_module, top1
 from nutlet.measurement.latency import Latency, check_settings, latencies
 from nutlet.measurement.machine import environment
@@ -52,6 +52,8 @@ def measure(
     check_settings(batches, threads, seconds)
     progress = progress or Progress(quiet=True)
     examples, split = _examples(data)
+    if not examples.labelled:
+        raise DataError("the examples to measure with have no labels; expected some: accuracy is counted by them")
     if against is not None and not isinstance(against, (str, Path, nn.Module)):
         raise ConfigError(f"against is {type(against).__name__}; expected the path of an ONNX file, a module or None")
     runtimes = [Runtime(path)]

@@ -10,6 +10,7 @@ from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.finalize import finalize
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Edited, walk
+from nutlet.graph.stored import Packed, pack
 from nutlet.graph.work import site_macs
 from nutlet.history import LayerSize, Size
 from nutlet.storage import packed_size
@@ -32,8 +33,9 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     work: dict[str, int] = {}
     for site in record.sites.values():
         work[site.module] = work.get(site.module, 0) + site_macs(site, record.batch)
+    packed = pack(model)
     final = finalize(model)
-    body = final.model if isinstance(final, Edited) else final
+    body, prefix = (final.model, "model.") if isinstance(final, Edited) else (final, "")
     seen: set[int] = set()
     layers = []
     content = bytearray()
@@ -53,7 +55,7 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
             continue
         parameters += sum(t.numel() for t in own)
         for tensor in own:
-            content += tensor.detach().cpu().contiguous().numpy().tobytes()
+            content += tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         layers.append(
             LayerSize(
                 name=name,
@@ -63,12 +65,14 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
                 bytes=sum(t.numel() * t.element_size() for t in own),
                 sparsity=sparsity,
                 macs=macs,
+                bytes_packed=_bytes_of(prefix + name, packed),
             )
         )
     return Size(
         parameters=parameters,
         bytes=len(content),
         bytes_zstd=packed_size(bytes(content)),
+        bytes_packed=len(packed.content),
         macs=sum(work.values()),
         effective_macs=effective,
         layers=tuple(layers),
@@ -80,8 +84,21 @@ def _stored(module: nn.Module) -> list[Tensor]:
     kept = [
         tensor
         for name, tensor in module.state_dict(keep_vars=True).items()
-        if ("." not in name or name.startswith("parametrizations."))
+        if _is_own(name)
         and tensor.numel()
         and not (tensor.dtype == torch.int64 and tensor.ndim == 0)  # a counter that no exporter writes
     ]
     return sorted(kept, key=lambda t: -t.ndim)
+
+
+def _bytes_of(path: str, packed: Packed) -> int:
+    """Return the packed bytes of the tensors that :func:`_stored` returns for the module at ``path``."""
+    start = path.rstrip(".") + "." if path else ""
+    return sum(
+        size for name, size in packed.sizes.items() if name.startswith(start) and _is_own(name.removeprefix(start))
+    )
+
+
+def _is_own(name: str) -> bool:
+    """Whether a tensor is kept by a module itself or its parametrizations, by its name in the module's state."""
+    return "." not in name or name.startswith("parametrizations.")

@@ -121,6 +121,8 @@ def _comparison(report: dict[str, Any], measurement: dict[str, Any]) -> list[Row
             change(before.get("bytes"), after.get("bytes"), "smaller", "bigger")),
         Row("File after zstd", "as packed to send", stored(before, "bytes_zstd"), stored(after, "bytes_zstd"),
             change(before.get("bytes_zstd"), after.get("bytes_zstd"), "smaller", "bigger")),
+        Row("Saved model", "tensors packed to the bit", stored(first, "bytes_packed"), stored(last, "bytes_packed"),
+            change(first["bytes_packed"], last["bytes_packed"], "smaller", "bigger")),
     ]  # fmt: skip
     rows += _latency_rows(measurement) or [
         Row("Latency", "median of one call", Cell(NOT_MEASURED), Cell(NOT_MEASURED), NOT_MEASURED)
@@ -189,6 +191,7 @@ def _steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "change": f"{points(step['accuracy'] - previous['accuracy'], sign=True)}" if previous else "",
             "bytes": size(figures["bytes"]),
             "zstd": size(figures["bytes_zstd"]),
+            "packed": size(figures["bytes_packed"]),
             "macs": count(figures["macs"]),
             "effective": count(figures["effective_macs"]),
             "seconds": seconds(step["seconds"]),
@@ -237,6 +240,7 @@ def _layers(history: list[dict[str, Any]]) -> dict[str, Any]:
             "shape": " × ".join(str(axis) for axis in layer["shape"]),
             "was": size(was) if before else "new layer",
             "now": size(layer["bytes"]),
+            "packed": size(layer["bytes_packed"]),
             "meter": charts.meter(title, was, layer["bytes"], top),
             "sparsity": "0 %" if not layer["sparsity"] else f"{100 * layer['sparsity']:.1f} %",
             "macs": count(layer["macs"]),

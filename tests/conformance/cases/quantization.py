@@ -1,8 +1,28 @@
 """Cases of the quantization family."""
 
 from conformance.cases.case import Case
-from nutlet.methods import Quantize
+from nutlet.methods import Binarize, Cluster, FixedPoint, HalfPrecision, MixedPrecision, Quantize, Ternarize
 
 CASES = [
-    Case(Quantize(), [{"bits": 4}, {"bits": True}, {"activations": 1}, {"portable": "yes"}], kind="integers"),
+    Case(
+        Quantize(),
+        [
+            *({"bits": bits} for bits in (1, 16, True)),
+            *({"activations": 1}, {"portable": "yes"}, {"activation_bits": 9}, {"activation_ranges": "kl"}),
+            *({"group_size": 8}, {"granularity": "group"}, {"ranges": "max"}, {"edge_bits": 32}),
+        ],
+        kind="integers",
+    ),
+    Case(Quantize(bits=4, edge_bits=8, learn=True, activation_bits=4), variant="learned"),
+    Case(Quantize(bits=3, granularity="group", group_size=4, activations=False), variant="groups"),
+    Case(Quantize(bits=4, symmetric=False, fold=False, activation_ranges="mse"), variant="asymmetric"),
+    Case(FixedPoint(bits=6), [{"bits": 9}, {"granularity": "group"}]),
+    Case(MixedPrecision(bits=5.0), [{"bits": 1.5}, {"choices": [4]}, {"choices": [1, 8]}], acting={"bits": 4.0}),
+    Case(Binarize(edges=True), [{"granularity": "group"}, {"edges": 1}]),
+    Case(Ternarize(edges=True), [{"scales": 3}, {"granularity": "none"}], kind="few values"),
+    Case(Ternarize(scales=2, edges=True), variant="two scales"),
+    Case(Cluster(values=8), [{"values": 1}, {"values": 257}], kind="shared values"),
+    Case(Cluster(values=8, keep_zeros=False), variant="any zeros"),
+    Case(HalfPrecision(), [{"dtype": "float32"}]),
+    Case(HalfPrecision(dtype="bfloat16"), variant="bfloat16"),
 ]

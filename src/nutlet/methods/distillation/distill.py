@@ -1,17 +1,22 @@
-"""Knowledge distillation from the original model."""
+"""Knowledge distillation from the original model, or from another teacher."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import contextlib
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from nutlet.errors import ConfigError
+from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import training_only
-from nutlet.method import Context, Method, register
-from nutlet.methods.distillation.targets import softened
-from nutlet.train import Training, fit
+from nutlet.method import Answering, Context, Method, register
+from nutlet.methods.distillation.features import Features
+from nutlet.methods.distillation.targets import decoupled, divergence, mixed, teaching
+from nutlet.train import Training, check_labelled, cross_entropy, fit
 
 __all__ = ["Distill"]
 
@@ -19,16 +24,43 @@ __all__ = ["Distill"]
 @register
 @dataclass(frozen=True, kw_only=True)
 class Distill(Training, Method):
-    """Train on the softened outputs of the original, mixed with the labels (Hinton et al. 2015, arXiv:1503.02531).
+    """Train on the answers of a teacher, mixed with the labels, and on its hidden features if you like.
 
-    ``loss = soft T^2 KL(softmax(t / T) || softmax(s / T)) + (1 - soft) CE(s, y)``.
+    ``loss = soft L + (1 - soft) CE(s, y) + hints H + attention A + relations R``, where L compares the outputs s of the
+    model with those t of the teacher: the original, or what ``compress(..., teacher=)`` was given.
+
+    ========== ==================================================================================================
+    targets    L
+    ========== ==================================================================================================
+    kl         ``T^2 KL(softmax(t / T) || softmax(s / T))`` (Hinton et al. 2015, arXiv:1503.02531)
+    logits     ``mean (s - t)^2``, to which the first tends with growing T (Kim et al. 2021, arXiv:2105.08919)
+    decoupled  ``T^2 (alpha TCKD + beta NCKD)``: the right class apart from the others (Zhao et al. 2022,
+               arXiv:2203.08679)
+    ========== ==================================================================================================
+
+    Hidden features are those of the last block at each resolution that both models have, or of the modules named in
+    ``sites``. With ``soft`` 1 no labels are needed, but for ``decoupled``.
+
+    A teacher of which only answers are known is asked about each training example once, as it is: the model then
+    learns from just these inputs, without augmentation.
 
     Args:
-        temperature: T, softens both distributions.
+        targets: how outputs are compared: ``kl``, ``logits`` or ``decoupled``.
+        temperature: T, softens both distributions; not used by ``logits``.
         soft: share of the teacher's term, 0 to 1.
+        alpha: weight of the right class against all others, in ``decoupled``.
+        beta: weight of the other classes among themselves, in ``decoupled``.
+        hints: weight of the mean square by which hidden features differ (FitNets, Romero et al. 2015,
+            arXiv:1412.6550), through a learned projection where the numbers of channels differ; 0 for none.
+        attention: weight of the squared distance of where activity lies (Zagoruyko & Komodakis 2017,
+            arXiv:1612.03928), 0 for none.
+        relations: weight of the differences of distances and angles between examples (Park et al. 2019,
+            arXiv:1904.05068), 0 for none.
+        sites: modules whose outputs are compared, ``student_module:teacher_module`` or one name for both; found by
+            default.
 
     Raises:
-        ConfigError: a temperature that is not positive, or ``soft`` outside [0, 1].
+        ConfigError: a value out of range, or an option that the others leave without effect.
 
     >>> Distill(epochs=2, temperature=2.0).to_dict()
     {'Distill': {'epochs': 2, 'temperature': 2.0}}
@@ -37,19 +69,104 @@ class Distill(Training, Method):
     effect: ClassVar[str] = "training"
     when: ClassVar[str] = "recover accuracy after any other method; nearly always better than labels alone"
 
+    targets: Literal["kl", "logits", "decoupled"] = "kl"
     temperature: float = 4.0
     soft: float = 0.9
+    alpha: float = 1.0
+    beta: float = 8.0
+    hints: float = 0.0
+    attention: float = 0.0
+    relations: float = 0.0
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(type(self).__name__)
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"Distill.temperature is {self.temperature}; expected a positive number")
         if not 0 <= self.soft <= 1:
             raise ConfigError(f"Distill.soft is {self.soft}; expected a share from 0 to 1")
+        for option in ("alpha", "beta", "hints", "attention", "relations"):
+            if not 0 <= getattr(self, option) < math.inf:
+                raise ConfigError(f"Distill.{option} is {getattr(self, option)}; expected a weight of 0 or more")
+        if (self.alpha, self.beta) != (1.0, 8.0) and self.targets != "decoupled":
+            raise ConfigError(f"Distill.alpha and beta weigh targets='decoupled'; found them with {self.targets!r}")
+        if self.sites and not self._looks_inside:
+            raise ConfigError("Distill.sites are given, but hints, attention and relations are all 0; expected one > 0")
+
+    @property
+    def _looks_inside(self) -> bool:
+        return max(self.hints, self.attention, self.relations) > 0
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
-        """Run the training loop with the teacher's outputs as targets."""
-        loss = softened(context, self.temperature, self.soft)
-        with training_only(model, self):
-            return fit(model, context, self, loss, title="distilling")
+        """Run the training loop with what the teacher gives as targets."""
+        if self.soft < 1 or self.targets == "decoupled":
+            check_labelled(context.data.train.y, "Distill with these options", "expected labels, or soft=1.0 with kl")
+        if self.soft == 0 and not self._looks_inside:
+            with training_only(model, self):
+                return fit(model, context, self, cross_entropy, title="distilling")
+        source = context.teacher.source if isinstance(context.teacher, Answering) else None
+        if source is not None:
+            self._check_answers_suffice(context.teacher)
+            # It is asked about an example once, and so the example must stay as it is.
+            context = replace(context, data=replace(context.data, augment=None))
+            before = source.sent
+            self._ask(context)
+        teacher = teaching(context, folded=not self._looks_inside)
+        features = self._features(model, teacher, context) if self._looks_inside else None
+        outputs = mixed(teacher, self.soft, self._compare)
+
+        def loss(x: Tensor, s: Tensor, y: Tensor) -> Tensor:
+            return outputs(x, s, y) + features.loss() if features else outputs(x, s, y)
+
+        watching = features.watching(model, teacher) if features else contextlib.nullcontext()
+        along = features.projections if features else None
+        with training_only(model, self), watching:
+            notes = fit(model, context, self, loss, along=along, title="distilling")
+        if source is not None:
+            notes.append(
+                f"the teacher only answers: it was sent {source.sent - before:,} queries, one for each example it had "
+                "not answered before; the model learned from just these inputs, without augmentation"
+            )
+        return notes + (features.notes if features else [])
+
+    def _ask(self, context: Context) -> None:
+        """Get all answers before the training begins: it would be lost if the last ones were refused."""
+        examples = context.data.train
+        with context.progress.task("asking the teacher", total=len(examples)) as task:
+            for x, _ in examples.batches(256):
+                context.teacher(x)
+                task.advance(len(x))
+
+    def _compare(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        if self.targets == "logits":
+            return F.mse_loss(s, t)
+        if self.targets == "decoupled":
+            return self.temperature**2 * decoupled(s, t, y, self.temperature, self.alpha, self.beta)
+        return self.temperature**2 * divergence(s, t, self.temperature)
+
+    def _features(self, model: nn.Module, teacher: nn.Module, context: Context) -> Features:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)  # for the projections
+            return Features(
+                model,
+                teacher,
+                context.example,
+                sites=self.sites,
+                hints=self.hints,
+                attention=self.attention,
+                relations=self.relations,
+            )
+
+    def _check_answers_suffice(self, teacher: nn.Module) -> None:
+        assert isinstance(teacher, Answering)
+        if self._looks_inside:
+            raise ModelError(
+                "Distill compares hidden features, and this teacher only answers; expected hints, attention and "
+                "relations of 0, or a module as the teacher"
+            )
+        if self.targets == "logits" and self.soft and not teacher.logits:
+            raise ModelError(
+                "Distill.targets is 'logits', and this teacher gives probabilities; expected targets='kl', or a "
+                "teacher that gives its logits"
+            )

@@ -1,38 +1,69 @@
-"""Loss terms that follow the outputs of the original."""
+"""Loss terms that follow the outputs of the teacher."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.sites import walk
-from nutlet.method import Context
+from nutlet.method import Answering, Context
 from nutlet.train import LossTerm, cross_entropy
 
-__all__ = ["divergence", "softened"]
+__all__ = ["Compare", "decoupled", "divergence", "mixed", "softened", "teaching"]
+
+Compare = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(student's outputs, teacher's outputs, labels) -> scalar``, the mean over the batch."""
 
 
 def softened(context: Context, temperature: float, soft: float) -> LossTerm:
     """Return ``soft T^2 KL(softmax(t / T) || softmax(s / T)) + (1 - soft) CE(s, y)`` (Hinton et al. 2015,
     arXiv:1503.02531), with the teacher of ``context``; with ``soft`` 0 the teacher is not asked.
+
+    Raises:
+        ConfigError: the teacher only answers, and augmentation would ask it about ever new inputs.
     """  # noqa: D205
     if soft == 0:
         return cross_entropy
-    teacher = copy.deepcopy(context.teacher).eval()
-    # The same answers with fewer passes over memory; the teacher's forward is a third of the training time.
-    fold(teacher, foldable(teacher, walk(teacher, context.example)))
+    if isinstance(context.teacher, Answering) and context.data.augment is not None:
+        raise ConfigError(
+            "the teacher only answers, and each augmented view of an example would be one more query; expected data "
+            "without `augment`, or Distill, which asks about each training example once"
+        )
+    return mixed(teaching(context), soft, lambda s, t, _: temperature**2 * divergence(s, t, temperature))
+
+
+def teaching(context: Context, *, folded: bool = True) -> nn.Module:
+    """Return a teacher to call while training: never one that changes.
+
+    Args:
+        context: whose teacher.
+        folded: whether batch norms may be folded away: the same answers with fewer passes over memory (the teacher's
+            forward is a third of the training time), but not the same hidden features.
+    """
+    if isinstance(context.teacher, Answering):
+        return context.teacher
+    teacher = copy.deepcopy(context.teacher).eval().requires_grad_(False)
+    if folded:
+        fold(teacher, foldable(teacher, walk(teacher, context.example)))
     if context.example.ndim == 4:
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return teacher
+
+
+def mixed(teacher: nn.Module, soft: float, compare: Compare) -> LossTerm:
+    """Return ``soft compare(s, t, y) + (1 - soft) CE(s, y)``; with ``soft`` 1 no labels are needed."""
 
     def loss(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-        with torch.inference_mode():
-            wanted = teacher.to(x.device)(x)
-        kl = divergence(outputs, wanted.float().clone(), temperature)
-        return soft * temperature**2 * kl + (1 - soft) * cross_entropy(x, outputs, y)
+        with torch.no_grad():
+            wanted = teacher.to(x.device)(x).float()
+        value = soft * compare(outputs, wanted, y)
+        return value if soft == 1 else value + (1 - soft) * cross_entropy(x, outputs, y)
 
     return loss
 
@@ -50,3 +81,29 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         reduction="batchmean",
         log_target=True,
     )
+
+
+def decoupled(student: Tensor, teacher: Tensor, y: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    """Return ``alpha TCKD + beta NCKD`` (Zhao et al. 2022, arXiv:2203.08679, equations 6 and 7), in nats.
+
+    TCKD is the divergence of (right class, all others), NCKD that of the other classes among themselves. The plain
+    divergence is ``TCKD + (1 - p) NCKD`` with the teacher's probability p of the right class: where it is sure, it
+    says nothing of the others.
+
+    Args:
+        student: outputs ``(B, C)``.
+        teacher: outputs ``(B, C)``.
+        y: the right classes, ``(B,)``.
+        temperature: T, divides both.
+        alpha: weight of TCKD.
+        beta: weight of NCKD.
+    """
+    right = F.one_hot(y, student.shape[1]).bool()
+    (s, s_others), (t, t_others) = (_apart(outputs / temperature, right) for outputs in (student, teacher))
+    return alpha * divergence(s, t, 1.0) + beta * divergence(s_others, t_others, 1.0)
+
+
+def _apart(outputs: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits ``(B, 2)`` of the right class and all others together, and those ``(B, C - 1)`` of the others."""
+    others = outputs[~right].view(len(outputs), -1)
+    return torch.stack([outputs[right], others.logsumexp(1)], 1), others

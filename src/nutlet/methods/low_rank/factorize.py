@@ -1,123 +1,345 @@
-"""Low-rank factorization of dense layers and convolutions by truncated SVD."""
+"""Low-rank factorization of dense layers and convolutions."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.constraints import (
-    Mask,
-    WeightQuantizer,
-    constrain,
-    constrained_weight,
-    constraints,
-    raw_weight,
-    take_off,
-)
+from nutlet.graph.constraints import constrain, constrained_weight, constraints, raw_weight, take_off
 from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import weighted_layers
+from nutlet.graph.statistics import input_moments, observing
+from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method, Plan, register
-from nutlet.predict import evaluating
+from nutlet.methods.low_rank import decompositions
+from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, chain, fits, limits, pieces
+from nutlet.methods.low_rank.ranks import Call, Choice, Cost, candidates, cheapest, costs, descent, spread, within
+from nutlet.predict import evaluate, evaluating
 
 __all__ = ["Factorize"]
+
+ITERATIVE = ("cp", "nmf")
+"""Decompositions without a spectrum: their error at a rank is known once they are made."""
+TRIED = 8
+"""How many ranks of these are tried for each layer, from a sixteenth of the largest that pays."""
+MOMENTS = 2**27
+"""How many numbers the input moments may hold at a time (1 GiB)."""
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
 class Factorize(Method):
-    """Replace a layer by two thinner ones, from the SVD of its weight; where that does not pay, leave it.
+    """Replace a layer by a chain of thinner ones; where that does not pay, leave it.
 
-    A dense ``(m, n)`` weight becomes ``(r, n)`` and ``(m, r)``; a convolution ``(m, n, k, k)``, seen as a matrix
-    ``(m, n k k)``, becomes the same convolution to ``r`` channels and a 1x1 one to ``m`` (Denton et al. 2014,
-    arXiv:1404.0736; Zhang et al. 2015, arXiv:1505.06798). It pays where ``r (m + n k k) < m n k k``.
+    =========  =====================================================  ==============================================
+    svd        dense: n → r → m; convolution: k x k to r, 1x1 to m    truncated SVD (Denton et al. 2014,
+                                                                      arXiv:1404.0736)
+    whitened   the same                                               least error on the outputs, from calibration
+                                                                      data (SVD-LLM, Wang et al. 2024,
+                                                                      arXiv:2403.07378)
+    spatial    k x 1 to r, 1 x k to m                                 Jaderberg et al. 2014, arXiv:1405.3866
+    tucker     1x1, k x k, 1x1                                        Tucker-2 (Kim et al. 2016, arXiv:1511.06530)
+    cp         1x1, k x 1 and 1 x k depthwise, 1x1                    Lebedev et al. 2015, arXiv:1412.6553
+    nmf        as svd, the first factor without negative values       Lee & Seung 1999, doi:10.1038/44565
+    =========  =====================================================  ==============================================
+
+    The first four know their error at every rank from one decomposition. cp and nmf are made anew at each of 8 ranks for
+    every layer before they choose (unless ``rank`` says which), which takes minutes where layers are large.
+
+    Where there is no kernel to split (dense layers, 1x1 convolutions), spatial, tucker and cp all are the SVD. A layer is
+    replaced only where parameters become fewer and multiply-accumulates not more. Give at most one of ``energy``,
+    ``rank``, ``parameters``, ``macs`` and ``drop``.
 
     Args:
-        energy: keep the smallest rank whose squared singular values add up to this share.
-        rank: keep this rank instead.
+        decomposition: one of the above.
+        energy: keep the cheapest ranks that keep this share of the squared norm of each weight (of its outputs, where
+            ``whitened``).
+        rank: keep this rank everywhere.
+        parameters: share of the parameters of the whole model that is left. Each step goes to the layer that loses
+            least for what it saves: of the squared norm of its weight (where ``whitened``, the share of its outputs'
+            squared norm times that of its weight).
+        macs: the same for the multiply-accumulates.
+        drop: how much validation accuracy may fall, 0.01 for one point, without training: the smallest model in the
+            order of ``parameters`` is searched by bisection, about 7 to 12 models, each run on the validation split
+            (which has then been used to choose).
+        signed: what ``nmf`` does with a weight that has negative values: ``refuse``, or ``split`` it into ``W+ - W-``
+            and factorize both parts with one non-negative first factor.
 
     Raises:
-        ConfigError: ``energy`` outside (0, 1], ``rank`` below 1 or larger than a matrix allows, or both given.
+        ConfigError: a value out of range, more than one way to choose ranks, a rank larger than a matrix that ``include``
+            names allows, a budget that even rank 1 exceeds, a signed weight for ``nmf``.
 
     >>> weight = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
     >>> [round(float(s), 4) for s in torch.linalg.svdvals(weight)[:2]]
     [16.8481, 1.0684]
-    """
+    """  # noqa: E501
 
     effect: ClassVar[str] = "rank"
     when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
     recoverable: ClassVar[bool] = True
 
+    decomposition: Literal["svd", "whitened", "spatial", "tucker", "cp", "nmf"] = "svd"
     energy: float = 0.9
     rank: int | None = None
+    parameters: float | None = None
+    macs: float | None = None
+    drop: float | None = None
+    signed: Literal["refuse", "split"] = "refuse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        given = [name for name in ("rank", "parameters", "macs", "drop") if getattr(self, name) is not None]
+        if self.energy != type(self).energy:
+            given.append("energy")
+        if len(given) > 1:
+            raise ConfigError(
+                f"Factorize has {' and '.join(given)}; expected one of energy, rank, parameters, macs and drop"
+            )
         if not 0 < self.energy <= 1:
             raise ConfigError(f"Factorize.energy is {self.energy}; expected a share above 0 up to 1")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"Factorize.rank is {self.rank}; expected 1 or more")
-        if self.rank is not None and self.energy != type(self).energy:
-            raise ConfigError("Factorize takes one of `energy` (share to keep) and `rank` (the same for every layer)")
+        for name in ("parameters", "macs"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise ConfigError(f"Factorize.{name} is {share}; expected a share of the model above 0 and below 1")
+        if self.drop is not None and not 0 <= self.drop < 1:
+            raise ConfigError(f"Factorize.drop is {self.drop}; expected a share from 0, 0.01 for one point of accuracy")
+        if self.signed == "split" and self.decomposition != "nmf":
+            raise ConfigError(
+                f"Factorize.signed is for decomposition='nmf'; found {self.decomposition!r}, which takes any weight"
+            )
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
-        """Return the rank of each layer that gets cheaper."""
-        plan: Plan = {"ranks": {}, "notes": []}
-        shared = shared_parameters(model)
-        for name, layer in weighted_layers(model, self, (nn.Linear, nn.Conv1d, nn.Conv2d)).items():
-            if getattr(layer, "groups", 1) > 1:
-                plan["notes"].append(f"{name}: grouped convolution, left as it is")
-                continue
-            if raw_weight(layer) in shared:
-                plan["notes"].append(f"{name}: another layer has the same weight, left as it is")
-                continue
-            matrix = constrained_weight(layer).flatten(1)
-            rows, columns = matrix.shape
-            if self.rank is not None and self.rank > min(rows, columns):
-                if self.include != ("*",):
-                    raise ConfigError(
-                        f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
-                        f"expected at most {min(rows, columns)}"
-                    )
-                plan["notes"].append(f"{name}: rank at most {min(rows, columns)}, left as it is")
-                continue
-            rank = self.rank or _rank_for_energy(torch.linalg.svdvals(matrix), self.energy)
-            if rank * (rows + columns) >= rows * columns:
-                plan["notes"].append(f"{name}: rank {rank} would not be smaller than {rows} x {columns}, left as it is")
-                continue
-            plan["ranks"][name] = rank
-            if any(isinstance(c, Mask) for c in constraints(layer)):
-                plan["notes"].append(f"{name}: its mask was dissolved, the factors are dense")
-            if any(isinstance(c, WeightQuantizer) for c in constraints(layer)):
-                plan["notes"].append(f"{name}: its quantizer was recomputed for the two factors")
-        for name in _read_by_others(model, plan["ranks"], context.example):
-            del plan["ranks"][name]
-            plan["notes"].append(f"{name}: another module reads its weight, left as it is")
-        if not plan["ranks"]:
-            plan["notes"].append("nothing factorized: no layer in scope would have become smaller")
-        return plan
+        """Return the ranks of each layer that gets cheaper, and the values of the factors."""
+        notes: list[str] = []
+        layers = self._layers(model, context, notes)
+        chosen = self._chosen(model, layers, context, notes)
+        values: dict[str, Tensor] = {}
+        for name, choice in chosen.items():
+            layer = model.get_submodule(name)
+            factors = _factors(copy.deepcopy(layer), self.decomposition, choice.ranks, layers[name].taken)
+            values |= {f"{name}.{key}": value for key, value in factors.state_dict().items()}
+            for constraint in constraints(layer):
+                kinds = [{type(c) for c in constraints(factor)} for factor in factors]
+                follows = all(type(constraint) in found for found in kinds)
+                what = "fitted anew to the factors" if follows else "dissolved: the factors are free of it"
+                notes.append(f"{name}: {type(constraint).__name__} {what}")
+        if not chosen:
+            notes.append("nothing factorized: no layer in scope would have become smaller")
+        ranks = {name: list(choice.ranks) for name, choice in chosen.items()}
+        return {"decomposition": self.decomposition, "ranks": ranks, "notes": notes, "values": values}
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Replace each layer of the plan by its two factors."""
-        for name, rank in plan["ranks"].items():
-            layer = model.get_submodule(name)
-            most = min(constrained_weight(layer).flatten(1).shape)
-            if not 1 <= rank <= most:
-                raise ModelError(f"found the rank {rank} for {name}; expected 1 to {most}")
-            earlier = take_off(layer, bake=True)
-            factors = _factors(layer, rank)
-            for factor in factors:
-                again = (constraint.anew(raw_weight(factor).detach()) for constraint in earlier)
-                constrain(factor, [constraint for constraint in again if constraint is not None])
-            factors.train(layer.training)
-            replace(model, name, factors)
+        """Replace each layer of the plan by its chain; the weights in it are set after."""
+        for name, ranks in plan["ranks"].items():
+            replace(model, name, _factors(model.get_submodule(name), plan["decomposition"], tuple(ranks)))
         return model
+
+    def _layers(self, model: nn.Module, context: Context, notes: list[str]) -> dict[str, _Layer]:
+        """Return the layers that can be factorized, each with its choices, and say why others are left."""
+        found = dict(self._free(model, context, notes))
+        calls: dict[str, list[Call]] = {}
+
+        def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+            calls.setdefault(name, []).append((tuple(x.shape), tuple(output.shape)))
+
+        with observing(model, found, note), evaluating(model), torch.no_grad():
+            model(context.example)
+        ranks = {}
+        for name, layer in found.items():
+            if name not in calls:
+                notes.append(f"{name}: the model does not call it, left as it is")
+            elif cheaper := self._cheaper(name, layer, calls[name], notes):
+                ranks[name] = cheaper
+        result = {}
+        with context.progress.task("decomposing", total=len(ranks)) as task:
+            for name, taken in self._taken(model, {name: found[name] for name in ranks}, context):
+                weight = constrained_weight(found[name])
+                norm, shape = float(weight.double().square().sum()), tuple(weight.shape)
+                choices = [Choice(r, norm * taken.error(r), *cost) for r, cost in ranks[name].items()]
+                whole = Choice((), 0.0, *costs([Piece(shape, tuple(range(len(shape) - 2)))], calls[name]))
+                result[name] = _Layer(taken, norm, [whole, *choices])
+                task.advance()
+        return {name: result[name] for name in ranks}
+
+    def _free(self, model: nn.Module, context: Context, notes: list[str]) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the layers whose weight nobody else uses."""
+        shared = shared_parameters(model)
+        layers = weighted_layers(model, self, (nn.Linear, nn.Conv1d, nn.Conv2d))
+        for name in [name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1]:
+            notes.append(f"{name}: grouped convolution, left as it is")
+            del layers[name]
+        for name in [name for name, layer in layers.items() if raw_weight(layer) in shared]:
+            notes.append(f"{name}: another layer has the same weight, left as it is")
+            del layers[name]
+        for name in _read_by_others(model, layers, context.example):
+            notes.append(f"{name}: another module reads its weight, left as it is")
+            del layers[name]
+        yield from layers.items()
+
+    def _cheaper(
+        self, name: str, layer: nn.Module, calls: list[Call], notes: list[str]
+    ) -> dict[Ranks, tuple[int, float]]:
+        """Return the ranks in question that make the layer cheaper, with their costs."""
+        shape = tuple(constrained_weight(layer).shape)
+        kind = fits(self.decomposition, shape)
+        if self.rank is not None:
+            most = min(limits(kind, shape))
+            if self.rank > most and self.include != ("*",):
+                rows, columns = shape[0], constrained_weight(layer)[0].numel()
+                raise ConfigError(
+                    f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
+                    f"expected at most {most} for {kind}"
+                )
+            if self.rank > most:
+                notes.append(f"{name}: rank at most {most}, left as it is")
+                return {}
+        asked = candidates(kind, shape) if self.rank is None else [(self.rank,) * len(limits(kind, shape))]
+        parameters, macs = costs([Piece(shape, tuple(range(len(shape) - 2)))], calls)
+        found = {ranks: costs(pieces(kind, shape, ranks), calls) for ranks in asked}
+        cheaper = {ranks: cost for ranks, cost in found.items() if cost[0] < parameters and cost[1] <= macs}
+        if not cheaper:
+            which = "no rank" if self.rank is None else f"rank {self.rank} not"
+            size = " x ".join(str(side) for side in shape)
+            notes.append(f"{name}: {which} cheaper than {size} as it is, left as it is")
+        if kind in ITERATIVE:
+            cheaper = {ranks: cheaper[ranks] for ranks in spread(list(cheaper), TRIED)}
+        return cheaper
+
+    def _taken(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
+    ) -> Iterator[tuple[str, Decomposed]]:
+        """Yield each layer with its decomposition."""
+        for some in _portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
+            moments = {}
+            if self.decomposition == "whitened":
+                moments = input_moments(model, some, context.data.calibration.batches())
+            for name, layer in some.items():
+                weight = constrained_weight(layer)
+                kind = fits(self.decomposition, tuple(weight.shape))
+                negative = int((weight < 0).sum())
+                if kind == "nmf" and negative and self.signed == "refuse":
+                    raise ConfigError(
+                        f"Factorize: {negative:,} of the {weight.numel():,} values in the weight of {name} are "
+                        "negative; expected none for decomposition='nmf'. signed='split' factorizes the positive and "
+                        "the negative part, W = W+ - W-; `include` chooses layers"
+                    )
+                yield name, getattr(decompositions, kind)(weight, *([moments.pop(name)[0]] if moments else []))
+
+    def _chosen(
+        self, model: nn.Module, layers: dict[str, _Layer], context: Context, notes: list[str]
+    ) -> dict[str, Choice]:
+        """Return what becomes of the layers that change."""
+        choices = {name: layer.choices for name, layer in layers.items()}
+        if self.rank is not None:
+            return {name: only for name, (_, only) in choices.items()}
+        if self.parameters is not None:
+            return self._in_budget("parameters", self.parameters, model, choices, context, notes)
+        if self.macs is not None:
+            return self._in_budget("macs", self.macs, model, choices, context, notes)
+        if self.drop is not None:
+            return self._searched(self.drop, model, layers, context, notes)
+        chosen = {}
+        for name, layer in layers.items():
+            choice = cheapest(layer.choices[1:], (1 - self.energy + 1e-7) * layer.norm)
+            if choice is None:
+                notes.append(f"{name}: {self.energy:.0%} of it take no fewer parameters, left as it is")
+            else:
+                chosen[name] = choice
+        return chosen
+
+    def _in_budget(
+        self,
+        what: Cost,
+        share: float,
+        model: nn.Module,
+        choices: dict[str, list[Choice]],
+        context: Context,
+        notes: list[str],
+    ) -> dict[str, Choice]:
+        total = getattr(size_of(model, context.example), what)
+        wanted = total * (1 - share)
+        chosen, saved = within(choices, what, wanted)
+        if saved < wanted:
+            raise ConfigError(
+                f"Factorize.{what} is {share}, but the lowest ranks leave {1 - saved / total:.2f} of the {what}; "
+                f"raise `{what}`, widen the scope, or remove structure first"
+            )
+        kept = [name for name in choices if name not in chosen]
+        if kept:
+            notes.append(f"left as they are, the budget is met without: {', '.join(kept)}")
+        return chosen
+
+    def _searched(
+        self, drop: float, model: nn.Module, layers: dict[str, _Layer], context: Context, notes: list[str]
+    ) -> dict[str, Choice]:
+        """Bisect for the longest beginning of the descent whose model is good enough."""
+        validation = context.data.validation
+        least = evaluate(model, validation) - drop
+        steps = descent({name: layer.choices for name, layer in layers.items()}, "parameters")
+        good, bad, trials = 0, len(steps) + 1, 0
+        with context.progress.task("searching ranks", total=len(steps).bit_length()) as task:
+            while bad - good > 1:
+                middle = (good + bad) // 2
+                trial = copy.deepcopy(model)
+                for name, choice in dict(steps[:middle]).items():
+                    layer = trial.get_submodule(name)
+                    replace(trial, name, _factors(layer, self.decomposition, choice.ranks, layers[name].taken))
+                good, bad = (middle, bad) if evaluate(trial, validation) >= least - 1e-9 else (good, middle)
+                trials += 1
+                task.advance()
+        notes.append(f"ranks searched with {trials} models on {len(validation):,} validation examples")
+        return dict(steps[:good])
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer taken apart, and how it can be written: as it is, then all that is cheaper."""
+
+    taken: Decomposed
+    norm: float
+    choices: list[Choice]
+
+
+def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decomposed | None = None) -> nn.Sequential:
+    """Return the chain for ``layer``, which loses its constraints; without ``taken`` the weights mean nothing."""
+    earlier = take_off(layer, bake=True)
+    shape = tuple(raw_weight(layer).shape)
+    kind = fits(decomposition, shape)
+    most = limits(kind, shape)
+    if len(ranks) != len(most) or not all(1 <= rank <= limit for rank, limit in zip(ranks, most, strict=True)):
+        raise ModelError(f"found the ranks {ranks} for a weight {shape}; expected from 1 up to {most} for {kind}")
+    factors = chain(layer, pieces(kind, shape, ranks))
+    if taken is not None:
+        with torch.no_grad():
+            for factor, weight in zip(factors, taken.cut(ranks), strict=True):
+                raw_weight(factor).copy_(weight.reshape(raw_weight(factor).shape))
+    for factor in factors:
+        again = (constraint.anew(raw_weight(factor).detach()) for constraint in earlier)
+        constrain(factor, [constraint for constraint in again if constraint is not None])
+    return factors.train(layer.training)
+
+
+def _portions(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
+    """Yield the layers in portions whose input moments fit into memory."""
+    portion: dict[str, nn.Module] = {}
+    numbers = 0
+    for name, layer in layers.items():
+        more = constrained_weight(layer)[0].numel() ** 2
+        if portion and numbers + more > MOMENTS:
+            yield portion
+            portion, numbers = {}, 0
+        portion[name] = layer
+        numbers += more
+    yield portion
 
 
 def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> list[str]:
@@ -145,34 +367,3 @@ class _Nameless(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.layer(x)
         return result
-
-
-def _rank_for_energy(singular: Tensor, energy: float) -> int:
-    share = singular.square().cumsum(0) / singular.square().sum().clamp_min(1e-30)
-    return min(int((share < energy - 1e-7).sum()) + 1, len(singular))
-
-
-def _factors(layer: nn.Module, rank: int) -> nn.Sequential:
-    """Split a layer; the singular values are shared out evenly, so that both factors train and quantize alike."""
-    weight = constrained_weight(layer)
-    left, singular, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    root = singular[:rank].sqrt()
-    left, right = left[:, :rank] * root, right[:rank] * root[:, None]
-    bias = layer.bias
-    first: nn.Module
-    second: nn.Module
-    if isinstance(layer, nn.Linear):
-        first = nn.Linear(layer.in_features, rank, bias=False)
-        second = nn.Linear(rank, layer.out_features, bias=bias is not None)
-    else:
-        assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
-        kind: Any = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
-        geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        first = kind(layer.in_channels, rank, *geometry, bias=False, padding_mode=layer.padding_mode)
-        second = kind(rank, layer.out_channels, 1, bias=bias is not None)
-    with torch.no_grad():
-        raw_weight(first).copy_(right.reshape(raw_weight(first).shape))
-        raw_weight(second).copy_(left.reshape(raw_weight(second).shape))
-        if isinstance(bias, Tensor):
-            second.get_parameter("bias").copy_(bias)
-    return nn.Sequential(first, second)

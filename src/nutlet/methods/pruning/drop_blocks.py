@@ -18,7 +18,7 @@ from nutlet.graph.scope import Layer, in_scope
 from nutlet.method import Context, Method, Plan, register
 from nutlet.predict import evaluating
 
-__all__ = ["DropBlocks"]
+__all__ = ["DropBlocks", "blocks_in_scope"]
 
 
 @register
@@ -51,17 +51,7 @@ class DropBlocks(Method):
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks to drop, in the order in which they were chosen."""
-        blocks = droppable(model, context.example)
-        if not blocks:
-            raise ModelError(
-                "DropBlocks found no block; expected a submodule with dense layers or convolutions inside it whose "
-                "output has the shape of its input (residual blocks, transformer layers)"
-            )
-        names = [name for name, _ in model.named_modules() if "parametrizations" not in name]
-        free = set(in_scope(names, self, names))
-        # A block goes with all that is inside it.
-        whole = [b for b in in_scope(blocks, self, names) if all(n in free for n in names if n.startswith(b + "."))]
-        candidates = _smallest(whole, self.include)
+        candidates = blocks_in_scope(model, context.example, self)
         notes: list[str] = []
         self._check_enough(candidates, notes)
         trial = copy.deepcopy(model)
@@ -99,6 +89,26 @@ class DropBlocks(Method):
         for name in plan["dropped"]:
             replace(model, name, Passthrough())
         return model
+
+
+def blocks_in_scope(model: nn.Module, example: Tensor, method: Method) -> list[str]:
+    """Return the names of the blocks that ``method`` may remove.
+
+    Raises:
+        ModelError: the model has no block.
+        ConfigError: see :func:`nutlet.graph.scope.in_scope`.
+    """
+    blocks = droppable(model, example)
+    if not blocks:
+        raise ModelError(
+            f"{type(method).__name__} found no block; expected a submodule with dense layers or convolutions inside it "
+            "whose output has the shape of its input (residual blocks, transformer layers)"
+        )
+    names = [name for name, _ in model.named_modules() if "parametrizations" not in name]
+    free = set(in_scope(names, method, names))
+    # A block goes with all that is inside it.
+    whole = [b for b in in_scope(blocks, method, names) if all(n in free for n in names if n.startswith(b + "."))]
+    return _smallest(whole, method.include)
 
 
 def droppable(model: nn.Module, example: Tensor) -> list[str]:

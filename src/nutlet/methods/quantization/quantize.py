@@ -1,20 +1,21 @@
-"""Post-training quantization of weights and activations to 8-bit integers."""
+"""Quantization of weights and activations to integers."""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
-from nutlet.graph.activations import attach, calibrate
-from nutlet.graph.constraints import WeightQuantizer, constrain, constrained_weight, output_axis, take_off
-from nutlet.graph.fold import fold, foldable
+from nutlet.graph.activations import ActivationGrid
+from nutlet.graph.constraints import constrained_weight
+from nutlet.graph.quantizers import Grid
+from nutlet.graph.ranges import RangeKind
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, Plan, register
+from nutlet.methods.quantization.formats import edge_layers
+from nutlet.methods.quantization.integers import check_bits, integer_plan, put_integers
 
 __all__ = ["Quantize"]
 
@@ -22,19 +23,31 @@ __all__ = ["Quantize"]
 @register
 @dataclass(frozen=True, kw_only=True)
 class Quantize(Method):
-    """Store weights as signed 8-bit integers per channel, and compute with unsigned 8-bit activations.
+    """Store weights as integers of 2 to 8 bits, and compute with unsigned integer activations.
 
-    Batch norms are folded first (Jacob et al. 2018, arXiv:1712.05877). Activation ranges are the smallest and
-    largest values seen on the calibration examples. Fine-tuning afterwards is quantization-aware training.
+    Batch norms are folded first (Jacob et al. 2018, arXiv:1712.05877). Ranges of activations come from the calibration
+    examples. Fine-tuning afterwards is quantization-aware training; with ``learn`` it trains the scales as well.
 
     Args:
-        bits: bits of a weight; this version ships 8.
+        bits: bits of a weight, 2 to 8; two are ternary. A saved file takes so many, an exported one a byte.
+        granularity: what has one scale: an output ``channel``, the whole ``tensor``, or a ``group`` of weights of a
+            channel (no integer kernel takes groups: activations stay in floating point there).
+        group_size: weights of a group; it has to divide those of a channel, or the layer has one scale per channel.
+        symmetric: codes around zero; otherwise with a zero point, which integer kernels do not take either.
+        ranges: what a weight's scale covers: ``minmax`` all, ``mse`` what makes the squared error smallest, ``mean``
+            what learning begins with; by default ``minmax`` at 8 bits, ``mean`` to be learned, ``mse`` otherwise.
+        edge_bits: bits of the first and the last layer; by default those of the others.
         activations: quantize activations as well; without, the file is as small but computes in floating point.
+        activation_bits: bits of an activation, 2 to 8; the input has 8.
+        activation_ranges: what an activation's scale covers: ``minmax``; ``moving`` averages of it over batches;
+            ``percentile`` all but one value in 10,000; ``mse`` and ``entropy`` (KL divergence) the best on calibration.
+        learn: later training learns the scales of weights and activations (LSQ, Esser et al. 2020, arXiv:1902.08153).
+        fold: fold batch norms first; without, training goes on with norms, and they are computed in floating point.
         portable: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
-            answers on x86 processors without VNNI; costs a little precision.
+            answers on x86 processors without VNNI; costs a little precision, at 8 bits alone.
 
     Raises:
-        ConfigError: another number of bits.
+        ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer.
 
     >>> Quantize(activations=False).to_dict()
     {'Quantize': {'activations': False}}
@@ -46,44 +59,66 @@ class Quantize(Method):
     )
 
     bits: int = 8
+    granularity: Literal["channel", "tensor", "group"] = "channel"
+    group_size: int = 0
+    symmetric: bool = True
+    ranges: Literal["minmax", "mse", "mean"] | None = None
+    edge_bits: int | None = None
     activations: bool = True
+    activation_bits: int = 8
+    activation_ranges: RangeKind = "minmax"
+    learn: bool = False
+    fold: bool = True
     portable: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bits != 8:
-            raise ConfigError(f"Quantize.bits is {self.bits}; expected 8, the width this version exports as integers")
+        check_bits("Quantize", "bits", self.bits)
+        check_bits("Quantize", "activation_bits", self.activation_bits)
+        if self.edge_bits is not None:
+            check_bits("Quantize", "edge_bits", self.edge_bits)
+        if (self.granularity == "group") != (self.group_size > 0) or self.group_size < 0:
+            raise ConfigError(
+                f"Quantize.granularity is {self.granularity!r} with group_size {self.group_size}; expected a positive "
+                "group_size (32 or 128, say) with 'group', and none without"
+            )
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
-        """Return what is folded, which weights become integers, and the ranges of the activations."""
-        weights = list(weighted_layers(model, self))
-        pairs = [pair for pair in foldable(model, walk(model, context.example)) if pair[0] in weights]
-        plan: Plan = {
-            "fold": [list(pair) for pair in pairs],
-            "weights": weights,
-            "portable": self.portable,
-            "notes": [],
-        }
-        if self.activations:
-            trial = Quantize._with_integer_weights(copy.deepcopy(model), plan)
-            inputs = (x for x, _ in context.data.calibration.batches())
-            plan["activations"] = calibrate(trial, walk(trial, context.example), inputs)
-        untouched = [n for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
-        plan["notes"] += [f"{name}: its inner weights stay in floating point" for name in untouched]
-        return plan
+        """Return what is folded, the grid of each weight, and the ranges of the activations."""
+        layers = weighted_layers(model, self)
+        edges = edge_layers(model, layers, context.example) if self.edge_bits is not None else set()
+        grids, notes = {}, []
+        for name, layer in layers.items():
+            grids[name] = self._grid(self.edge_bits if name in edges and self.edge_bits else self.bits)
+            width = constrained_weight(layer).shape[1:].numel()
+            if self.granularity == "group" and width % self.group_size:
+                grids[name] = replace(grids[name], granularity="channel", group_size=0)
+                notes.append(f"{name}: groups of {self.group_size} do not divide {width}, one scale per channel")
+        if self.granularity == "group" and all(grid.granularity == "channel" for grid in grids.values()):
+            widths = sorted({constrained_weight(layer).shape[1:].numel() for layer in layers.values()})
+            raise ConfigError(
+                f"Quantize.group_size is {self.group_size}, which divides the weights of no channel; expected a divisor"
+                f" of one of {', '.join(map(str, widths))}"
+            )
+        activations = ActivationGrid(bits=self.activation_bits, ranges=self.activation_ranges, learn=self.learn)
+        plan = integer_plan(
+            self, model, context, grids, fold_norms=self.fold, activations=activations if self.activations else None
+        )
+        return {**plan, "notes": notes + plan["notes"]}
+
+    def _grid(self, bits: int) -> Grid:
+        usual: Literal["minmax", "mse", "mean"] = "minmax" if bits == 8 else "mean" if self.learn else "mse"
+        return Grid(
+            bits=bits,
+            granularity=self.granularity,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            ranges=self.ranges or usual,
+            learn=self.learn,
+            portable=self.portable,
+        )
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Fold, put quantizers on the weights, and on the activations at their sites."""
-        model = Quantize._with_integer_weights(model, plan)
-        return attach(model, plan["activations"], example) if "activations" in plan else model
-
-    @staticmethod
-    def _with_integer_weights(model: nn.Module, plan: Plan) -> nn.Module:
-        fold(model, plan["fold"])
-        for name in plan["weights"]:
-            layer = model.get_submodule(name)
-            constrain(layer, [c for c in take_off(layer) if not isinstance(c, WeightQuantizer)])
-            weight, axis = constrained_weight(layer), output_axis(layer)
-            constrain(layer, [WeightQuantizer.fit(weight, axis, portable=plan["portable"])])
-        return model
+        return put_integers(model, plan, example)

@@ -1,0 +1,102 @@
+"""What all quantizers of weights have in common: a code for each weight, and the value of a code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nutlet.graph.constraints import Constraint
+
+__all__ = ["LEAST_SCALE", "FewValues", "along", "rounded", "slower", "through"]
+
+LEAST_SCALE = 1e-12
+"""Scales stay above this: that of a channel of zeros would be zero."""
+
+
+class FewValues(Constraint):
+    """A weight on few values: ``forward(w) = values(codes(w))``, with the gradient passing straight through.
+
+    What is coded once is coded alike ever after: ``codes(values(c)) == c``. So the constrained weight can take the
+    place of the raw one, and codes with the tensors of the constraint are all that has to be stored.
+    """
+
+    @property
+    def levels(self) -> range:
+        """The codes that occur; their number says how many bits one takes."""
+        raise NotImplementedError
+
+    @property
+    def integer(self) -> bool:
+        """Whether values are codes of at most 8 bits times one scale per output channel, as integer kernels want."""
+        return False
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the code of the value nearest to each weight, int16 of the same shape."""
+        raise NotImplementedError
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return the float weight of ``codes``."""
+        raise NotImplementedError
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the nearest representable weights."""
+        return through(weight, self.values(self.codes(weight)))
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """Return what an exported file keeps for ``weight``: codes of one byte."""
+        return self.codes(weight).to(torch.uint8 if self.levels.start >= 0 else torch.int8)
+
+    def restored(self, stored: Tensor) -> Tensor:
+        """Return the weight of what :meth:`stored` gave, in operations that export."""
+        return self.values(stored)
+
+
+def along(axis: int, ndim: int) -> list[int]:
+    """Return the shape that spreads one number for each index of ``axis`` over a tensor of ``ndim`` axes.
+
+    >>> along(1, 4)
+    [1, -1, 1, 1]
+    """
+    return [-1 if d == axis else 1 for d in range(ndim)]
+
+
+def through(weight: Tensor, wanted: Tensor) -> Tensor:
+    """Return ``wanted`` exactly; its gradient goes to ``weight`` as well (Bengio et al. 2013, arXiv:1308.3432)."""
+    result: Tensor = _Through.apply(weight, wanted)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Return ``x`` rounded half to even, with the gradient of ``x``."""
+    return through(x, x.detach().round())
+
+
+def slower(x: Tensor, share: float) -> Tensor:
+    """Return ``x`` exactly, with ``share`` of its gradient: how Esser et al. 2020 (arXiv:1902.08153) slow a scale."""
+    result: Tensor = _Slower.apply(x, share)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Through(torch.autograd.Function):
+    """Adding and subtracting ``weight`` would have the same gradient, and a result that is off in the last digit."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, wanted: Tensor) -> Tensor:
+        return wanted.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient
+
+
+class _Slower(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, share: float) -> Tensor:
+        context.share = share
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * context.share, None

@@ -1,0 +1,148 @@
+"""Choosing ranks: how much of each layer is kept, by its own spectrum or within a budget for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+from nutlet.methods.low_rank.decompositions import Piece, Ranks, Shape, limits
+
+__all__ = ["Call", "Choice", "Cost", "candidates", "cheapest", "costs", "descent", "spread", "within"]
+
+Call = tuple[Shape, Shape]
+"""Shapes of what a layer takes and gives, batch first."""
+
+Cost = Literal["parameters", "macs"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to write a layer.
+
+    Args:
+        ranks: of the decomposition; none for the layer as it is.
+        error: what is lost of the squared norm of the weight.
+        parameters: of its weights.
+        macs: of one example.
+    """
+
+    ranks: Ranks
+    error: float
+    parameters: int
+    macs: float
+
+    def cost(self, what: Cost) -> float:
+        """Return the parameters or the multiply-accumulates."""
+        return self.parameters if what == "parameters" else self.macs
+
+
+def costs(parts: Sequence[Piece], calls: Iterable[Call]) -> tuple[int, float]:
+    """Return the parameters of a chain, and the multiply-accumulates of one example in these calls.
+
+    Each layer of the chain has done its stride along the axes that it and those before it cover.
+
+    >>> costs([Piece((4, 3, 5, 1), (0,)), Piece((8, 4, 1, 5), (1,))], [((2, 3, 16, 16), (2, 8, 8, 8))])
+    (220, 17920.0)
+    """
+    work = 0.0
+    for taken, given in calls:
+        dense = len(parts[0].shape) == 2
+        places = list(taken[1:-1] if dense else taken[2:])
+        for part in parts:
+            for axis in part.axes:
+                places[axis] = given[2 + axis]
+            work += prod(part.shape) * prod(places)
+    return sum(prod(part.shape) for part in parts), work
+
+
+def candidates(kind: str, shape: Shape) -> list[Ranks]:
+    """Return the ranks to choose from: all of them; of the pairs of Tucker-2 those on a grid, and that a core can have.
+
+    >>> candidates("svd", (2, 8)), candidates("tucker", (2, 4, 3))
+    ([(1,), (2,)], [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (2, 4)])
+    """
+    if kind == "tucker":
+        grids = [np.unique(np.linspace(1, limit, min(limit, 48)).round().astype(int)) for limit in limits(kind, shape)]
+        kernel, pairs = prod(shape[2:]), product(*grids)
+        return [(int(o), int(i)) for o, i in pairs if o <= i * kernel and i <= o * kernel]
+    return [(rank,) for rank in range(1, limits(kind, shape)[0] + 1)]
+
+
+def spread(ranks: Sequence[Ranks], count: int) -> list[Ranks]:
+    """Return at most ``count`` of them, from a sixteenth of the way up to the last, in about equal ratios.
+
+    >>> spread([(rank,) for rank in range(1, 161)], 5)
+    [(10,), (20,), (40,), (80,), (160,)]
+    """
+    if not ranks:
+        return []
+    return [
+        ranks[k - 1] for k in np.unique(np.geomspace(max(len(ranks) / 16, 1), len(ranks), count).round().astype(int))
+    ]
+
+
+def cheapest(choices: Iterable[Choice], error: float) -> Choice | None:
+    """Return the choice of fewest parameters that loses no more than ``error``, or None.
+
+    >>> cheapest([Choice((1,), 0.3, 10, 10), Choice((2,), 0.05, 20, 20), Choice((3,), 0.0, 30, 30)], 0.1)
+    Choice(ranks=(2,), error=0.05, parameters=20, macs=20)
+    """
+    enough = [choice for choice in choices if choice.error <= error]
+    return min(enough, key=lambda choice: (choice.parameters, choice.error), default=None)
+
+
+def descent(layers: Mapping[str, Sequence[Choice]], what: Cost) -> list[tuple[str, Choice]]:
+    """Return the order in which layers give up rank: each step the one of least error for what it saves.
+
+    Only the lower convex hull of a layer's choices is walked, so that what a step costs never falls later on: every
+    beginning of the list is then the best there is for its size, of those with choices on the hulls.
+
+    Args:
+        layers: for each the layer as it is, and after it its choices.
+        what: what is to be saved.
+    """
+    steps = []
+    for place, (name, (whole, *choices)) in enumerate(layers.items()):
+        hull = [whole]
+        for choice in sorted(choices, key=lambda c: (-c.cost(what), c.error)):
+            if choice.cost(what) >= hull[-1].cost(what):
+                continue
+            while len(hull) > 1 and _price(hull[-2], hull[-1], what) >= _price(hull[-2], choice, what):
+                hull.pop()
+            hull.append(choice)
+        for before, after in pairwise(hull):
+            steps.append((_price(before, after, what), place, name, after))
+    steps.sort(key=lambda step: step[:2])
+    return [(name, after) for _, _, name, after in steps]
+
+
+def within(layers: Mapping[str, Sequence[Choice]], what: Cost, saving: float) -> tuple[dict[str, Choice], float]:
+    """Return the choices that save at least ``saving``, with as little error as the descent finds, and what they save.
+
+    Args:
+        layers: as for :func:`descent`.
+        what: what is to be saved.
+        saving: how much of it; if that cannot be reached, all that can be saved is.
+    """
+    chosen: dict[str, Choice] = {}
+    saved = 0.0
+    for name, choice in descent(layers, what):
+        if saved >= saving:
+            break
+        before = chosen.get(name, layers[name][0]).cost(what)
+        if saved + before - choice.cost(what) > saving:
+            # The last step need not go all the way.
+            allowed = before - (saving - saved)
+            choice = min((c for c in layers[name][1:] if c.cost(what) <= allowed), key=lambda c: c.error)
+        saved += before - choice.cost(what)
+        chosen[name] = choice
+    return chosen, saved
+
+
+def _price(before: Choice, after: Choice, what: Cost) -> float:
+    return (after.error - before.error) / (before.cost(what) - after.cost(what))

@@ -1,0 +1,86 @@
+"""How much single weights matter: by their size, by what they are multiplied with, by what the loss says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.data import Examples
+from nutlet.graph.constraints import constrained_weight
+from nutlet.graph.statistics import input_rows, observing, weight_gradients
+from nutlet.predict import evaluating
+
+__all__ = ["Criterion", "saliencies"]
+
+Criterion = Literal["magnitude", "activation", "taylor"]
+
+SMALL_BATCH = 32
+"""Examples to a gradient: their mean square over batches is what tells weights of a converged model apart."""
+
+
+def saliencies(
+    model: nn.Module, layers: Mapping[str, nn.Module], criterion: Criterion, examples: Examples
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return how much each weight of each layer matters, and sentences about the layers where that cannot be said.
+
+    ``magnitude``
+        ``|w|`` (Han et al. 2015, arXiv:1506.02626); the examples are not looked at.
+    ``activation``
+        ``|w| ||x||`` with the root mean square of the input that the weight is multiplied with (Wanda: Sun et al. 2023,
+        arXiv:2306.11695).
+    ``taylor``
+        ``|w g|``, the first-order change of the loss, as root mean square over small batches (Molchanov et al. 2019,
+        arXiv:1906.10771, equation 8: the squares are averaged, since the gradients of a trained model cancel out).
+
+    Args:
+        model: not changed.
+        layers: layers of ``model`` by name.
+        criterion: one of the above.
+        examples: what the inputs or gradients are taken from.
+
+    Returns:
+        Tensors of the shapes of the weights, zero or more; a weight that is zero already matters nothing.
+    """
+    weights = {name: constrained_weight(layer).abs() for name, layer in layers.items()}
+    if criterion == "magnitude":
+        return weights, []
+    if criterion == "activation":
+        factors = _input_norms(model, layers, examples)
+    else:
+        gradients = weight_gradients(model, layers, examples.batches(SMALL_BATCH))
+        factors = {name: squares.sqrt() for name, (_, squares) in gradients.items() if squares.any()}
+    notes = [
+        f"{name}: {'no inputs are' if criterion == 'activation' else 'no gradient is'} seen there, left alone"
+        for name in layers
+        if name not in factors
+    ]
+    return {name: weights[name] * factor for name, factor in factors.items()}, notes
+
+
+def _input_norms(model: nn.Module, layers: Mapping[str, nn.Module], examples: Examples) -> dict[str, Tensor]:
+    """Return the root mean square of the input that each weight is multiplied with, of the shape of the weight.
+
+    The diagonal of :func:`nutlet.graph.statistics.input_moments` without the rest of it, which grows with the square of
+    the inputs.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        rows = input_rows(layer, x)
+        sums[name] = sums.get(name, 0) + rows.double().square().sum(1)
+        counts[name] = counts.get(name, 0) + rows.shape[1]
+
+    seen = [name for name, layer in layers.items() if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    with observing(model, seen, note), evaluating(model), torch.no_grad():
+        for x, _ in examples.batches():
+            model(x)
+    norms = {}
+    for name, total in sums.items():
+        weight = constrained_weight(layers[name])
+        mean = (total / counts[name]).sqrt().to(weight.dtype)
+        norms[name] = mean.repeat_interleave(len(weight) // len(mean), 0).view_as(weight)
+    return norms

@@ -1,0 +1,62 @@
+"""Fixed-point numbers: integers whose scales are powers of two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from nutlet.graph.activations import ActivationGrid
+from nutlet.graph.quantizers import Grid
+from nutlet.graph.scope import weighted_layers
+from nutlet.method import Context, Method, Plan, register
+from nutlet.methods.quantization.integers import check_bits, integer_plan, put_integers
+
+__all__ = ["FixedPoint"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class FixedPoint(Method):
+    """Store weights, and compute activations, with scales that are powers of two (Lin et al. 2016, arXiv:1511.06393).
+
+    A product with such a scale is a shift, for hardware without a multiplier to spare. Runtimes on CPUs gain nothing by
+    it, and about a bit of precision is lost against :class:`Quantize`.
+
+    Args:
+        bits: bits of a weight, 2 to 8.
+        granularity: what has one scale: the whole ``tensor`` or an output ``channel``.
+        activations: quantize activations as well, to 8 bits.
+
+    Raises:
+        ConfigError: bits outside 2 to 8.
+
+    >>> FixedPoint(bits=6).to_dict()
+    {'FixedPoint': {'bits': 6}}
+    """
+
+    effect: ClassVar[str] = "grid"
+    when: ClassVar[str] = "hardware that shifts instead of multiplying; elsewhere Quantize loses less"
+
+    bits: int = 8
+    granularity: Literal["tensor", "channel"] = "tensor"
+    activations: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bits("FixedPoint", "bits", self.bits)
+
+    def decide(self, model: nn.Module, context: Context) -> Plan:
+        """Return what is folded, the grid of each weight, and the ranges of the activations."""
+        ranges: Literal["minmax", "mse"] = "minmax" if self.bits == 8 else "mse"
+        grid = Grid(bits=self.bits, granularity=self.granularity, ranges=ranges, power_of_two=True)
+        activations = ActivationGrid(power_of_two=True) if self.activations else None
+        return integer_plan(
+            self, model, context, dict.fromkeys(weighted_layers(model, self), grid), activations=activations
+        )
+
+    @staticmethod
+    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        """Fold, put quantizers on the weights, and on the activations at their sites."""
+        return put_integers(model, plan, example)

@@ -1,0 +1,83 @@
+"""Which layers take a format of few values, and putting it on them: what all quantization methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from nutlet.graph.constraints import Constraint, constrain, constrained_weight, constraints, output_axis, take_off
+from nutlet.graph.quantizers import FewValues, WeightQuantizer
+from nutlet.graph.scope import weighted_layers
+from nutlet.graph.sites import walk
+from nutlet.method import Context, Method
+
+__all__ = ["Fit", "edge_layers", "layers_to_code", "put_format"]
+
+Fit = Callable[[Tensor, int], FewValues]
+"""``(weight, axis of the output channels) -> constraint``."""
+
+
+def edge_layers(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> set[str]:
+    """Return the first and the last of ``layers`` to run: few weights, and the errors there cost most."""
+    order = [site.module for site in walk(model, example).sites.values() if site.module in layers]
+    return {order[0], order[-1]} if order else set()
+
+
+def layers_to_code(
+    method: Method, model: nn.Module, context: Context, levels: int, order: int, *, edges: bool = True
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Return the layers in scope that a format is to be put on, and notes about the others.
+
+    A layer that has fewer values already keeps its format; an integer grid (order 1) goes on top of freely chosen
+    values (order 0) all the same, so that integer kernels can compute with them.
+
+    Args:
+        method: whose scope it is.
+        model: not changed.
+        context: of the method.
+        levels: how many values the format has.
+        order: its place in the stack.
+        edges: the first and the last layer as well.
+    """
+    layers = weighted_layers(model, method)
+    notes = []
+    if not edges:
+        for name in sorted(edge_layers(model, layers, context.example)):
+            del layers[name]
+            notes.append(f"{name}: the first and the last layer keep their precision, see `edges`")
+    for name, layer in list(layers.items()):
+        fewer = [c for c in _kinds(constraints(layer)) if len(c.levels) < levels and c.order >= order]
+        if fewer:
+            del layers[name]
+            notes.append(f"{name}: has {len(fewer[-1].levels)} values already and keeps them")
+    return layers, notes
+
+
+def put_format(layer: nn.Module, fit: Fit) -> None:
+    """Put a format on ``layer``: in the place of one of its order, before or after one of another.
+
+    Freely chosen values of which there are no fewer than the format has codes go as well: they would limit nothing.
+    """
+    stack = take_off(layer)
+    raw, axis = layer.weight, output_axis(layer)
+    assert isinstance(raw, Tensor)
+    new = fit(raw.detach(), axis)
+    kept = [c for c in stack if not _superseded(c, new)]
+    constrain(layer, [c for c in kept if c.order < new.order or not isinstance(c, FewValues)])
+    new = fit(constrained_weight(layer), axis)
+    constrain(layer, [new])
+    weight = constrained_weight(layer)
+    # Those of a higher order that were not superseded: integers, which few free values now lie on.
+    grids = [c.grid.for_free_values() for c in kept if isinstance(c, WeightQuantizer) and c.order > new.order]
+    constrain(layer, [WeightQuantizer.fit(weight, axis, grid) for grid in grids])
+
+
+def _superseded(constraint: Constraint, new: FewValues) -> bool:
+    return isinstance(constraint, FewValues) and (
+        constraint.order == new.order or (constraint.order < new.order and len(constraint.levels) >= len(new.levels))
+    )
+
+
+def _kinds(stack: list[Constraint]) -> list[FewValues]:
+    return [c for c in stack if isinstance(c, FewValues)]

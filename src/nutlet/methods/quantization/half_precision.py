@@ -1,0 +1,45 @@
+"""Weights of 16-bit floats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from nutlet.graph.quantizers import HalfFloat
+from nutlet.method import Context, Method, Plan, register
+from nutlet.methods.quantization.formats import layers_to_code, put_format
+
+__all__ = ["HalfPrecision"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class HalfPrecision(Method):
+    """Store weights in 16 bits; the runtime computes in 32, so answers hardly change and speed does not.
+
+    Args:
+        dtype: ``float16``, the more precise, or ``bfloat16``, which has the range of 32 bits.
+
+    >>> HalfPrecision(dtype="bfloat16").to_dict()
+    {'HalfPrecision': {'dtype': 'bfloat16'}}
+    """
+
+    effect: ClassVar[str] = "grid"
+    when: ClassVar[str] = "half the size at no loss, where integers lose too much"
+
+    dtype: Literal["float16", "bfloat16"] = "float16"
+
+    def decide(self, model: nn.Module, context: Context) -> Plan:
+        """Return the layers that are stored in 16 bits."""
+        layers, notes = layers_to_code(self, model, context, 2**16, HalfFloat.order)
+        return {"halves": dict.fromkeys(layers, self.dtype), "notes": notes}
+
+    @staticmethod
+    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        """Put the format on each layer of the plan."""
+        for name, dtype in plan["halves"].items():
+            put_format(model.get_submodule(name), partial(HalfFloat.fit, dtype=dtype))
+        return model

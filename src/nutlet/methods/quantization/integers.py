@@ -1,0 +1,104 @@
+"""Planning integer grids, and carrying such plans out: what Quantize, FixedPoint and MixedPrecision share."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+from torch import Tensor, nn
+
+from nutlet.errors import ConfigError
+from nutlet.graph.activations import ActivationGrid, attach, calibrate, runs_on_integers
+from nutlet.graph.constraints import constraints
+from nutlet.graph.fold import fold, foldable
+from nutlet.graph.quantizers import FewValues, Grid, WeightQuantizer
+from nutlet.graph.scope import weighted_layers
+from nutlet.graph.sites import walk
+from nutlet.method import Context, Method, Plan
+from nutlet.methods.quantization.formats import put_format
+
+__all__ = ["check_bits", "integer_plan", "put_integers", "with_integers"]
+
+
+def check_bits(owner: str, option: str, bits: int) -> None:
+    """Raise ConfigError unless integers of ``bits`` bits are offered."""
+    if not 2 <= bits <= 8:
+        raise ConfigError(
+            f"{owner}.{option} is {bits}; expected 2 to 8. Runtimes compute with 8-bit integers; fewer bits make the "
+            "saved file smaller all the same. For one bit see Binarize, for 16 see HalfPrecision"
+        )
+
+
+def integer_plan(
+    method: Method,
+    model: nn.Module,
+    context: Context,
+    grids: dict[str, Grid],
+    *,
+    fold_norms: bool = True,
+    activations: ActivationGrid | None = None,
+) -> Plan:
+    """Return the plan that puts the weights of layers on ``grids``, folds norms and calibrates activations.
+
+    Args:
+        method: whose scope it is.
+        model: not changed.
+        context: of the method.
+        grids: for each layer in scope; those that have fewer values already keep them.
+        fold_norms: batch norms go into the layers before them.
+        activations: how they are quantized; None leaves them in floating point.
+    """
+    scope = weighted_layers(model, method)
+    pairs = foldable(model, walk(model, context.example)) if fold_norms else []
+    plan: Plan = {"fold": [list(pair) for pair in pairs if pair[0] in scope], "weights": {}, "notes": []}
+    for name, layer in scope.items():
+        grid, notes = _grid_for(name, layer, grids[name])
+        plan["notes"] += notes
+        if grid is not None:
+            plan["weights"][name] = grid.changes()
+    packed = sorted({grids[name].bits for name in plan["weights"]} - {8})
+    if packed:
+        widths = " and ".join(map(str, packed))
+        plan["notes"].append(
+            f"runtimes compute with 8-bit integers: exported, a weight of {widths} bits takes a byte; saved, its bits"
+        )
+    if activations is not None:
+        trial = with_integers(copy.deepcopy(model), plan)
+        inputs = (x for x, _ in context.data.calibration.batches())
+        ranges = calibrate(trial, walk(trial, context.example), inputs, activations)
+        if ranges:
+            plan["activations"] = ranges
+        plan["notes"] += [
+            f"{name}: no integer kernel takes such weights, it computes in floating point"
+            for name, layer in trial.named_modules()
+            if name in scope and not runs_on_integers(layer)
+        ]
+    untouched = [n for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
+    plan["notes"] += [f"{name}: its inner weights stay in floating point" for name in untouched]
+    return plan
+
+
+def put_integers(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    """Carry out the plan of :func:`integer_plan`."""
+    model = with_integers(model, plan)
+    return attach(model, plan["activations"], example) if "activations" in plan else model
+
+
+def with_integers(model: nn.Module, plan: Plan) -> nn.Module:
+    """Fold, and put the weights on their grids."""
+    fold(model, plan["fold"])
+    for name, changes in plan["weights"].items():
+        put_format(model.get_submodule(name), partial(WeightQuantizer.fit, grid=Grid(**changes)))
+    return model
+
+
+def _grid_for(name: str, layer: nn.Module, grid: Grid) -> tuple[Grid | None, list[str]]:
+    """Return the grid that a layer gets, if any, and why it is another one than was asked for."""
+    kinds = [c for c in constraints(layer) if isinstance(c, FewValues)]
+    levels = 2**grid.bits - grid.symmetric
+    fewer = [c for c in kinds if len(c.levels) < levels]
+    if any(c.order >= WeightQuantizer.order for c in fewer):
+        return None, [f"{name}: has {len(fewer[-1].levels)} values already and keeps them"]
+    if fewer:
+        return grid.for_free_values(), [f"{name}: its {len(fewer[-1].levels)} values are put on 8 bits with one scale"]
+    return grid, []

@@ -1,0 +1,60 @@
+"""Ternary weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from nutlet.graph.quantizers import Grid, TrainedTernarizer, WeightQuantizer
+from nutlet.method import Context, Method, Plan, register
+from nutlet.methods.quantization.formats import Fit, layers_to_code, put_format
+
+__all__ = ["Ternarize"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Ternarize(Method):
+    """Keep zero and one value of either sign, in less than two bits a weight; training learns the values.
+
+    Accuracy is lost until the model has been trained again. ``Quantize`` after it makes the activations integers as
+    well.
+
+    Args:
+        scales: 1, the same of both signs (TWN, Li et al. 2016, arXiv:1605.04711: what has the smallest squared error
+            at first), or 2, one for the positive and one for the negative weights of a layer (TTQ, Zhu et al. 2017,
+            arXiv:1612.01064).
+        granularity: with one scale, whether each output ``channel`` or the whole ``tensor`` has it.
+        edges: the first and the last layer as well.
+
+    >>> Ternarize(scales=2).to_dict()
+    {'Ternarize': {'scales': 2}}
+    """
+
+    effect: ClassVar[str] = "grid"
+    when: ClassVar[str] = "less than two bits for a weight on disk, with training after it"
+    recoverable: ClassVar[bool] = True
+
+    scales: Literal[1, 2] = 1
+    granularity: Literal["channel", "tensor"] = "channel"
+    edges: bool = False
+
+    def decide(self, model: nn.Module, context: Context) -> Plan:
+        """Return the layers that become ternary."""
+        order = (WeightQuantizer if self.scales == 1 else TrainedTernarizer).order
+        layers, notes = layers_to_code(self, model, context, 3, order, edges=self.edges)
+        return {"ternary": dict.fromkeys(layers, self.granularity if self.scales == 1 else "signs"), "notes": notes}
+
+    @staticmethod
+    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        """Put a ternary constraint on each layer of the plan."""
+        for name, scale in plan["ternary"].items():
+            put_format(model.get_submodule(name), TrainedTernarizer.fit if scale == "signs" else _one_scale(scale))
+        return model
+
+
+def _one_scale(granularity: Literal["channel", "tensor"]) -> Fit:
+    return partial(WeightQuantizer.fit, grid=Grid(bits=2, granularity=granularity, ranges="mse", learn=True))

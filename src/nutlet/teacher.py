@@ -1,0 +1,141 @@
+"""The teacher that a chain was given: a module, a file, or something that only answers."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.data import Data
+from nutlet.errors import ConfigError, ModelError, NutletError
+from nutlet.fingerprint import fingerprint
+from nutlet.inputs import load_model
+from nutlet.inputs.models import check_model
+from nutlet.inputs.weights import check_finite_weights
+from nutlet.method import Answering
+from nutlet.oracle import Endpoint, FileSource, Kept, Oracle, load_endpoint
+from nutlet.predict import predict
+from nutlet.stolen import load_onnx
+
+__all__ = ["Teacher", "labelled_by", "load_teacher", "teacher_of"]
+
+Teacher = nn.Module | Path | str | Oracle | Endpoint
+"""What can teach: a module, the path of an ONNX file, an oracle, or an endpoint."""
+
+
+def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) -> nn.Module:
+    """Return ``teacher`` as a module in evaluation mode that gives logits ``(B, classes)``.
+
+    An ONNX file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
+    or endpoint only the answers are known (:class:`nutlet.method.Answering`): they are kept, and each input is asked
+    about once. A module that ends in a softmax gives the logarithms.
+
+    Args:
+        teacher: what was given; not changed.
+        folder: where answers are kept.
+        example: inputs to try it on.
+        classes: number of outputs of the model that learns from it.
+
+    Raises:
+        ConfigError: it is nothing that can teach.
+        ModelError: it does not take the data, gives another number of classes, or has NaN weights.
+        StorageError: the file cannot be read.
+    """
+    try:
+        module = _module(teacher, folder)
+        found = check_model(module, example, 0)
+    except NutletError as error:
+        raise type(error)(f"the teacher: {error}") from error
+    if found != classes:
+        raise ModelError(
+            f"the teacher gives {found} classes, the model {classes}; expected as many, in the same order: take a "
+            "teacher of the same task, or give the model as many outputs"
+        )
+    if not isinstance(module, Answering) and _are_probabilities(module, example):
+        module.register_forward_hook(_logarithms)
+    return module
+
+
+def load_teacher(spec: str, *, config: Path | None = None, i_own_this_endpoint: bool = False) -> Teacher:
+    """Return the teacher that a command line names: an ONNX file, an address, or what names a model.
+
+    Args:
+        spec: a path that ends in ``.onnx``, an address, or see :func:`nutlet.inputs.load_model`.
+        config: YAML that says how an endpoint is asked.
+        i_own_this_endpoint: your word that it is yours.
+
+    Raises:
+        ConfigError: see :func:`nutlet.oracle.load_endpoint`.
+        ModelError, StorageError: see :func:`nutlet.inputs.load_model`.
+    """
+    if spec.startswith(("http://", "https://")):
+        return load_endpoint(config, url=spec, i_own_this_endpoint=i_own_this_endpoint)
+    return Path(spec) if spec.endswith(".onnx") else load_model(spec)
+
+
+def labelled_by(data: Data, teacher: nn.Module) -> tuple[Data, list[str]]:
+    """Return ``data`` with labels of the teacher where validation or calibration have none, and notes that say so.
+
+    Training examples stay as they are: what learns from labels there has to be told that there are none.
+    """
+    parts = {name: getattr(data, name) for name in ("validation", "calibration")}
+    bare = {name: part for name, part in parts.items() if not part.labelled}
+    if not bare:
+        return data, []
+    named = {name: replace(part, y=predict(teacher, part).argmax(1)) for name, part in bare.items()}
+    says = f"the {' and '.join(bare)} examples have no labels: those of the teacher stand in for them"
+    note = says + (", and accuracy is agreement with it" if "validation" in bare else "")
+    return replace(data, **named), [note]
+
+
+class _Asked:
+    """An oracle as a source whose answers can be kept."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.oracle.query(x)
+
+    def fingerprint(self) -> str:
+        return fingerprint([self.oracle.source, self.oracle.answers, self.oracle.outputs])
+
+
+def _module(teacher: Teacher, folder: Path) -> nn.Module:
+    if isinstance(teacher, nn.Module):
+        check_finite_weights(teacher)
+        return copy.deepcopy(teacher).cpu().eval().requires_grad_(False)
+    if isinstance(teacher, (str, Path)):
+        try:
+            return load_onnx(teacher).requires_grad_(False)
+        except ModelError:  # a runtime knows more operators
+            teacher = Oracle(FileSource(teacher), client="teacher")
+    if isinstance(teacher, Endpoint):
+        teacher = Oracle(teacher, answers=teacher.answers, client="teacher", outputs=_outputs(teacher))
+    if not isinstance(teacher, Oracle):
+        raise ConfigError(
+            f"found a {type(teacher).__name__}; expected a module, the path of an ONNX file, an Oracle or an Endpoint"
+        )
+    try:
+        kept = Kept(_Asked(teacher), folder)
+    except TypeError as error:
+        raise ConfigError(f"{error}; give the source of the oracle a method `fingerprint`") from error
+    return Answering(kept, logits=teacher.answers.kind == "logits")
+
+
+def _outputs(endpoint: Endpoint) -> Any:
+    return "logits" if endpoint.outputs == "logits" else "probabilities"
+
+
+def _are_probabilities(module: nn.Module, example: Tensor) -> bool:
+    with torch.no_grad():
+        outputs = module(example)
+    return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _logarithms(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output.clamp_min(torch.finfo(output.dtype).tiny).log()
