@@ -60,9 +60,44 @@ TRAINING = {
 """What follows where a peer has the same: our step, run on its network as well."""
 
 CASES = {
+    # Held against Torch-Pruning at the same work, epochs and training: the rows of families_peers.py.
     "channels2x": Case([nl.PruneChannels(macs=0.5), TRAINING["channels2x"]], drop=2.99),
     "channels3x": Case([nl.PruneChannels(macs=1 / 3), TRAINING["channels3x"]]),
     "qat8": Case([nl.Quantize(), TRAINING["qat8"]], drop=0.0),
+    # Nothing is trained; the rival goes by the size of a weight and shares zeros out alike.
+    "obs50": Case(
+        [nl.PruneSecondOrder(sparsity=0.5)],
+        drop=1.5,
+        rival=[nl.PruneWeights(sparsity=0.5, distribution="uniform")],
+        gain=3.0,
+    ),
+    "obs50-global": Case(
+        [nl.PruneSecondOrder(sparsity=0.5, distribution="global")],
+        drop=1.5,
+        rival=[nl.PruneWeights(sparsity=0.5)],
+        gain=3.0,
+    ),
+    "obs50-erk": Case(
+        [nl.PruneSecondOrder(sparsity=0.5, distribution="erk")],
+        drop=1.5,
+        rival=[nl.PruneWeights(sparsity=0.5, distribution="erk")],
+        gain=3.0,
+    ),
+    # At 50 % the rival loses little more than the gain asked for: no room to be ahead by it. At 60 % there is.
+    "obs60": Case(
+        [nl.PruneSecondOrder(sparsity=0.6)],
+        drop=1.5,
+        rival=[nl.PruneWeights(sparsity=0.6, distribution="uniform")],
+        gain=3.0,
+    ),
+    "nm24": Case([nl.PruneSecondOrder(pattern="2:4"), nl.Distill(epochs=1)], drop=0.5),
+    "lowrank2x": Case([nl.Factorize(decomposition="whitened", parameters=0.5), nl.Distill(epochs=2)], drop=1.0),
+    # New weights: the rival is the same student, trained as long on labels alone.
+    "student-half": Case(
+        [nl.Student(width=0.5, start="fresh"), nl.Distill(epochs=4, lr=0.1)],
+        rival=[nl.Student(width=0.5, start="fresh"), nl.FineTune(epochs=4, lr=0.1)],
+        gain=1.0,
+    ),
 }
 
 

@@ -249,6 +249,7 @@ FAMILIES = {
     "obs50": "50 % zero by second-order pruning, nothing trained; against magnitude",
     "obs50-global": "the same, ranked across layers",
     "obs50-erk": "the same, shares by Erdős-Rényi-Kernel",
+    "obs60": "60 % zero by second-order pruning, shared out evenly",
     "student-half": "student of half the width; against labels alone",
 }
 """Cases of the families, in the order of the table; the rows of peers, named CASE-PEER, follow theirs."""
