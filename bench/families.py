@@ -5,6 +5,7 @@
 Every accuracy is that of an ONNX file in ONNX Runtime on all 10,000 test images, the original's too, in the same run.
 Budgets of training are small on purpose: a few epochs. A rival is another recipe that ours is held against. Every
 intermediate and the checkpoint of a training in progress stay under NUTLET_BENCH_WORK: a killed run goes on from there.
+They are found by recipe, data and version alone: delete them after changing a method.
 ``bench/families_peers.py`` gives other tools the same training.
 """
 
