@@ -12,7 +12,8 @@ import jsonschema
 import pytest
 
 from job import Job, invoke
-from nutlet import cli, errors
+from nutlet import errors
+from nutlet.cli.common import loading
 from nutlet.measurement.runtime import Runtime
 from nutlet.method import known_methods
 from nutlet.report.load import schema
@@ -262,11 +263,11 @@ def test_an_interruption_that_a_writer_hides(tmp_path: Path) -> None:
 def test_ctrl_c_while_modules_load() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with cli._loading():
+        with loading():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us wants none: it stays so
-        with cli._loading():
+        with loading():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -28,12 +28,13 @@ LAYERS = (
     {"errors", "history", "progress"},
     {"data", "registry", "storage", "table"},
     {"catalogue", "fingerprint", "predict"},
-    {"graph", "jobs", "method"},
-    {"export", "inputs", "measurement", "recipe", "report", "train"},
-    {"artifact", "membership", "methods", "oracle", "stolen", "thief"},
+    {"graph", "jobs"},
+    {"method"},
+    {"export", "inputs", "measurement", "order", "recipe", "report", "train"},
+    {"artifact", "estimate", "membership", "methods", "oracle", "stolen", "thief"},
     {"teacher"},
     {"attack", "pipeline", "shadows"},
-    {"attacks", "delivery", "recompress"},
+    {"attacks", "delivery", "diagnosis", "preflight", "recompress"},
     {"auditing"},
     {"demo"},
     {"cli"},
@@ -187,7 +188,9 @@ print(time.process_time(), *sys.modules)
     assert min(float(line[0]) for line in figures) < 0.5
 
 
-@pytest.mark.parametrize("command", ["compress", "measure", "report", "demo", "methods", "audit", "attacks"])
+@pytest.mark.parametrize(
+    "command", ["check", "compress", "diagnose", "measure", "report", "demo", "methods", "audit", "attacks"]
+)
 def test_help_of_each_command(command: str) -> None:
     start = time.perf_counter()
     from typer.testing import CliRunner

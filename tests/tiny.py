@@ -74,6 +74,33 @@ class TinyMLP(nn.Module):
         return self.fc2(F.relu(self.block2(self.block1(F.relu(self.fc1(x))))))
 
 
+class AttentionBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.norm = nn.LayerNorm(16)
+        self.fc1 = nn.Linear(16, 16)
+        self.fc2 = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.fc2(F.relu(self.fc1(self.norm(x))))
+
+
+class TinyAttention(nn.Module):
+    """Rows ``(B, 10)``, read as two tokens: attention of one's own, and a transformer layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(5, 16)
+        self.block1 = AttentionBlock()
+        self.block2 = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        self.fc2 = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.block2(self.block1(self.fc1(x.view(-1, 2, 5)))).mean(1))
+
+
 def settled(model: nn.Module, example: Tensor, seed: int = 0) -> nn.Module:
     """Return ``model`` in evaluation mode with weights from the seed and batch norms that have seen data."""
     generator = torch.Generator().manual_seed(seed)
@@ -104,10 +131,11 @@ def tiny_data(shape: tuple[int, ...], seed: int = 0) -> Data:
 
 
 def tiny(kind: str) -> tuple[nn.Module, Data]:
-    """Return a model and its data: ``cnn`` or ``mlp``, trained a little so that classes are told apart."""
+    """Return a model and its data: ``cnn``, ``mlp`` or ``attention``, trained a little."""
     torch.manual_seed(0)
     data = tiny_data((3, 8, 8) if kind == "cnn" else (10,))
-    model = settled(TinyCNN() if kind == "cnn" else TinyMLP(), data.calibration.x)
+    made = {"cnn": TinyCNN, "mlp": TinyMLP, "attention": TinyAttention}[kind]()
+    model = settled(made, data.calibration.x)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
     model.train()
     for _ in range(15):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nutlet.auditing import Audit, Protocol, audit, audit_files
     from nutlet.data import Data, Examples, flip_and_crop, split
     from nutlet.delivery import deliver
+    from nutlet.diagnosis import Diagnosis, diagnose
     from nutlet.errors import (
         BudgetError,
         ConfigError,
@@ -46,16 +47,21 @@ if TYPE_CHECKING:
         FineTune,
         FixedPoint,
         HalfPrecision,
+        LotteryTicket,
         MixedPrecision,
         PruneChannels,
+        PruneGradually,
+        PruneHeads,
         PruneSecondOrder,
         PruneWeights,
         Quantize,
         Student,
         Ternarize,
+        TrainSparse,
     )
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
+    from nutlet.preflight import Preflight, check
     from nutlet.progress import Progress
     from nutlet.recipe import load_recipe
     from nutlet.thief import Thief
@@ -66,6 +72,7 @@ _HOMES = {
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.data": ("Data", "Examples", "flip_and_crop", "split"),
     "nutlet.delivery": ("deliver",),
+    "nutlet.diagnosis": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
         "BudgetError",
         "ConfigError",
@@ -91,16 +98,21 @@ _HOMES = {
         "FineTune",
         "FixedPoint",
         "HalfPrecision",
+        "LotteryTicket",
         "MixedPrecision",
         "PruneChannels",
+        "PruneGradually",
+        "PruneHeads",
         "PruneSecondOrder",
         "PruneWeights",
         "Quantize",
         "Student",
         "Ternarize",
+        "TrainSparse",
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.pipeline": ("compress",),
+    "nutlet.preflight": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
     "nutlet.recipe": ("load_recipe",),
     "nutlet.thief": ("Thief",),
@@ -119,6 +131,7 @@ __all__ = [
     "Context",
     "Data",
     "DataError",
+    "Diagnosis",
     "Distill",
     "DropBlocks",
     "Endpoint",
@@ -129,6 +142,7 @@ __all__ = [
     "FixedPoint",
     "HalfPrecision",
     "Loot",
+    "LotteryTicket",
     "Measurement",
     "Method",
     "MissingExtra",
@@ -137,9 +151,12 @@ __all__ = [
     "NutletError",
     "Oracle",
     "OracleError",
+    "Preflight",
     "Progress",
     "Protocol",
     "PruneChannels",
+    "PruneGradually",
+    "PruneHeads",
     "PruneSecondOrder",
     "PruneWeights",
     "Quantize",
@@ -149,10 +166,13 @@ __all__ = [
     "Student",
     "Ternarize",
     "Thief",
+    "TrainSparse",
     "audit",
     "audit_files",
+    "check",
     "compress",
     "deliver",
+    "diagnose",
     "export_onnx",
     "flip_and_crop",
     "load_data",

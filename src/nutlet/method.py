@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from nutlet.data import Data
 from nutlet.errors import ConfigError, nearest
+from nutlet.graph.reasons import scope_reasons
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
@@ -110,6 +111,9 @@ class Method:
     effect: ClassVar[str] = ""
     """What it does to a model, one of ``EFFECTS``: what the advice on the order of steps goes by."""
 
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Classes of layers it works on; empty: all dense layers and convolutions."""
+
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
@@ -135,6 +139,25 @@ class Method:
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Change the values of ``model``, not its structure; return notes for the history."""
         return []
+
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why this method would leave layers of ``model`` alone, by name; an empty text where it would not.
+
+        What is known before the work and without data: scope, kinds of layers, how they hang together. A layer with a
+        reason keeps its values; one without may still be left alone, which :meth:`decide` tells.
+
+        Raises:
+            NutletError: as :meth:`decide` would, for a scope or an option that does not fit the model.
+        """
+        return scope_reasons(model, self, trains=type(self).train is not Method.train)
+
+    def passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+        """Return the least and the most passes over the calibration examples that :meth:`decide` makes, roughly."""
+        return (0, 0) if type(self).decide is Method.decide else (0, 3)
+
+    def gentler(self) -> Method | None:
+        """Return this method with a setting that costs less accuracy, or None where there is none."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Return ``{name: {option: value}}`` with only the options that differ from their defaults."""

@@ -29,12 +29,13 @@ from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.measurement.size import size_of
 from nutlet.method import Answering, Context, Method
+from nutlet.order import advise
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
-from nutlet.recipe import load_recipe, parse_recipe, with_recovery
+from nutlet.recipe import read_steps
 from nutlet.storage import digest, prepare_folder
 from nutlet.teacher import Teacher, labelled_by, teacher_of
-from nutlet.train import CHECKPOINT
+from nutlet.train import CHECKPOINTS
 
 __all__ = ["compress"]
 
@@ -75,7 +76,7 @@ def compress(
         raise ConfigError(
             f"data is a {type(data).__name__}; expected nutlet.Data: nutlet.split(nutlet.Examples.from_arrays(x, y))"
         )
-    steps = _methods(recipe, recover)
+    steps = read_steps(recipe, recover)
     original = copy.deepcopy(model).cpu().eval()
     check_finite_weights(original)
     example = data.calibration.batch(slice(0, 2))[0]
@@ -83,6 +84,9 @@ def compress(
     progress = progress or Progress(quiet=True)
     if workdir is not None:
         prepare_folder(Path(workdir))
+    advice = advise(steps)
+    for found in advice:
+        progress.say(f"order: {found.text}")
     with tempfile.TemporaryDirectory() as passing:
         if teacher is None:
             guide: nn.Module = copy.deepcopy(original).requires_grad_(False)
@@ -99,15 +103,16 @@ def compress(
         for number in range(len(result.steps), len(steps) + 1):
             folder = folders[number]
             context = Context(data=data, teacher=guide, seed=seed, workdir=folder, progress=progress)
-            result = _step(result, steps[number - 1], context)
+            result = _step(result, steps[number - 1], context, [found.text for found in advice if found.step == number])
             if folder is not None:
                 result.save(folder)
-                (folder / CHECKPOINT).unlink(missing_ok=True)
+                for checkpoint in folder.glob(CHECKPOINTS):
+                    checkpoint.unlink()
             progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
     return result
 
 
-def _step(before: Compressed, method: Method, context: Context) -> Compressed:
+def _step(before: Compressed, method: Method, context: Context, advice: Sequence[str]) -> Compressed:
     start = time.perf_counter()
     torch.manual_seed(context.seed)
     model = before.model
@@ -115,7 +120,7 @@ def _step(before: Compressed, method: Method, context: Context) -> Compressed:
     if earlier is not None:
         model = earlier.take_off()
     plan = method.decide(model, context)
-    notes = list(plan.pop("notes", []))
+    notes = [*advice, *plan.pop("notes", [])]
     values = plan.pop("values", {})
     model = method.execute(model, plan, context.example)
     put_values(model.model if isinstance(model, Edited) else model, values)
@@ -166,25 +171,6 @@ def _summary(now: Step, before: Step) -> str:
         f"{before.size.bytes:,} → {now.size.bytes:,} bytes, "
         f"{before.size.macs / 1e6:.2f} → {now.size.macs / 1e6:.2f} M MACs, {now.seconds:.1f} s"
     )
-
-
-def _methods(
-    recipe: Method | Sequence[Method | dict[str, Any] | str] | Path | str,
-    recover: Method | dict[str, Any] | str | None,
-) -> list[Method]:
-    if isinstance(recover, (str, dict)):
-        recover = Method.from_dict(recover)
-    if recover is not None and not isinstance(recover, Method):
-        raise ConfigError(f"recover is {recover!r}; expected a method that trains, as Distill(epochs=5)")
-    if isinstance(recipe, Method):
-        recipe = [recipe]
-    if isinstance(recipe, (str, Path)):
-        steps = load_recipe(recipe)
-    elif not recipe:
-        raise ConfigError("the recipe is empty; expected at least one method, see `nutlet methods`")
-    else:
-        steps = [step if isinstance(step, Method) else parse_recipe([step])[0] for step in recipe]
-    return with_recovery(steps, recover)
 
 
 def _keys(

@@ -11,7 +11,7 @@ import yaml
 from nutlet.errors import ConfigError, nearest
 from nutlet.method import Method
 
-__all__ = ["Recipe", "dump_recipe", "load_recipe", "with_recovery"]
+__all__ = ["Recipe", "dump_recipe", "load_recipe", "parse_recipe", "read_steps", "read_yaml", "with_recovery"]
 
 Recipe = Sequence[Method]
 
@@ -34,21 +34,53 @@ def with_recovery(steps: Recipe, recover: Method | None) -> list[Method]:
     return expanded
 
 
+def read_steps(
+    recipe: Method | Sequence[Method | dict[str, Any] | str] | Path | str,
+    recover: Method | dict[str, Any] | str | None = None,
+) -> list[Method]:
+    """Return the steps of a recipe in any of the forms that users give it in, recovery included.
+
+    Raises:
+        ConfigError: the recipe is empty, cannot be read, or a step is unknown or has a bad option.
+    """
+    if isinstance(recover, (str, dict)):
+        recover = Method.from_dict(recover)
+    if recover is not None and not isinstance(recover, Method):
+        raise ConfigError(f"recover is {recover!r}; expected a method that trains, as Distill(epochs=5)")
+    if isinstance(recipe, Method):
+        recipe = [recipe]
+    if isinstance(recipe, (str, Path)):
+        steps = load_recipe(recipe)
+    elif not recipe:
+        raise ConfigError("the recipe is empty; expected at least one method, see `nutlet methods`")
+    else:
+        steps = [step if isinstance(step, Method) else parse_recipe([step])[0] for step in recipe]
+    return with_recovery(steps, recover)
+
+
 def load_recipe(path: Path | str) -> list[Method]:
     """Read a YAML recipe: ``steps``, a list of methods, and optionally ``recover``.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or names an unknown key, method or option.
     """
+    return parse_recipe(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path | str) -> Any:
+    """Return what a YAML file holds.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"could not read the recipe {path}: {error.strerror}; expected a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}; expected `steps:` with a list of methods") from error
-    return parse_recipe(content, str(path))
 
 
 def parse_recipe(content: Any, origin: str = "the recipe") -> list[Method]:

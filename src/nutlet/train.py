@@ -26,13 +26,32 @@ from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic
 
-__all__ = ["CHECKPOINT", "LossTerm", "Training", "check_labelled", "cross_entropy", "fit", "train_on"]
+__all__ = [
+    "CHECKPOINT",
+    "CHECKPOINTS",
+    "BeforeStep",
+    "LossTerm",
+    "Training",
+    "check_labelled",
+    "cross_entropy",
+    "fit",
+    "train_on",
+]
 
 CHECKPOINT = "training.pt"
 """Name of the checkpoint in a step's folder."""
+CHECKPOINTS = "training*.pt"
+"""Pattern of all checkpoints in a step's folder, those of methods that train several times included."""
 
 LossTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(inputs, outputs, labels) -> scalar``, the mean over the batch."""
+
+BeforeStep = Callable[[int, int], object]
+"""``(step, steps)``: what runs before each optimisation step, from 0 to ``steps - 1``, with the gradients in place.
+
+It may change values and buffers. To go on from a checkpoint as if nothing had happened, it keeps what it must remember
+in buffers of the model, and goes by the number of the step alone otherwise.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +103,13 @@ def fit(
     *,
     along: nn.Module | None = None,
     title: str = "training",
+    before_step: BeforeStep | None = None,
+    checkpoint: str = CHECKPOINT,
 ) -> list[str]:
     """Train ``model`` as a method does: on the training split, watched on the validation split; see :func:`train_on`.
 
-    Checkpoints go to ``context.workdir``. The last one stays until the caller has kept the result.
+    Checkpoints go to ``context.workdir``, under the name ``checkpoint``: one that fits ``CHECKPOINTS``. The last one
+    stays until the caller has kept the result.
     """
     return train_on(
         model,
@@ -98,9 +120,10 @@ def fit(
         augment=context.data.augment,
         along=along,
         seed=context.seed,
-        checkpoint=context.workdir / CHECKPOINT if context.workdir else None,
+        checkpoint=context.workdir / checkpoint if context.workdir else None,
         progress=context.progress,
         title=title,
+        before_step=before_step,
     )
 
 
@@ -117,6 +140,7 @@ def train_on(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     title: str = "training",
+    before_step: BeforeStep | None = None,
 ) -> list[str]:
     """Train ``model`` in place and return notes for the history.
 
@@ -133,6 +157,7 @@ def train_on(
         checkpoint: written after each epoch; a run found there is continued.
         progress: shows a bar.
         title: stands beside it.
+        before_step: called before each optimisation step, see :data:`BeforeStep`.
 
     Raises:
         ModelError: the loss became NaN or infinite.
@@ -187,6 +212,8 @@ def train_on(
                     )
                 optimizer.zero_grad()
                 accelerator.backward(value)
+                if before_step is not None:
+                    before_step(epoch * len(batches.sampler) + k, steps)
                 optimizer.step()
                 average += (value.item() - average) / (k + 1)
                 task.advance(note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")

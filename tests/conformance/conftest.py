@@ -14,7 +14,7 @@ from nutlet.data import Data
 
 @pytest.fixture(scope="session")
 def _made() -> dict[str, tuple[nn.Module, Data]]:
-    return {kind: tiny.tiny(kind) for kind in ("cnn", "mlp")}
+    return {kind: tiny.tiny(kind) for kind in ("cnn", "mlp", "attention")}
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from nutlet.predict import predict
 
 EXAMPLES: dict[str, Method] = {case.name: case.method for case in CASES}
 """A small configuration of every method, and of its variants, by name."""
+MODELS: dict[str, tuple[str, ...]] = {case.name: case.models for case in CASES}
+"""The tiny models that each example runs on."""
 REPRESENTATIVES = [case.name for case in CASES if case.kind]
 """One example for each kind of thing that a method does to a model."""
 

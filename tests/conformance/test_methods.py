@@ -15,6 +15,7 @@ from torch import nn
 from conformance.cases import CASES, Case
 from conformance.examples import (
     EXAMPLES,
+    MODELS,
     body_of,
     check_constraints,
     check_exported,
@@ -32,7 +33,9 @@ from nutlet.recipe import dump_recipe, load_recipe
 
 Make = Callable[[str], tuple[nn.Module, Data]]
 every_method = pytest.mark.parametrize("name", sorted(EXAMPLES))
-every_model = pytest.mark.parametrize("kind", ["cnn", "mlp"])
+every_run = pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in sorted(EXAMPLES) for kind in MODELS[name]]
+)
 
 
 def test_every_registered_method_is_tested_and_the_reverse() -> None:
@@ -79,8 +82,7 @@ def test_refuses_unknown_options_and_bad_values(case: Case) -> None:
             Method.from_dict({name: {**options, "include": scope}})
 
 
-@every_model
-@every_method
+@every_run
 def test_keeps_the_contract_and_the_model_it_was_given(name: str, kind: str, make: Make) -> None:
     model, data = make(kind)
     before = copy.deepcopy(model)
@@ -100,8 +102,7 @@ def test_keeps_the_contract_and_the_model_it_was_given(name: str, kind: str, mak
     check_constraints(body_of(result.model))
 
 
-@every_model
-@every_method
+@every_run
 def test_is_trainable_after(name: str, kind: str, make: Make) -> None:
     model, data = make(kind)
     result = compress(model, [EXAMPLES[name]], data).model.train()
@@ -111,8 +112,7 @@ def test_is_trainable_after(name: str, kind: str, make: Make) -> None:
     assert sum(bool(g.any()) for g in grads if g is not None) > len(grads) / 2
 
 
-@every_model
-@every_method
+@every_run
 def test_same_seed_same_bytes(name: str, kind: str, make: Make) -> None:
     model, data = make(kind)
     torch.manual_seed(1)
@@ -124,8 +124,7 @@ def test_same_seed_same_bytes(name: str, kind: str, make: Make) -> None:
     assert [(s.accuracy, s.size, s.notes) for s in first.steps] == [(s.accuracy, s.size, s.notes) for s in second.steps]
 
 
-@every_model
-@every_method
+@every_run
 def test_saved_and_loaded_is_the_same(name: str, kind: str, make: Make, tmp_path: Path) -> None:
     model, data = make(kind)
     result = compress(model, [EXAMPLES[name]], data)
@@ -135,20 +134,17 @@ def test_saved_and_loaded_is_the_same(name: str, kind: str, make: Make, tmp_path
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-@every_model
-@every_method
+@every_run
 def test_finalized_equals_simulated(name: str, kind: str, make: Make) -> None:
     model, data = make(kind)
     check_finalized(compress(model, [EXAMPLES[name]], data).model, data)
 
 
-@every_model
-@every_method
+@every_run
 def test_leaves_excluded_layers_alone(name: str, kind: str, make: Make) -> None:
     model, data = make(kind)
-    block = {"cnn": "block1", "mlp": "block1"}[kind]
-    inner = f"{block}.conv1" if kind == "cnn" else f"{block}.fc1"
-    for pattern in (inner, f"{block}.*", block):
+    inner = {"cnn": "block1.conv1", "mlp": "block1.fc1", "attention": "block1.attention.out_proj"}[kind]
+    for pattern in (inner, "block1.*", "block1"):
         method = dataclasses.replace(EXAMPLES[name], exclude=(pattern,))
         result = body_of(compress(model, [method], data).model)
         old, new = model.get_submodule(inner), result.get_submodule(inner)
@@ -161,7 +157,7 @@ def test_leaves_excluded_layers_alone(name: str, kind: str, make: Make) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_changes_only_what_is_included(case: Case, make: Make) -> None:
-    model, data = make("mlp")
+    model, data = make(case.models[-1])
     method = dataclasses.replace(case.method, include=("block2*",), **case.acting)
     result = body_of(compress(model, [method], data).model)
     for layer in ("fc1", "block1.fc1", "block1.fc2", "fc2"):
@@ -173,7 +169,7 @@ def test_changes_only_what_is_included(case: Case, make: Make) -> None:
 
 @every_method
 def test_refuses_a_pattern_that_matches_nothing(name: str, make: Make) -> None:
-    model, data = make("mlp")
+    model, data = make(MODELS[name][-1])
     for option in ("include", "exclude"):
         method = dataclasses.replace(EXAMPLES[name], **{option: ("blokc1.fc1",)})
         with pytest.raises(ConfigError, match=r"blokc1\.fc1.*block1\.fc1"):
@@ -187,8 +183,7 @@ def test_a_model_without_layers_is_refused_with_a_sentence(name: str, make: Make
         compress(nn.Sequential(nn.Softmax(1)), [EXAMPLES[name]], data)
 
 
-@every_model
-@every_method
+@every_run
 def test_exports_with_parity(name: str, kind: str, make: Make, tmp_path: Path) -> None:
     model, data = make(kind)
     result = compress(model, [EXAMPLES[name]], data)

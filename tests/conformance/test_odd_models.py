@@ -16,7 +16,7 @@ from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import finalize
 from nutlet.measurement.parity import parity
 from nutlet.method import Context, Method
-from nutlet.methods import DropBlocks, Factorize, PruneChannels, PruneWeights, Quantize, Student
+from nutlet.methods import DropBlocks, Factorize, PruneChannels, PruneHeads, PruneWeights, Quantize, Student
 from nutlet.pipeline import compress
 
 
@@ -92,6 +92,16 @@ CHAINS = [
     ["PruneWeights", "PruneChannels", "Quantize", "FineTune"],
     ["Quantize", "Factorize", "PruneChannels", "Distill"],
 ]
+
+
+def missing(method: Method) -> str | None:
+    """Return what a method says of a model that has nothing for it, where it needs more than layers."""
+    if isinstance(method, PruneHeads):
+        return "found no attention"
+    blocks = isinstance(method, DropBlocks) or (isinstance(method, Student) and method.depth < 1)
+    return "found no block" if blocks else None
+
+
 every_model = pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name__)
 
 
@@ -102,9 +112,10 @@ def test_odd_models(chain: list[str], kind: type[nn.Module], tmp_path: Path) -> 
     data = tiny.tiny_data(ODD[kind])
     model = tiny.settled(kind(), data.calibration.x)
     steps = [EXAMPLES[name] for name in chain]
-    # None of these has a block but the transformer layer.
-    if chain in (["DropBlocks"], ["Student-inherited"]) and kind is not Transformer:
-        with pytest.raises(ModelError, match="found no block"):
+    # None of these has a block or attention but the transformer layer.
+    lacking = [sentence for step in steps if (sentence := missing(step))]
+    if lacking and kind is not Transformer:
+        with pytest.raises(ModelError, match=lacking[0]):
             compress(model, steps, data)
         return
     result = compress(model, steps, data)
@@ -170,8 +181,8 @@ class Normed(nn.Module):
 def test_a_weight_that_somebody_else_parametrizes_is_refused_or_left_alone(name: str, tmp_path: Path) -> None:
     data = tiny.tiny_data((10,))
     model = Normed()
-    if name in ("DropBlocks", "Student-inherited"):
-        with pytest.raises(ModelError, match=r"found no block|the weight of a .*remove_parametrizations"):
+    if sentence := missing(EXAMPLES[name]):
+        with pytest.raises(ModelError, match=rf"{sentence}|the weight of a .*remove_parametrizations"):
             compress(model, [EXAMPLES[name]], data)
         return
     if type(EXAMPLES[name]).train is Method.train:

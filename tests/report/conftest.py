@@ -86,6 +86,25 @@ def sample_report(layers: int = 21, blocks: int = 7) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sample_diagnosis(layers: int = 60) -> dict[str, Any]:
+    """Build what a look into a ruined step gives."""
+    names = [f"a_module_with_a_long_name.stage{k // 10}.block{k % 10}.convolution" for k in range(layers)]
+    return {
+        "step": 1, "method": "PruneChannels", "examples": 1000,
+        "accuracies": [{"name": "original", "accuracy": 0.9176}, {"name": "PruneChannels", "accuracy": 0.8421}],
+        "before": 0.917, "loss": 0.31, "after": 0.842, "unquantized": None,
+        "layers": [{"name": name, "accuracy": 0.85 + k / 1000, "loss": 0.6 - k / 200} for k, name in enumerate(names)],
+        "sites": [{"site": f"{name}/conv2d/0", "error": k / 50, "cosine": 1 - k / 200} for k, name in enumerate(names)],
+        "words": ["Step 1, PruneChannels, lost 7.6 points.", "Leave it out: `exclude: [<b>layer</b>]`."],
+        "notes": ["Measured with 63 passes over 1,000 validation examples."],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def diagnosis() -> dict[str, Any]:
+    return sample_diagnosis()
+
+
 @pytest.fixture
 def report() -> dict[str, Any]:
     return sample_report()

@@ -131,6 +131,12 @@ def test_the_least_audit_and_a_report_with_one_in_chromium(browser, report, tmp_
     assert look_at(browser, tmp_path / "report.html", "light", 375)["svg.chart"] == 6
 
 
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375)])
+def test_a_report_with_a_diagnosis_in_chromium(browser, report, diagnosis, tmp_path, scheme, width):
+    write_report({**report, "diagnosis": diagnosis}, tmp_path)
+    assert look_at(browser, tmp_path / "report.html", scheme, width)["svg.chart"] == 6
+
+
 @pytest.mark.parametrize("name", ["report", "audit"])
 def test_page_prints_on_paper(browser, report, tmp_path, name):
     write_report(report, tmp_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,6 +44,7 @@ class Group:
             mean over the channels, so that layers of different scale have an equal say.
         cells: the channels, divided by which layers make them: the sides of a concatenation are separate cells, and
             each must keep a channel.
+        made: for each producer, which of its own output channels go with which channels of the group.
     """
 
     root: str
@@ -50,6 +52,14 @@ class Group:
     producers: tuple[str, ...]
     importance: Tensor
     cells: tuple[tuple[int, ...], ...]
+    made: Mapping[str, tuple[list[int], list[int]]]
+
+    def summed(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Return ``(channels,)`` the sum over all producers of the scores of their output channels."""
+        total = torch.zeros(self.channels)
+        for name, (own, ours) in self.made.items():
+            total.index_add_(0, torch.tensor(ours), scores[name][own])
+        return total
 
 
 def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str]]:
@@ -150,7 +160,7 @@ def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[s
     root = members[0].dep.target.module
     channels = len(members[0].idxs)
     score = torch.zeros(channels)
-    producers: dict[str, set[int]] = {}
+    made: dict[str, tuple[list[int], list[int]]] = {}
     for item in members:
         module = item.dep.target.module
         if not isinstance(module, Layer):
@@ -161,18 +171,21 @@ def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[s
             weight = constraint(weight)
         out = graph.is_out_channel_pruning_fn(item.dep.handler)
         if out:
-            producers.setdefault(name, set()).update(item.root_idxs)
+            own, ours = made.setdefault(name, ([], []))
+            own += item.idxs
+            ours += item.root_idxs
         axis = _axis(module, out)
         if weight.shape[axis] <= max(item.idxs):
             continue  # a grouped convolution: its input channels are not an axis of its weight
         norms = weight.movedim(axis, 0).flatten(1).norm(dim=1)[list(item.idxs)]
-        own = torch.zeros(channels).index_add_(0, torch.tensor(list(item.root_idxs)), norms)
-        score += own / own.mean().clamp_min(1e-12)
+        sums = torch.zeros(channels).index_add_(0, torch.tensor(list(item.root_idxs)), norms)
+        score += sums / sums.mean().clamp_min(1e-12)
     cells: dict[tuple[str, ...], list[int]] = {}
     for channel in range(channels):
-        makers = tuple(name for name, made in producers.items() if channel in made)
+        makers = tuple(name for name, (_, ours) in made.items() if channel in ours)
         cells.setdefault(makers, []).append(channel)
-    return Group(names[root], channels, tuple(producers), score, tuple(tuple(cell) for cell in cells.values()))
+    sides = tuple(tuple(cell) for cell in cells.values())
+    return Group(names[root], channels, tuple(made), score, sides, made)
 
 
 def _bare_copy(model: nn.Module) -> tuple[nn.Module, dict[str, list[Any]]]:

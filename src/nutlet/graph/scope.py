@@ -16,7 +16,7 @@ from nutlet.graph.sites import Edited
 if TYPE_CHECKING:
     from nutlet.method import Method
 
-__all__ = ["Layer", "in_scope", "training_only", "weighted_layers"]
+__all__ = ["Layer", "accepted_kinds", "in_scope", "training_only", "weighted_layers"]
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 """The layers whose weights methods work on."""
@@ -93,17 +93,22 @@ def training_only(model: nn.Module, method: Method) -> Iterator[None]:
             norm.momentum = momentum
 
 
+def accepted_kinds(method: Method) -> tuple[type[nn.Module], ...]:
+    """Return the classes of layers that ``method`` works on, by default dense layers and convolutions."""
+    return method.kinds or Layer.__args__
+
+
 def weighted_layers(
     model: nn.Module, method: Method, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = ()
 ) -> dict[str, nn.Module]:
-    """Return the layers in scope by name; ``kinds`` defaults to dense layers and convolutions.
+    """Return the layers in scope by name; ``kinds`` defaults to those of the method.
 
     Raises:
         ModelError: the model has no such layer, or the parametrization of somebody else makes the weight of one.
         ConfigError: see :func:`in_scope`.
     """
     accepted: tuple[type[nn.Module], ...] = kinds if isinstance(kinds, tuple) else (kinds,)
-    accepted = accepted or Layer.__args__
+    accepted = accepted or accepted_kinds(method)
     modules = {name: module for name, module in model.named_modules() if name}
     found = {name: module for name, module in modules.items() if isinstance(module, accepted)}
     if not found:

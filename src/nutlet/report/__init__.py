@@ -1,6 +1,6 @@
 """One self-contained page from one ``report.json`` or ``audit.json``."""
 
-from nutlet.report.html import render, render_audit, write_audit, write_report
+from nutlet.report.html import render, render_audit, write_audit, write_diagnosis, write_report
 from nutlet.report.load import load_audit, load_report
 from nutlet.report.standards import findings
 from nutlet.report.verdict import verdict
@@ -13,5 +13,6 @@ __all__ = [
     "render_audit",
     "verdict",
     "write_audit",
+    "write_diagnosis",
     "write_report",
 ]

@@ -9,12 +9,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nutlet.report.audit_view import audit_view, summary
+from nutlet.report.diagnosed import diagnosed
 from nutlet.report.figures import clean, percent
-from nutlet.report.load import check, check_audit, load_report
+from nutlet.report.load import check, check_audit, check_diagnosis, load_report
 from nutlet.report.view import view
 from nutlet.storage import write_json, write_text
 
-__all__ = ["render", "render_audit", "write_audit", "write_report"]
+__all__ = ["render", "render_audit", "write_audit", "write_diagnosis", "write_report"]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -31,9 +32,10 @@ def render(report: dict[str, Any]) -> str:
     """
     check(report)
     safe = clean(report)
-    audit = safe.get("audit")
+    audit, diagnosis = safe.get("audit"), safe.get("diagnosis")
     page = _environment().get_template("template.html")
-    return page.render(report=safe, percent=percent, audit=audit and summary(audit), **view(safe)) + "\n"
+    parts = {"audit": audit and summary(audit), "diagnosis": diagnosis and diagnosed(diagnosis)}
+    return page.render(report=safe, percent=percent, **parts, **view(safe)) + "\n"
 
 
 def render_audit(audit: dict[str, Any]) -> str:
@@ -73,6 +75,19 @@ def write_audit(audit: dict[str, Any], folder: Path) -> None:
     write_text(folder / "audit.html", page)
     if (folder / "report.json").exists():
         write_report({**load_report(folder / "report.json"), "audit": audit}, folder)
+
+
+def write_diagnosis(diagnosis: dict[str, Any], folder: Path) -> None:
+    """Write ``diagnosis.json`` into ``folder``, and put the diagnosis into a report that lies there.
+
+    Raises:
+        StorageError: the diagnosis is not what schema.json describes, the folder cannot be written, or ``report.json``
+            is no report; the diagnosis itself is written then.
+    """
+    check_diagnosis(diagnosis)
+    write_json(folder / "diagnosis.json", diagnosis)
+    if (folder / "report.json").exists():
+        write_report({**load_report(folder / "report.json"), "diagnosis": diagnosis}, folder)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from nutlet.errors import StorageError
 
-__all__ = ["LARGEST", "check", "check_audit", "load_audit", "load_report", "schema"]
+__all__ = ["LARGEST", "check", "check_audit", "check_diagnosis", "load_audit", "load_report", "schema"]
 
 LARGEST = 32 * 2**20
 """Bytes above which a file is not read: a report of a thousand layers and ten steps has about 2 MiB."""
@@ -99,6 +99,15 @@ def check_audit(value: Any, where: str = "audit") -> None:
     """
     _check(value, {"$ref": "#/$defs/audit", "type": "object"}, "", where, 0)
     _check_names(value, where)
+
+
+def check_diagnosis(value: Any, where: str = "diagnosis") -> None:
+    """Check plain data against the part of the schema that describes a diagnosis.
+
+    Raises:
+        StorageError: a required field is missing, or a field has another type or range than the schema says.
+    """
+    _check(value, {"$ref": "#/$defs/diagnosis", "type": "object"}, "", where, 0)
 
 
 def _check_names(audit: dict[str, Any], where: str) -> None:

@@ -18,6 +18,7 @@ class Case:
         variant: tells several configurations of one method apart.
         acting: options with which it acts on two dense layers of 16 x 16 alone.
         kind: what kind of thing it does to a model, where it stands for its kind in the pairs of `make test`.
+        models: the tiny models it can work on.
     """
 
     method: Method
@@ -25,6 +26,7 @@ class Case:
     variant: str = ""
     acting: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
+    models: tuple[str, ...] = ("cnn", "mlp")
 
     @property
     def name(self) -> str:

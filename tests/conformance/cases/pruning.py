@@ -1,19 +1,84 @@
 """Cases of the pruning family."""
 
 from conformance.cases.case import Case
-from nutlet.methods import DropBlocks, PruneChannels, PruneSecondOrder, PruneWeights
+from nutlet.methods import (
+    DropBlocks,
+    LotteryTicket,
+    PruneChannels,
+    PruneGradually,
+    PruneHeads,
+    PruneSecondOrder,
+    PruneWeights,
+    TrainSparse,
+)
 
 CASES = [
     Case(DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}], kind="depth"),
     Case(
         PruneChannels(ratio=0.3),
-        [{"ratio": 1}, {"macs": 0}, {"ratio": 0.5, "macs": 0.5}, {"ratio": 0.5, "multiple_of": 0}, {}],
+        [
+            {"ratio": 0.5, "criterion": "x"},
+            {"ratio": 1},
+            {"macs": 0},
+            {"ratio": 0.5, "macs": 0.5},
+            {"ratio": 0.5, "multiple_of": 0},
+            {},
+        ],
         kind="width",
     ),
     Case(
         PruneWeights(sparsity=0.5),
         [{}, {"sparsity": 1}, {"sparsity": -0.1}, {"sparsity": 50}, {"sparsity": 0.5, "distribution": "x"}],
         kind="mask",
+    ),
+    Case(
+        PruneGradually(sparsity=0.5, epochs=1, batch_size=16, lr=0.01),
+        [
+            {},
+            {"sparsity": 1},
+            {"sparsity": 50},
+            {"sparsity": 0.6, "pattern": "2:4"},
+            {"sparsity": 0.5, "distribution": "sensitivity"},
+            {"sparsity": 0.5, "fixed": 1},
+            {"sparsity": 0.5, "patience": 2},
+            {"sparsity": 0.5, "criterion": "x"},
+            {"sparsity": 0.5, "ramp": "x"},
+            {"sparsity": 0.5, "soft": 2},
+            {"sparsity": 0.5, "lr": 0},
+        ],
+    ),
+    Case(
+        PruneGradually(
+            sparsity=0.5,
+            epochs=1,
+            batch_size=16,
+            lr=0.01,
+            criterion="movement",
+            ramp="iterative",
+            soft=0.0,
+            distribution="uniform",
+        ),
+        variant="movement",
+    ),
+    Case(PruneGradually(pattern="2:4", epochs=1, batch_size=16, lr=0.01), variant="2:4"),
+    Case(
+        LotteryTicket(sparsity=0.5, rounds=2, rewind=1, epochs=2, batch_size=16, lr=0.01),
+        [
+            {},
+            {"sparsity": 1},
+            {"sparsity": 0.5, "rounds": 0},
+            {"sparsity": 0.5, "rewind": 5},
+            {"sparsity": 0.5, "rewind": -1},
+            {"sparsity": 0.5, "patience": 1},
+        ],
+    ),
+    Case(
+        TrainSparse(strength=0.01, epochs=1, batch_size=16, lr=0.01),
+        [{"strength": -1}, {"strength": float("nan")}, {"penalty": "l2"}, {"threshold": 1}, {"temperature": 0}],
+    ),
+    Case(
+        TrainSparse(penalty="group", strength=0.01, epochs=1, batch_size=16, lr=0.01, threshold=0.2),
+        variant="group",
     ),
     Case(
         PruneWeights(pattern="2:4", criterion="activation"),
@@ -44,4 +109,17 @@ CASES = [
     Case(PruneSecondOrder(pattern="2:4"), variant="2:4"),
     Case(PruneWeights(sparsity=0.5, distribution="erk"), variant="erk"),
     Case(PruneWeights(sparsity=0.5, distribution="sensitivity"), variant="sensitivity"),
+    Case(PruneChannels(ratio=0.3, criterion="activation"), variant="activation"),
+    Case(PruneChannels(ratio=0.3, criterion="taylor", distribution="global"), variant="taylor"),
+    Case(PruneChannels(ratio=0.3, criterion="second-order"), variant="second-order"),
+    Case(
+        PruneHeads(ratio=0.5),
+        [{}, {"ratio": 0}, {"ratio": 1}, {"ratio": 0.5, "criterion": "x"}, {"ratio": 0.5, "distribution": "erk"}],
+        models=("attention",),
+    ),
+    Case(
+        PruneHeads(ratio=0.5, criterion="activation", distribution="global"),
+        variant="activation",
+        models=("attention",),
+    ),
 ]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import nutlet as nl
 import tiny
 from nutlet.data import Data, Examples
-from nutlet.graph.constraints import Mask, WeightQuantizer, constrained_weight, constraints
+from nutlet.graph.constraints import Mask, constrained_weight, constraints
+from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.statistics import input_moments
 from nutlet.methods.pruning.elimination import eliminate, inverse_factor, least_error
 

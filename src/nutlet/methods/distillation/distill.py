@@ -15,15 +15,15 @@ from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import training_only
 from nutlet.method import Answering, Context, Method, register
 from nutlet.methods.distillation.features import Features
-from nutlet.methods.distillation.targets import decoupled, divergence, mixed, teaching
-from nutlet.train import Training, check_labelled, cross_entropy, fit
+from nutlet.methods.distillation.targets import SoftTraining, decoupled, divergence, mixed, teaching
+from nutlet.train import check_labelled, cross_entropy, fit
 
 __all__ = ["Distill"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Distill(Training, Method):
+class Distill(SoftTraining, Method):
     """Train on the answers of a teacher, mixed with the labels, and on its hidden features if you like.
 
     ``loss = soft L + (1 - soft) CE(s, y) + hints H + attention A + relations R``, where L compares the outputs s of the
@@ -46,8 +46,6 @@ class Distill(Training, Method):
 
     Args:
         targets: how outputs are compared: ``kl``, ``logits`` or ``decoupled``.
-        temperature: T, softens both distributions; not used by ``logits``.
-        soft: share of the teacher's term, 0 to 1.
         alpha: weight of the right class against all others, in ``decoupled``.
         beta: weight of the other classes among themselves, in ``decoupled``.
         hints: weight of the mean square by which hidden features differ (FitNets, Romero et al. 2015,
@@ -70,8 +68,6 @@ class Distill(Training, Method):
     when: ClassVar[str] = "recover accuracy after any other method; nearly always better than labels alone"
 
     targets: Literal["kl", "logits", "decoupled"] = "kl"
-    temperature: float = 4.0
-    soft: float = 0.9
     alpha: float = 1.0
     beta: float = 8.0
     hints: float = 0.0
@@ -82,10 +78,6 @@ class Distill(Training, Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check(type(self).__name__)
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"Distill.temperature is {self.temperature}; expected a positive number")
-        if not 0 <= self.soft <= 1:
-            raise ConfigError(f"Distill.soft is {self.soft}; expected a share from 0 to 1")
         for option in ("alpha", "beta", "hints", "attention", "relations"):
             if not 0 <= getattr(self, option) < math.inf:
                 raise ConfigError(f"Distill.{option} is {getattr(self, option)}; expected a weight of 0 or more")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,36 @@ from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.sites import walk
 from nutlet.method import Answering, Context
-from nutlet.train import LossTerm, cross_entropy
+from nutlet.train import LossTerm, Training, cross_entropy
 
-__all__ = ["Compare", "decoupled", "divergence", "mixed", "softened", "teaching"]
+__all__ = ["Compare", "SoftTraining", "decoupled", "divergence", "mixed", "softened", "teaching"]
 
 Compare = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(student's outputs, teacher's outputs, labels) -> scalar``, the mean over the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTraining(Training):
+    """Training on the softened outputs of the original, mixed with the labels, see :func:`softened`.
+
+    Args:
+        temperature: T, softens both distributions; only where they are compared as such.
+        soft: share of the teacher's term, 0 to 1; with 0 the labels alone are learnt.
+
+    Raises:
+        ConfigError: a temperature that is not positive, or ``soft`` outside [0, 1].
+    """
+
+    temperature: float = 4.0
+    soft: float = 0.9
+
+    def check(self, owner: str) -> None:
+        """Raise ConfigError, in the name of the method ``owner``, for a value out of range."""
+        super().check(owner)
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"{owner}.temperature is {self.temperature}; expected a positive number")
+        if not 0 <= self.soft <= 1:
+            raise ConfigError(f"{owner}.soft is {self.soft}; expected a share from 0 to 1")
 
 
 def softened(context: Context, temperature: float, soft: float) -> LossTerm:

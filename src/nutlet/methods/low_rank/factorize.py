@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -83,6 +84,7 @@ class Factorize(Method):
     effect: ClassVar[str] = "rank"
     when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
     recoverable: ClassVar[bool] = True
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
     decomposition: Literal["svd", "whitened", "spatial", "tucker", "cp", "nmf"] = "svd"
     energy: float = 0.9
@@ -136,6 +138,40 @@ class Factorize(Method):
         ranks = {name: list(choice.ranks) for name, choice in chosen.items()}
         return {"decomposition": self.decomposition, "ranks": ranks, "notes": notes, "values": values}
 
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are not factorized, as far as their shape and their neighbours tell."""
+        found = super().reasons(model, example)
+        free = {name: model.get_submodule(name) for name, reason in found.items() if not reason}
+        shared = shared_parameters(model)
+        read = _read_by_others(model, free, example)
+        for name, layer in free.items():
+            most = min(constrained_weight(layer).flatten(1).shape)
+            if getattr(layer, "groups", 1) > 1:
+                found[name] = "a grouped convolution"
+            elif raw_weight(layer) in shared:
+                found[name] = "another layer has the same weight"
+            elif name in read:
+                found[name] = "another module reads its weight"
+            elif self.rank is not None and self.rank > most:
+                self._check_rank(name, layer)
+                found[name] = f"rank at most {most}"
+        return found
+
+    def gentler(self) -> Factorize:
+        """Return it with twice the rank, or with half of the lost energy kept."""
+        if self.rank is not None:
+            return dataclasses.replace(self, rank=2 * self.rank)
+        return dataclasses.replace(self, energy=round((1 + self.energy) / 2, 4))
+
+    def _check_rank(self, name: str, layer: nn.Module) -> None:
+        """Refuse a rank that a layer named by ``include`` cannot have."""
+        rows, columns = constrained_weight(layer).flatten(1).shape
+        if self.include != ("*",):
+            raise ConfigError(
+                f"Factorize.rank is {self.rank}, but {name} is a {rows} x {columns} matrix; "
+                f"expected at most {min(rows, columns)}"
+            )
+
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Replace each layer of the plan by its chain; the weights in it are set after."""
@@ -173,7 +209,7 @@ class Factorize(Method):
     def _free(self, model: nn.Module, context: Context, notes: list[str]) -> Iterator[tuple[str, nn.Module]]:
         """Yield the layers whose weight nobody else uses."""
         shared = shared_parameters(model)
-        layers = weighted_layers(model, self, (nn.Linear, nn.Conv1d, nn.Conv2d))
+        layers = weighted_layers(model, self)
         for name in [name for name, layer in layers.items() if getattr(layer, "groups", 1) > 1]:
             notes.append(f"{name}: grouped convolution, left as it is")
             del layers[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.modules import Passthrough, replace
+from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.method import Context, Method, Plan, register
 from nutlet.predict import evaluating
@@ -77,6 +79,24 @@ class DropBlocks(Method):
                 dropped.append(least)
                 notes.append(f"dropped {least}: loss on calibration data without it {costs[least]:.3f}")
         return {"dropped": dropped, "notes": notes}
+
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return the layers that are inside no block which can go."""
+        candidates = blocks_in_scope(model, example, self)
+        if self.drop is not None:  # unset where every method is asked, without a recipe
+            self._check_enough(candidates, [])
+        blocks = tuple(f"{block}." for block in candidates)
+        inside = {name: f"{name}.".startswith(blocks) for name in layers_with_values(model)}
+        return {name: "" if within else "in no block that can go" for name, within in inside.items()}
+
+    def passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+        """Return the passes of the greedy search; one that cannot go is tried once in vain."""
+        trials = _trials(len(blocks_in_scope(model, example, self)), self.drop)
+        return trials, trials
+
+    def gentler(self) -> DropBlocks | None:
+        """Return it with one block fewer to drop."""
+        return dataclasses.replace(self, drop=self.drop - 1) if self.drop > 1 else None
 
     def _check_enough(self, candidates: list[str], notes: list[str]) -> None:
         if self.drop > len(candidates):

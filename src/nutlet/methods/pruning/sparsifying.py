@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -69,6 +70,12 @@ class Sparsifying(Method):
     def positions(self) -> Pattern:
         """Where zeros may lie."""
         return parse_pattern(type(self).__name__, self.pattern, self.block)
+
+    def gentler(self) -> Sparsifying | None:
+        """Return it with twice as many weights kept."""
+        if self.sparsity is None:
+            return None
+        return dataclasses.replace(self, sparsity=round(max(0.0, 1 - 2 * (1 - self.sparsity)), 4))
 
     def fitting(self, layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list[str]]:
         """Return the layers that can take the pattern, and sentences about the others.

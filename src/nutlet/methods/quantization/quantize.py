@@ -118,6 +118,10 @@ class Quantize(Method):
             portable=self.portable,
         )
 
+    def gentler(self) -> Quantize | None:
+        """Return it with activations in floating point."""
+        return replace(self, activations=False) if self.activations else None
+
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Fold, put quantizers on the weights, and on the activations at their sites."""

@@ -1,0 +1,203 @@
+"""Commands on a chain: try it, run it, find out what went wrong in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nutlet.cli.common import (
+    AsJson,
+    Augmented,
+    Calibration,
+    DataSpec,
+    EndpointConfig,
+    Mean,
+    ModelSpec,
+    Owned,
+    Quiet,
+    Seconds,
+    Seed,
+    Std,
+    TeacherSpec,
+    TestSpec,
+    Validation,
+    Weights,
+    app,
+    command_line,
+    loading,
+    numbers,
+    reported,
+    short,
+    show,
+    show_result,
+)
+
+__all__ = ["check", "compress", "diagnose"]
+
+
+@app.command()
+@reported
+def check(
+    model: ModelSpec,
+    data: DataSpec,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", help="YAML file with the steps; without one every method is asked.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder that a run is to write.")] = None,
+    weights: Weights = None,
+    teacher: Annotated[str | None, typer.Option(help="A model that is to teach, in the forms of MODEL.")] = None,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    calibration: Calibration = 512,
+    validation: Validation = 0.1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say before a run what it would meet: layers, methods, time, problems. Exit code 1 where there is a problem."""
+    with loading():
+        from nutlet.inputs import load_data, load_model
+        from nutlet.preflight import check as ask
+        from nutlet.progress import Progress
+
+    examples = load_data(
+        data,
+        test,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        calibration=calibration,
+        validation=validation,
+        seed=seed,
+    )
+    found = ask(
+        load_model(model, weights),
+        examples,
+        recipe,
+        teacher=None if teacher is None else load_model(teacher),
+        workdir=out,
+        progress=Progress(quiet=quiet or as_json),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    elif not quiet:
+        show(found)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+@reported
+def compress(
+    model: ModelSpec,
+    data: DataSpec,
+    recipe: Annotated[Path, typer.Option("--recipe", "-r", help="YAML file with the steps; see `nutlet methods`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files and the report.")] = Path("out"),
+    weights: Weights = None,
+    teacher: TeacherSpec = None,
+    endpoint: EndpointConfig = None,
+    owned: Owned = False,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    augment: Augmented = "none",
+    calibration: Calibration = 512,
+    validation: Validation = 0.1,
+    seconds: Seconds = 2.0,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a model by a recipe, export it, measure the file, and write a report."""
+    with loading():
+        from nutlet.delivery import deliver
+        from nutlet.inputs import load_data, load_model
+        from nutlet.pipeline import compress as run_chain
+        from nutlet.progress import Progress
+        from nutlet.recipe import load_recipe
+        from nutlet.storage import prepare_folder
+        from nutlet.teacher import load_teacher
+
+    progress = Progress(quiet=quiet or as_json)
+    steps = load_recipe(recipe)
+    guide = None if teacher is None else load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned)
+    prepare_folder(out)
+    original = load_model(model, weights)
+    examples = load_data(
+        data,
+        test,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        augment=augment,
+        calibration=calibration,
+        validation=validation,
+        seed=seed,
+    )
+    result = run_chain(original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", progress=progress)
+    figures, parity = deliver(
+        result,
+        original,
+        examples,
+        out,
+        command=command_line(),
+        names=(short(model), short(data)),
+        seconds=seconds,
+        progress=progress,
+    )
+    show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+@reported
+def diagnose(
+    model: ModelSpec,
+    data: DataSpec,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that `nutlet compress` wrote.")] = Path("out"),
+    step: Annotated[str | None, typer.Option(help="Number or name of a step; else the one that lost most.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="Validation examples to measure layers on, at most.")] = 1000,
+    weights: Weights = None,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    augment: Augmented = "none",
+    calibration: Calibration = 512,
+    validation: Validation = 0.1,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say which step and which layer lost accuracy, and what to do. Give model and data as to `nutlet compress`."""
+    with loading():
+        from nutlet.diagnosis import diagnose as look_into
+        from nutlet.inputs import load_data, load_model
+        from nutlet.progress import Progress
+        from nutlet.report import write_diagnosis
+
+    data_of_run = load_data(
+        data,
+        test,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+        augment=augment,
+        calibration=calibration,
+        validation=validation,
+        seed=seed,
+    )
+    found = look_into(
+        out / "saved",
+        load_model(model, weights),
+        data_of_run,
+        step=int(step) if step is not None and step.isdecimal() else step,
+        examples=examples,
+        workdir=out / "steps",
+        progress=Progress(quiet=quiet or as_json),
+    )
+    write_diagnosis(found.to_dict(), out)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    elif not quiet:
+        show(found)
+        typer.echo(f"diagnosis: {out / 'diagnosis.json'}")

@@ -1,0 +1,150 @@
+"""What the commands share: the application, options, how errors end, how results print."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nutlet.errors import ConfigError, NutletError
+
+__all__ = [
+    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Owned", "Quiet",
+    "Seconds", "Seed", "Std", "TeacherSpec", "TestSpec", "Validation", "Weights", "app", "command_line",
+    "loading", "main", "numbers", "reported", "short", "show", "show_result",
+]  # fmt: skip
+
+app = typer.Typer(
+    name="nutlet",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_INTERRUPTED = 130
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
+DataSpec = Annotated[
+    str,
+    typer.Option("--data", "-d", help="An .npz, a folder of npz or of images, hf:NAME, or package.module:factory."),
+]
+TestSpec = Annotated[str | None, typer.Option("--test", help="Where the test set is, if not beside the training set.")]
+Mean = Annotated[str, typer.Option("--mean", help="Per-channel mean after scaling to [0, 1], as 0.48,0.45,0.40.")]
+Std = Annotated[str, typer.Option("--std", help="Per-channel standard deviation, likewise.")]
+TeacherSpec = Annotated[str | None, typer.Option("--teacher", help="For Distill: an .onnx, an address, or as MODEL.")]
+EndpointConfig = Annotated[Path | None, typer.Option("--endpoint-config", help="YAML: how the endpoint is asked.")]
+Owned = Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")]
+Seconds = Annotated[float, typer.Option("--seconds", min=0.01, help="Time for each latency setting.")]
+Augmented = Annotated[str, typer.Option("--augment", help="none, crop or flip-crop, applied while training.")]
+Calibration = Annotated[int, typer.Option("--calibration", help="Training examples used for ranges and scores.")]
+Validation = Annotated[float, typer.Option("--validation", help="Share of the training set held out.")]
+Weights = Annotated[Path | None, typer.Option("--weights", "-w", help=".safetensors or .pt (state dict).")]
+ModelSpec = Annotated[str, typer.Argument(help="package.module:factory, path/file.py:factory, or a .pt2 program.")]
+Seed = Annotated[int, typer.Option("--seed", help="The only source of randomness.")]
+
+
+def main() -> None:
+    """Run the command line; errors become one message on standard error and an exit code of their own."""
+    app(prog_name="nutlet")
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn our errors and Ctrl-C into one message and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except NutletError as error:
+            typer.echo(f"nutlet: {type(error).__name__}: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("nutlet: interrupted; run the same command again to go on from here", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+
+    return run
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while modules load.
+
+    Nothing is written yet, and a torch that is half loaded turns the interruption into errors of its own.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        typer.echo(importlib.metadata.version("nutlet"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A small model in a hard shell: compress a model, ship it, and measure the file that ships."""
+
+
+def show_result(out: Path, result: Any, figures: Any, parity: Any, *, as_json: bool, quiet: bool) -> None:
+    """Print what a finished chain came to: as JSON, as tables, or not at all."""
+    if as_json:
+        typer.echo((out / "report.json").read_text(encoding="utf-8"))
+    elif not quiet:
+        show(result, figures)
+        typer.echo(str(parity))
+        typer.echo(f"shipped file: {out / 'model.onnx'}\nreport: {out / 'report.html'}")
+
+
+def show(*things: Any) -> None:
+    """Print tables and texts on standard output."""
+    from rich.console import Console
+
+    # Where the output is no terminal, rich would fold tables at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for thing in things:
+        console.print(thing)
+
+
+def short(spec: str) -> str:
+    """Return how a report names a model or data: without the folders, which are nobody's business."""
+    return Path(spec.rpartition(":")[2]).name
+
+
+def command_line() -> str:
+    """Return how this run was started, for a report."""
+    return "nutlet " + shlex.join(sys.argv[1:])
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read numbers with commas between them.
+
+    Raises:
+        ConfigError: a part is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5") from None

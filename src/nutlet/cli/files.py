@@ -1,0 +1,99 @@
+"""Commands on what was made: measure it, report it; and the demonstration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nutlet.cli.common import (
+    AsJson,
+    DataSpec,
+    Mean,
+    Quiet,
+    Seconds,
+    Seed,
+    Std,
+    TestSpec,
+    app,
+    command_line,
+    loading,
+    numbers,
+    reported,
+    show,
+    show_result,
+)
+
+__all__ = ["demo", "measure", "report"]
+
+
+@app.command()
+@reported
+def measure(
+    file: Annotated[Path, typer.Argument(help="The ONNX file to measure.")],
+    data: DataSpec,
+    against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    seconds: Seconds = 2.0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
+    with loading():
+        from nutlet.inputs import load_examples
+        from nutlet.measurement import measure as take_figures
+        from nutlet.progress import Progress
+
+    examples = load_examples(data, test, mean=numbers("--mean", mean), std=numbers("--std", std))
+    figures = take_figures(file, examples, against, seconds=seconds, progress=Progress(quiet=quiet or as_json))
+    if as_json:
+        typer.echo(json.dumps(figures.to_dict(), indent=1))
+    elif not quiet:
+        show(figures)
+
+
+@app.command()
+@reported
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder with a report.json, as `nutlet compress` writes it.")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write report.html anew from a report.json, and print its verdict."""
+    from nutlet.report import load_report, render, verdict
+    from nutlet.storage import write_text
+
+    source = folder / "report.json" if folder.is_dir() else folder
+    content = load_report(source)
+    page = source.with_suffix(".html")
+    write_text(page, render(content))
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    elif not quiet:
+        typer.echo(verdict(content))
+        typer.echo(f"report: {page}")
+
+
+@app.command()
+@reported
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files and the report.")] = Path("demo"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small network on scikit-learn's digits and send it through the whole chain; needs no download."""
+    with loading():
+        from nutlet.demo import run_demo
+        from nutlet.progress import Progress
+
+    quietly = Progress(quiet=quiet or as_json)
+    result, figures, parity, audit = run_demo(out, seed=seed, command=command_line(), progress=quietly)
+    show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)
+    if not (as_json or quiet):
+        show(audit)
+        typer.echo(f"audit: {out / 'audit.html'}")

@@ -1,0 +1,54 @@
+"""Commands that list what there is to choose from."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from nutlet.cli.common import AsJson, app, loading, reported, show
+
+__all__ = ["attacks", "methods"]
+
+
+@app.command()
+@reported
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its documentation.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every method, its options, and when to pick it."""
+    with loading():
+        from nutlet.method import known_methods
+
+    _list("method", known_methods(), name, as_json=as_json, shared=("include", "exclude"))
+
+
+@app.command()
+@reported
+def attacks(
+    name: Annotated[str | None, typer.Argument(help="One attack, with its documentation.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every attack, what it needs, and when an attacker would pick it."""
+    with loading():
+        from nutlet.attack import known_attacks
+
+    _list("attack", known_attacks(), name, as_json=as_json)
+
+
+def _list(
+    what: str, known: dict[str, type[Any]], name: str | None, *, as_json: bool, shared: tuple[str, ...] = ()
+) -> None:
+    import inspect
+
+    from nutlet.catalogue import listed, listing
+
+    chosen = listed(what, known, name)
+    if as_json:
+        typer.echo(json.dumps(chosen, indent=1))
+        return
+    show(listing(what, chosen, shared))
+    if name is not None:
+        typer.echo(inspect.getdoc(known[name]))

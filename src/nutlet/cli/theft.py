@@ -1,0 +1,123 @@
+"""The command that measures how hard a file is to steal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nutlet.cli.common import (
+    AsJson,
+    DataSpec,
+    EndpointConfig,
+    Mean,
+    Owned,
+    Quiet,
+    Seed,
+    Std,
+    TestSpec,
+    app,
+    command_line,
+    loading,
+    numbers,
+    reported,
+    short,
+    show,
+)
+
+__all__ = ["audit"]
+
+
+@app.command()
+@reported
+def audit(
+    file: Annotated[str, typer.Argument(help="The ONNX file to audit, or the address of an endpoint.")],
+    data: DataSpec,
+    against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the report and what a rerun goes on from.")
+    ] = Path("audit"),
+    test: TestSpec = None,
+    mean: Mean = "",
+    std: Std = "",
+    augment: Annotated[str, typer.Option(help="none, crop or flip-crop, applied while clones are trained.")] = "none",
+    transfer: Annotated[str | None, typer.Option(help="What the thief asks with, in the forms of --data.")] = None,
+    same_task: Annotated[bool, typer.Option("--same-task", help="The labels of --transfer are of this task.")] = False,
+    model: Annotated[str | None, typer.Option(help="The thief's architecture, package.module:factory.")] = None,
+    queries: Annotated[str, typer.Option(help="Budgets, as 250,1000,4000.")] = "",
+    validation: Annotated[float, typer.Option(help="Share of the training set held out, as for compress.")] = 0.1,
+    seeds: Annotated[int, typer.Option(help="Repetitions; intervals need two or more.")] = 3,
+    answers: Annotated[str, typer.Option(help="What is shown: probabilities, labels, logits, top-3, rounded-2.")] = (
+        "probabilities"
+    ),
+    attacks: Annotated[str, typer.Option(help="Names, as Knockoff,RMIA, or all; see `nutlet attacks`.")] = "",
+    effort: Annotated[float, typer.Option(help="Scales the thief's training; below 1 overstates safety.")] = 1.0,
+    shadow_models: Annotated[int, typer.Option(help="Most models trained for membership inference.")] = 16,
+    price: Annotated[float, typer.Option(help="Price of one answer in USD.")] = 0.001,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", help="How the file was made, YAML: known to the attacker.")
+    ] = None,
+    retrained: Annotated[
+        bool | None, typer.Option("--retrained/--not-retrained", help="Whether training data were used again.")
+    ] = None,
+    endpoint: EndpointConfig = None,
+    owned: Owned = False,
+    processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how hard a shipped file is to steal, before and after compression."""
+    with loading():
+        from nutlet.auditing import Protocol, audit_files
+        from nutlet.inputs import load_data, load_inputs, load_model
+        from nutlet.oracle import Answers, Kept, load_endpoint
+        from nutlet.progress import Progress
+        from nutlet.recipe import load_recipe
+        from nutlet.storage import prepare_folder
+
+    progress = Progress(quiet=quiet or as_json)
+    protocol = Protocol(
+        queries=tuple(int(number) for number in numbers("--queries", queries)),
+        seeds=seeds,
+        first_seed=seed,
+        answers=Answers.parse(answers),
+        attacks=tuple(name for name in attacks.split(",") if name),
+        effort=effort,
+        shadow_models=shadow_models,
+        price_per_query=price,
+    )
+    prepare_folder(out)
+    centre, scale = numbers("--mean", mean), numbers("--std", std)
+    examples = load_data(data, test, mean=centre, std=scale, augment=augment, validation=validation, seed=seed)
+    asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
+    victim: Any = file
+    if file.startswith(("http://", "https://")):
+        victim = Kept(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
+        # One after the other: an endpoint is not to be flooded.
+        processes = 1
+    result = audit_files(
+        victim,
+        examples,
+        against,
+        out,
+        protocol=protocol,
+        transfer=asked,
+        same_task=same_task,
+        architecture=None if model is None else load_model(model),
+        recipe=() if recipe is None else load_recipe(recipe),
+        retrained=retrained,
+        transfer_name="" if transfer is None else short(transfer),
+        command=command_line(),
+        processes=processes,
+        ray=ray,
+        progress=progress,
+    )
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=1))
+    elif not quiet:
+        show(result)
+        typer.echo(f"report: {out / 'audit.html'}")

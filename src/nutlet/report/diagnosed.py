@@ -1,0 +1,88 @@
+"""The section of a report that says which step and which layer lost accuracy, worked out before it is laid out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+
+from nutlet.report import charts
+from nutlet.report.audit_charts import Chart
+from nutlet.report.charts import Bar
+from nutlet.report.figures import percent, points
+
+__all__ = ["diagnosed"]
+
+BARS = 12
+ROWS = 40
+DOTS = 120
+"""Results along the depth that are drawn; of more, every second or third."""
+FARTHEST = 10.0
+"""Relative error above which the curve is cut: a scale to a million shows nothing of the way there."""
+
+
+def diagnosed(diagnosis: dict[str, Any]) -> dict[str, Any]:
+    """Return what the section shows.
+
+    Args:
+        diagnosis: what ``diagnosis`` in schema.json describes.
+    """
+    return {
+        "step": f"{diagnosis['step']}, {diagnosis['method']}",
+        "words": [_marked(sentence) for sentence in diagnosis["words"]],
+        "notes": diagnosis["notes"],
+        "examples": f"{diagnosis['examples']:,}",
+        "charts": [chart for chart in (_sensitivity(diagnosis), _depth(diagnosis["sites"])) if chart],
+        "rows": [
+            {
+                "name": layer["name"],
+                "accuracy": percent(layer["accuracy"]),
+                "change": points(layer["accuracy"] - diagnosis["before"], sign=True),
+                "loss": f"{layer['loss']:.3f}",
+                "more": f"{layer['loss'] - diagnosis['loss']:+.3f}",
+            }
+            for layer in diagnosis["layers"][:ROWS]
+        ],
+        "hidden": max(len(diagnosis["layers"]) - ROWS, 0),
+    }
+
+
+def _marked(sentence: str) -> Markup:
+    """Set what stands between backticks as code; everything is escaped."""
+    parts = sentence.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else Markup("{}").format(part)
+        for index, part in enumerate(parts)
+    )
+
+
+def _sensitivity(diagnosis: dict[str, Any]) -> Chart | None:
+    worst = diagnosis["layers"][:BARS]
+    if not worst:
+        return None
+    groups = []
+    for layer in worst:
+        lost = diagnosis["before"] - layer["accuracy"]
+        groups.append((_short(layer["name"]), [Bar("after", max(100 * lost, 0.0), f"{points(lost)} points")]))
+    title = "Accuracy lost by each layer's change alone"
+    more = f" The worst {BARS} of {len(diagnosis['layers'])}." if len(diagnosis["layers"]) > BARS else ""
+    note = f"Each layer's change put alone onto the model before the step, on {diagnosis['examples']:,} examples.{more}"
+    return Chart(title, (("after", "percentage points lost"),), note, charts.bars("diagnosis-layers", title, groups))
+
+
+def _depth(sites: list[dict[str, Any]]) -> Chart | None:
+    if len(sites) < 2:
+        return None
+    kept = sites[:: -(-len(sites) // DOTS)]
+    values = [100 * min(site["error"], FARTHEST) for site in kept]
+    title = "How far results inside the model moved, along its depth"
+    picture = charts.line(
+        "diagnosis-depth", title, values, [str(k) for k in range(len(kept))], [f"{v:.0f}" for v in values], " %"
+    )
+    jump = max(range(1, len(kept)), key=lambda k: values[k] - values[k - 1])
+    note = f"Error relative to what the result was, from the input on the left. It grows most at {kept[jump]['site']}."
+    return Chart(title, (("after", "relative L2 error"),), note, picture)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"…{name[-39:]}"

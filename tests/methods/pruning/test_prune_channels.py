@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tiny
+from nutlet.graph.coupling import coupled_groups
+from nutlet.method import Context
+from nutlet.methods import PruneChannels
+from nutlet.methods.pruning.channel_scores import channel_scores
+from nutlet.pipeline import compress
+
+
+def two_layers() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, tiny.CLASSES))
+    return tiny.settled(model, torch.zeros(2, 10))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("criterion", ["activation", "taylor", "second-order"])
+def test_a_channel_that_does_nothing_goes_first(criterion: str) -> None:
+    model, data = two_layers(), tiny.tiny_data((10,))
+    with torch.no_grad():
+        if criterion == "activation":
+            model[0].weight[2], model[0].bias[2] = model[0].weight[2] * 1e-3, 0.0
+        else:
+            # Large weights that make it and that read it, and no part in the outputs: it is never above zero.
+            model[0].weight[2], model[0].bias[2] = model[0].weight[2] * 5, -1e3
+    plan = PruneChannels(ratio=0.25, criterion=criterion).decide(  # type: ignore[arg-type]
+        model, Context(data=data, teacher=model)
+    )
+    assert plan["removed"] == {"0": [2]}
+
+
+def test_taylor_is_the_square_of_the_first_order_change() -> None:
+    model, data = two_layers(), tiny.tiny_data((10,))
+    x, y = data.calibration.x, data.calibration.y
+    weight = model[0].weight.detach().clone().requires_grad_(True)
+    logits = model[2](F.relu(F.linear(x, weight, model[0].bias)))
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), weight)
+    found = channel_scores(model, ["0"], "taylor", data.calibration)["0"]  # 32 examples: one small batch
+    torch.testing.assert_close(found, (weight.detach() * gradient).sum(1).square())
+
+
+def test_groups_sum_over_coupled_layers() -> None:
+    model, data = tiny.tiny("cnn")
+    groups, _ = coupled_groups(model, data.calibration.x[:2])
+    group = next(g for g in groups if {"stem", "block1.conv2"} <= set(g.producers))
+    scores = {name: torch.ones(model.get_submodule(name).out_channels) for name in group.producers}
+    # The stem, both blocks and the depthwise convolution make the first side, the branch and the latter the other.
+    assert group.summed(scores).tolist() == [4.0] * 8 + [2.0] * 4
+
+
+def test_global_takes_most_from_the_group_that_matters_least() -> None:
+    model, data = tiny.tiny("mlp")
+    with torch.no_grad():
+        model.block1.fc2.weight.mul_(1e-3)
+    plan = PruneChannels(ratio=0.3, criterion="taylor", distribution="global").decide(
+        model, Context(data=data, teacher=model)
+    )
+    counts = {root: len(gone) for root, gone in plan["removed"].items()}
+    assert counts["block1.fc1"] == max(counts.values()) == 14
+    assert sum(counts.values()) <= round(0.3 * 48)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "activation", "taylor", "second-order"])
+def test_the_work_asked_for_is_kept(criterion: str) -> None:
+    model, data = tiny.tiny("cnn")
+    for distribution in ("uniform", "global"):
+        result = compress(model, [PruneChannels(macs=0.6, criterion=criterion, distribution=distribution)], data)  # type: ignore[arg-type]
+        assert 0.4 < result.steps[1].size.macs / result.steps[0].size.macs <= 0.6

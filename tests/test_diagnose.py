@@ -1,0 +1,225 @@
+"""The step and the layer that ruined a model are named."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from job import Job, invoke
+from nutlet import method as registry
+from nutlet.artifact import Compressed
+from nutlet.data import Data
+from nutlet.diagnosis import diagnose
+from nutlet.errors import ConfigError
+from nutlet.graph.differences import activation_errors, bare, changed_places, with_places
+from nutlet.method import Context, Method, Plan, register
+from nutlet.methods import DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+from nutlet.pipeline import compress
+from nutlet.predict import predict
+from nutlet.report.load import schema
+
+GENTLE = PruneWeights(sparsity=0.05)
+
+
+@pytest.fixture(scope="module")
+def cnn() -> tuple[nn.Module, Data]:
+    return tiny.tiny("cnn")
+
+
+def ruin(layer: str) -> PruneWeights:
+    """Return a step that leaves one weight of each row or so in a layer."""
+    return PruneWeights(sparsity=0.99, include=(layer,), distribution="uniform")
+
+
+@pytest.mark.parametrize("layer", ["mix", "fc", "block2.conv1"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_ruined_layer_is_named(cnn: tuple[nn.Module, Data], layer: str, number: int) -> None:
+    model, data = cnn
+    chain = [GENTLE, Factorize(energy=0.999, include=("branch",)), Quantize()]
+    chain.insert(number, ruin(layer))
+    result = compress(model, chain, data)
+    found = diagnose(result, model, data)
+    assert (found.step, found.method, found.culprit) == (number + 1, "PruneWeights", layer)
+    assert [(step.name, step.accuracy) for step in found.accuracies] == [(s.name, s.accuracy) for s in result.steps]
+    assert f"The layer {layer} does it" in found.words[1]
+    assert f"exclude: [{layer}]" in found.words[1]
+    assert "gentler setting: `PruneWeights: {" in found.words[2]
+    assert "recover: Distill" in found.words[3]
+    moved = [site.site for site in found.sites if site.error > 1e-3]
+    assert moved[0].startswith(f"{layer}/"), "the first result that moved is that of the layer"
+
+
+def test_one_of_many_layers_is_named_and_the_others_are_below(cnn: tuple[nn.Module, Data]) -> None:
+    model, data = cnn
+    broken = copy.deepcopy(model)
+    for name in ("stem", "mix", "fc"):  # magnitudes such that a global ranking takes all from one layer
+        broken.get_parameter(f"{name}.weight").data *= 1e-3 if name == "mix" else 1.0
+    found = diagnose(compress(broken, [PruneWeights(sparsity=0.5)], data), broken, data, step="PruneWeights")
+    assert found.culprit in dict(model.named_modules())
+    assert [layer.accuracy for layer in found.layers] == sorted(layer.accuracy for layer in found.layers)
+    assert len(found.layers) > 3
+
+
+def test_folded_norms_are_exchanged_with_their_layer(cnn: tuple[nn.Module, Data]) -> None:
+    model, data = cnn
+    after = bare(compress(model, [Quantize()], data).model)
+    places = changed_places(model, after, data.calibration.x[:2])
+    assert places["stem"] == ("stem", "norm")
+    assert places["block1.conv2"] == ("block1.conv2", "block1.bn2")
+    assert places["fc"] == ("fc",)
+    assert "norm" not in places
+    plain = predict(model, data.validation)
+    for together in places.values():
+        assert float((predict(with_places(model, after, together), data.validation) - plain).abs().max()) < 0.5
+    every = [name for together in places.values() for name in together]
+    torch.testing.assert_close(
+        predict(with_places(model, after, every), data.validation), predict(after, data.validation)
+    )
+
+
+def test_quantized_activations_are_told_from_weights(cnn: tuple[nn.Module, Data]) -> None:
+    model, data = cnn
+    result = compress(model, [Quantize()], data)
+    for quantizer in result.model.edits.values():
+        quantizer.scale *= 40  # type: ignore[operator,union-attr]
+    steps = (result.steps[0], dataclasses.replace(result.steps[1], accuracy=0.3))
+    found = diagnose(Compressed(result.model, steps, 0, result.example), model, data)
+    assert found.unquantized == pytest.approx(1.0)
+    assert any("quantized activations do it" in word for word in found.words)
+    assert any("Quantize: {activations: false}" in word for word in found.words)
+
+
+@pytest.mark.parametrize(
+    ("chain", "step", "names"),
+    [
+        ([PruneChannels(ratio=0.5)], 1, {"depthwise", "mix"}),
+        ([Quantize(), PruneChannels(ratio=0.5)], 2, {"depthwise", "mix"}),
+        ([DropBlocks(drop=2)], 1, {"block1", "block2"}),
+        ([Factorize(energy=0.4)], 1, {"fc", "stem"}),
+        ([PruneWeights(sparsity=0.4), FineTune(epochs=1, batch_size=16)], 2, {"fc", "stem", "norm"}),
+        ([Quantize(), FineTune(epochs=1, batch_size=16, lr=0.001)], 2, {"fc", "stem"}),
+    ],
+    ids=lambda value: "-".join(type(step).__name__ for step in value) if isinstance(value, list) else None,
+)
+def test_every_kind_of_step_can_be_looked_into(
+    cnn: tuple[nn.Module, Data], chain: list[Method], step: int, names: set[str]
+) -> None:
+    model, data = cnn
+    result = compress(model, chain, data)
+    before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    found = diagnose(result, model, data, step=step)
+    assert names <= {layer.name for layer in found.layers}
+    assert found.sites
+    assert found.after == result.steps[step].accuracy
+    assert all(torch.equal(before[name], tensor) for name, tensor in result.model.state_dict().items())
+    assert str(found)
+
+
+def test_no_loss_is_said_and_unknown_steps_are_refused(cnn: tuple[nn.Module, Data]) -> None:
+    model, data = cnn
+    result = compress(model, [GENTLE], data)
+    found = diagnose(result, model, data)
+    assert len(found.words) == 1
+    assert "may be chance" in found.words[0]
+    for wrong in (0, 2, "Quantise"):
+        with pytest.raises(ConfigError, match=r"there is no step .*1 PruneWeights"):
+            diagnose(result, model, data, step=wrong)
+    with pytest.raises(ConfigError, match="no step but the original"):
+        diagnose(Compressed(model, result.steps[:1], 0, result.example), model, data)
+
+
+def test_the_folder_of_the_run_saves_the_work(cnn: tuple[nn.Module, Data], tmp_path: Path) -> None:
+    model, data = cnn
+    chain = [FineTune(epochs=1, batch_size=16), ruin("fc"), Quantize()]
+    compress(model, chain, data, workdir=tmp_path / "steps").save(tmp_path / "saved")
+    folders = set((tmp_path / "steps").iterdir())
+    found = diagnose(tmp_path / "saved", model, data, workdir=tmp_path / "steps")
+    assert set((tmp_path / "steps").iterdir()) == folders
+    again = diagnose(tmp_path / "saved", model, data)
+    assert found == again
+    assert found.culprit == "fc"
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
+    monkeypatch.setattr(registry._registry, "kinds", dict(registry.known_methods()))
+
+    @register
+    @dataclass(frozen=True, kw_only=True)
+    class Halve(Method):
+        """Halve every value."""
+
+        effect: ClassVar[str] = "width"
+
+        def decide(self, model: nn.Module, context: Context) -> Plan:
+            return {"by": 2}
+
+        @staticmethod
+        def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+            for parameter in model.parameters():
+                parameter.data /= plan["by"]
+            return model
+
+    return Halve
+
+
+def test_what_cannot_be_told_apart_is_said(cnn: tuple[nn.Module, Data], whole: type[Method]) -> None:
+    model, data = cnn
+    found = diagnose(compress(model, [whole()], data), model, data)
+    assert found.layers == ()
+    assert found.culprit == ""
+    assert any("as a whole" in note for note in found.notes)
+
+
+def test_errors_along_the_depth(cnn: tuple[nn.Module, Data]) -> None:
+    model, data = cnn
+    x = data.calibration.x
+    assert all(site.error == 0 and site.cosine == pytest.approx(1) for site in activation_errors(model, model, x))
+    other = copy.deepcopy(model)
+    other.get_parameter("fc.weight").data *= -1
+    other.get_parameter("fc.bias").data *= -1
+    last = activation_errors(model, other, x)[-1]
+    assert (last.site, last.error, last.cosine) == ("fc/linear/0", pytest.approx(2), pytest.approx(-1))
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    return Job(tmp_path)
+
+
+def test_the_command(job: Job) -> None:
+    import jsonschema
+
+    recipe = """
+steps:
+- FineTune: {epochs: 5, lr: 0.1, batch_size: 32}
+- PruneWeights: {sparsity: 0.998, include: [fc]}
+- Quantize"""
+    assert job.compress("-q", recipe=recipe).exit_code == 0
+    arguments = ["diagnose", *job.arguments(recipe=recipe)[1:4], "-o", job.out, "--calibration", 40]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "The layer fc does it" in " ".join(result.stdout.split())
+    content = json.loads((job.out / "diagnosis.json").read_text())
+    assert content["layers"][0]["name"] == "fc"
+    report = json.loads((job.out / "report.json").read_text())
+    jsonschema.validate(report, schema())
+    assert report["diagnosis"] == content
+    page = (job.out / "report.html").read_text()
+    assert "Which step and which layer lost it?" in page
+    assert invoke("report", job.out).exit_code == 0
+    assert (job.out / "report.html").read_text() == page
+    named = invoke(*arguments, "--step", "Quantize", "--json")
+    assert json.loads(named.stdout)["method"] == "Quantize"
+    assert invoke(*arguments, "--step", "Quantise").exit_code == ConfigError.exit_code
