@@ -126,7 +126,8 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
     put_values(model.model if isinstance(model, Edited) else model, values)
     if earlier is not None:
         now = walk(model, context.example)
-        if now.sites != earlier.record.sites and not isinstance(model, Edited):
+        moved = now.sites != earlier.record.sites or method.effect == "values"
+        if moved and not isinstance(model, Edited):
             inputs = (x for x, _ in context.data.calibration.batches())
             plan["activations"] = calibrate(model, now, inputs, grid_of(earlier))
             notes.append("activation quantizers were placed and calibrated anew")
@@ -134,7 +135,8 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
     notes += method.train(model, context)
     settle(model.eval())
     step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)
-    if type(method).train is Method.train and not _smaller(step.size, before.steps[-1].size):
+    promised = method.effect != "values" and type(method).train is Method.train
+    if promised and not _smaller(step.size, before.steps[-1].size):
         step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
     return Compressed(model, (*before.steps, step), before.seed, before.example)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nutlet.graph.channels import scale_outputs
 from nutlet.graph.constraints import constraints, has_own_weight, output_axis, raw_weight, refit
 from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import Layer
@@ -58,24 +59,13 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
         gain = torch.ones_like(mean) if norm.weight is None else norm.weight.detach()
         shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach()
         factor = gain / torch.sqrt(variance + norm.eps)
-        weight = raw_weight(layer)
-        axis = output_axis(layer)
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        groups = getattr(layer, "groups", 1)
-        # A grouped transposed convolution lists its outputs per group along axis 1.
-        spread = factor if axis == 0 or groups == 1 else None
+        scale_outputs(layer, factor)
         with torch.no_grad():
-            if spread is not None:
-                weight.mul_(spread.view(shape))
-            else:
-                per_group = factor.view(groups, 1, -1, *[1] * (weight.ndim - 2))
-                weight.copy_((weight.view(groups, -1, *weight.shape[1:]) * per_group).view_as(weight))
             old = layer.bias.detach() if isinstance(layer.bias, Tensor) else torch.zeros_like(mean)
             layer.bias = nn.Parameter((old - mean) * factor + shift)
-        if spread is None:
-            refit(layer)
+        if output_axis(layer) == 1 and getattr(layer, "groups", 1) > 1:
+            refit(layer)  # its outputs are no axis of the weight
         else:
             for constraint in constraints(layer):
-                constraint.times(spread)
+                constraint.times(factor)
         replace(model, norm_name, nn.Identity())

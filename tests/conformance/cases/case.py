@@ -17,6 +17,7 @@ class Case:
         refused: options that the method has to refuse, each a whole set of options.
         variant: tells several configurations of one method apart.
         acting: options with which it acts on two dense layers of 16 x 16 alone.
+        idle: whether it changes nothing on a model that no other step has changed.
         kind: what kind of thing it does to a model, where it stands for its kind in the pairs of `make test`.
         models: the tiny models it can work on.
     """
@@ -25,6 +26,7 @@ class Case:
     refused: list[dict[str, Any]] = field(default_factory=list)
     variant: str = ""
     acting: dict[str, Any] = field(default_factory=dict)
+    idle: bool = False
     kind: str = ""
     models: tuple[str, ...] = ("cnn", "mlp")
 

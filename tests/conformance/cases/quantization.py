@@ -1,7 +1,21 @@
 """Cases of the quantization family."""
 
 from conformance.cases.case import Case
-from nutlet.methods import Binarize, Cluster, FixedPoint, HalfPrecision, MixedPrecision, Quantize, Ternarize
+from nutlet.methods import (
+    GPTQ,
+    AdaRound,
+    Binarize,
+    Cluster,
+    CorrectBias,
+    Equalize,
+    FixedPoint,
+    HalfPrecision,
+    MixedPrecision,
+    Quantize,
+    ReestimateNorms,
+    Smooth,
+    Ternarize,
+)
 
 CASES = [
     Case(
@@ -25,4 +39,10 @@ CASES = [
     Case(Cluster(values=8, keep_zeros=False), variant="any zeros"),
     Case(HalfPrecision(), [{"dtype": "float32"}]),
     Case(HalfPrecision(dtype="bfloat16"), variant="bfloat16"),
+    Case(Equalize(), [{"include": 1}], kind="values"),
+    Case(CorrectBias(), [{"exclude": 1}], idle=True),
+    Case(ReestimateNorms(examples=64, batch_size=32), [{"examples": 1}, {"batch_size": 0}], models=("cnn",)),
+    Case(Smooth(), [{"alpha": 1.5}, {"alpha": -0.1}, {"alpha": "half"}], models=("attention", "cnn", "mlp")),
+    Case(AdaRound(steps=50), [{"bits": 1}, {"bits": 16}, {"steps": 0}, {"steps": 1.5}]),
+    Case(GPTQ(group_size=8), [{"bits": 9}, {"group_size": -1}, {"damping": 0}, {"damping": 1}]),
 ]

@@ -1,0 +1,93 @@
+"""SmoothQuant: what is hard to quantize in activations moved into the weights that read them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.errors import ConfigError
+from nutlet.graph.constraints import Mask, constraints, refit
+from nutlet.graph.links import Link, links
+from nutlet.graph.scope import weighted_layers
+from nutlet.graph.statistics import observing
+from nutlet.method import Context, Method, Plan, register
+from nutlet.predict import evaluating
+
+__all__ = ["Smooth"]
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Smooth(Method):
+    """Divide channels of activations by what makes some of them huge, and multiply the weights that read them by it.
+
+    ``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`` per channel (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438,
+    equation 4), with the activations ``X`` of the calibration examples. Dividing costs nothing at run time: it goes
+    into the affine of the layer norm or RMS norm before dense layers, and elsewhere into the layer before (or its
+    batch norm), where nothing but ReLU, pooling and the like stands between. Channels that anything else reads as
+    well are left alone; so the model computes the same. It is for outliers in activations, as transformers have them.
+
+    Masks are carried; grids that are there already are fitted anew.
+
+    Args:
+        alpha: how much of the difficulty the weights take, 0 to 1; 0.5 shares it evenly.
+
+    Raises:
+        ConfigError: ``alpha`` is outside [0, 1].
+
+    >>> Smooth(alpha=0.75).to_dict()
+    {'Smooth': {'alpha': 0.75}}
+    """
+
+    effect: ClassVar[str] = "values"
+    when: ClassVar[str] = "before a Quantize of a transformer, whose activations have a few channels of huge values"
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"Smooth.alpha is {self.alpha}; expected a share from 0 to 1, as 0.5")
+
+    def decide(self, model: nn.Module, context: Context) -> Plan:
+        """Return ``[layer or None, norm or None, readers]`` of the scaled channels, and what they become as values."""
+        plan: Plan = {"links": [], "notes": []}
+        layers = weighted_layers(model, self)
+        calibration = context.data.calibration
+        found = links(model, context.example, calibration.subset(slice(0, 16)), layers, plan["notes"])
+        plan["links"] = [[link.layer, link.norm, list(link.readers)] for link in found]
+        trial = copy.deepcopy(model)
+        touched: dict[str, None] = {}
+        for link, largest in zip(found, _largest_inputs(model, found, context), strict=True):
+            read = link.read(trial)
+            alive = (largest > 0) & (read > 0)
+            smaller = torch.where(alive, largest**self.alpha / read ** (1 - self.alpha), torch.ones_like(read))
+            link.scale(trial, 1 / smaller)
+            touched |= dict.fromkeys((str(link.norm or link.layer), *link.readers))
+        for name in touched:
+            refit(trial.get_submodule(name))
+            if any(not isinstance(c, Mask) for c in constraints(trial.get_submodule(name))):
+                plan["notes"].append(f"{name}: its quantizer was fitted to the scaled weights")
+        owners = tuple(f"{name}." for name in touched)
+        plan["values"] = {key: value for key, value in trial.state_dict().items() if key.startswith(owners)}
+        if not found:
+            plan["notes"].append("nothing smoothed: no norm or layer that only layers in scope read")
+        return plan
+
+
+def _largest_inputs(model: nn.Module, found: list[Link], context: Context) -> list[Tensor]:
+    """Return the largest magnitude of each channel of each link on the calibration examples."""
+    largest: dict[str, Tensor] = {}
+
+    def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        channels = x.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1).abs().amax(1)
+        largest[name] = torch.maximum(largest[name], channels) if name in largest else channels
+
+    with observing(model, [link.readers[0] for link in found], note), evaluating(model), torch.no_grad():
+        for x, _ in context.data.calibration.batches():
+            model(x)
+    return [largest[link.readers[0]].view(link.channels(model), -1).amax(1) for link in found]
