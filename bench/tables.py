@@ -35,6 +35,7 @@ BAR_NAMES = {
     "latency_ratio_b32": "batch 32",
     "speed_over_ort_b1": "batch 1 against ONNX Runtime's own quantizer",
     "speed_over_ort_b32": "batch 32 against ONNX Runtime's own quantizer",
+    "gain_pp": "ahead of the rival",
 }
 AT_MOST = {"accuracy_drop_pp", "test_error_pct"}
 DIGITS = {"pp": "{:.2f} points", "%": "{:.2f} %", "x": "{:.2f}x"}
@@ -236,8 +237,55 @@ def theft() -> str:
     return "\n".join([*lines, "", made(every)])
 
 
+FAMILIES = {
+    "qat8": "8-bit weights and activations, trained",
+    "qat4": "4-bit weights, trained",
+    "ternary": "three values per weight, trained",
+    "channels2x": "channels removed, half of the work left",
+    "channels3x": "channels removed, a third of the work left",
+    "lowrank2x": "low rank, half of the parameters left",
+    "sparse90": "90 % of the weights zero",
+    "nm24": "2 of 4 weights zero",
+    "obs50": "50 % zero by second-order pruning, nothing trained; against magnitude",
+    "obs50-global": "the same, ranked across layers",
+    "obs50-erk": "the same, shares by Erdős-Rényi-Kernel",
+    "obs60": "60 % zero by second-order pruning, shared out evenly",
+    "student-half": "student of half the width; against labels alone",
+}
+"""Cases of the families, in the order of the table; the rows of peers, named CASE-PEER, follow theirs."""
+PEERS = {"brevitas": "Brevitas 0.13", "torch-pruning": "Torch-Pruning 1.6"}
+
+
+def families() -> str:
+    """What each family of methods costs on one network, a peer with the same training below it."""
+    found = cases("families")
+    if not found:
+        return "No result yet."
+    lines = [
+        "| ResNet-20, CIFAR-10, 10,000 test images | epochs | accuracy, % | lost, points | smaller | work left | "
+        "ahead of its rival, points |",
+        f"|---|{'---|' * 6}",
+    ]
+    missed = []
+    for case, title in FAMILIES.items():
+        named = {case: title} | {f"{case}-{peer}": f"– {name}" for peer, name in PEERS.items()}
+        for name, label in named.items():
+            rows = found.get(name)
+            if rows is None:
+                continue
+            work = f"{100 * rows['macs_share']['value']:.0f} %" if "macs_share" in rows else "–"
+            cells = [figure(rows["epochs"], 0), figure(rows["accuracy_pct"], 2), figure(rows["accuracy_drop_pp"], 2),
+                     ratio(rows, "size_ratio"), work, figure(rows.get("gain_pp"), 2)]  # fmt: skip
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+            missed += [f"- {name}, {text}" for text in misses(rows)]
+    note = ["", "Goals set beforehand that these figures miss:", "", *missed] if missed else []
+    every = [row for rows in found.values() for row in rows.values()]
+    return "\n".join([*lines, *note, "", made(every)])
+
+
 TABLES = {
     "main_job": main_job, "quantizers": quantizers, "extraction": extraction, "membership": membership, "theft": theft,
+    "families": families,
 }  # fmt: skip
 
 
