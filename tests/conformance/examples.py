@@ -89,13 +89,26 @@ def check_constraints(model: nn.Module) -> None:
 
 
 def check_finalized(model: nn.Module, data: Data) -> None:
-    """Assert that finalizing changes nothing: weights exactly, outputs to the last digits."""
+    """Assert that finalizing changes nothing: weights exactly, outputs to the last digits.
+
+    Where it folds norms, sums round differently, and an activation may move by a code.
+    """
     final = finalize(model)
     plain, kept = body_of(model), body_of(final)
+    assert not list(constrained_layers(kept))
+    wanted, found = predict(model, data.validation), predict(final, data.validation)
+    if _norms(kept) < _norms(plain):
+        bits = grid_of(model).bits if isinstance(model, Edited) else 8
+        assert float((found - wanted).abs().max()) <= 0.03 * 255 / (2**bits - 1) * float(wanted.abs().max())
+        assert float((found.argmax(1) == wanted.argmax(1)).float().mean()) >= 0.95
+        return
     for name, layer in constrained_layers(plain):
         assert torch.equal(constrained_weight(layer), constrained_weight(kept.get_submodule(name))), name
-    assert not list(constrained_layers(kept))
-    torch.testing.assert_close(predict(final, data.validation), predict(model, data.validation), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def _norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules())
 
 
 def check_exported(result: Compressed, data: Data, folder: Path, *, error: float, agreement: float) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 from torch.nn.utils import parametrize
 
-from nutlet.graph.activations import ActivationQuantizer
+from nutlet.graph.activations import ActivationQuantizer, runs_on_integers
 from nutlet.graph.constraints import constrained_layers, constrained_weight, constraints, raw_weight, take_off
+from nutlet.graph.fold import fold, foldable
 from nutlet.graph.quantizers import Binarizer, FewValues, WeightQuantizer
-from nutlet.graph.sites import Edited
+from nutlet.graph.sites import Edited, walk
 
 __all__ = ["IntegerWeight", "finalize"]
 
@@ -51,14 +52,27 @@ class FewValuesWeight(nn.Module):
 
 
 def finalize(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode whose weights are stored as they are shipped; its outputs are the same."""
+    """Return a copy in evaluation mode whose weights are stored as they are shipped; its outputs are the same.
+
+    Batch norms that were kept for training are folded into layers that run on integers: their scales take the factor,
+    their codes stay. That rounds sums differently in the last digit, which can move an activation by one code.
+    """
     baked = copy.deepcopy(model).eval()
     if not isinstance(baked, Edited):
         return _bake(baked)
     edits = {
         site: edit.frozen() if isinstance(edit, ActivationQuantizer) else edit for site, edit in baked.by_site.items()
     }
-    return Edited(_bake(baked.take_off()), baked.record, edits).eval()
+    body, record = baked.take_off(), baked.record
+    pairs = [p for p in foldable(body, record) if runs_on_integers(body.get_submodule(p[0]))]
+    if pairs:
+        norms = {norm for _, norm in pairs}
+        fold(body, pairs)
+        # What was quantized after a norm is now quantized after its layer.
+        moved = {site.name: site.inputs[0] for site in record.sites.values() if site.module in norms}
+        edits = {moved.get(site, site): edit for site, edit in edits.items()}
+        record = walk(body, torch.zeros(record.sites["/input/0"].shape))
+    return Edited(_bake(body), record, edits).eval()
 
 
 def _bake(baked: nn.Module) -> nn.Module:

@@ -29,7 +29,7 @@ CASES = [
     ),
     Case(Quantize(bits=4, edge_bits=8, learn=True, activation_bits=4), variant="learned"),
     Case(Quantize(bits=3, granularity="group", group_size=4, activations=False), variant="groups"),
-    Case(Quantize(bits=4, symmetric=False, fold=False, activation_ranges="mse"), variant="asymmetric"),
+    Case(Quantize(bits=4, symmetric=False, activation_ranges="mse"), variant="asymmetric"),
     Case(FixedPoint(bits=6), [{"bits": 9}, {"granularity": "group"}]),
     Case(MixedPrecision(bits=5.0), [{"bits": 1.5}, {"choices": [4]}, {"choices": [1, 8]}], acting={"bits": 4.0}),
     Case(Binarize(edges=True), [{"granularity": "group"}, {"edges": 1}]),

@@ -25,7 +25,7 @@ __all__ = ["Quantize"]
 class Quantize(Method):
     """Store weights as integers of 2 to 8 bits, and compute with unsigned integer activations.
 
-    Batch norms are folded first (Jacob et al. 2018, arXiv:1712.05877). Ranges of activations come from the calibration
+    Batch norms are folded (Jacob et al. 2018, arXiv:1712.05877). Ranges of activations come from the calibration
     examples. Fine-tuning afterwards is quantization-aware training; with ``learn`` it trains the scales as well.
 
     Args:
@@ -42,7 +42,8 @@ class Quantize(Method):
         activation_ranges: what an activation's scale covers: ``minmax``; ``moving`` averages of it over batches;
             ``percentile`` all but one value in 10,000; ``mse`` and ``entropy`` (KL divergence) the best on calibration.
         learn: later training learns the scales of weights and activations (LSQ, Esser et al. 2020, arXiv:1902.08153).
-        fold: fold batch norms first; without, training goes on with norms, and they are computed in floating point.
+        fold: fold batch norms at once; otherwise when the file is made, and training goes on with them (without norms
+            it diverges at learning rates above about 1e-3). By default at once, but for scales to be learned.
         portable: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
             answers on x86 processors without VNNI; costs a little precision, at 8 bits alone.
 
@@ -68,7 +69,7 @@ class Quantize(Method):
     activation_bits: int = 8
     activation_ranges: RangeKind = "minmax"
     learn: bool = False
-    fold: bool = True
+    fold: bool | None = None
     portable: bool = True
 
     def __post_init__(self) -> None:
@@ -101,9 +102,12 @@ class Quantize(Method):
                 f" of one of {', '.join(map(str, widths))}"
             )
         activations = ActivationGrid(bits=self.activation_bits, ranges=self.activation_ranges, learn=self.learn)
+        at_once = not self.learn if self.fold is None else self.fold
         plan = integer_plan(
-            self, model, context, grids, fold_norms=self.fold, activations=activations if self.activations else None
+            self, model, context, grids, fold_norms=at_once, activations=activations if self.activations else None
         )
+        if plan["fold"]:
+            notes.append("batch norms are folded: train at a learning rate below 1e-3 from here, or set fold: false")
         return {**plan, "notes": notes + plan["notes"]}
 
     def _grid(self, bits: int) -> Grid:
