@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nutlet.data import Examples
+from nutlet.data import Data
 from nutlet.measurement import Runtime, top1
 
 
-def accuracy_of(file: Path, test: Examples) -> float:
-    """Return the top-1 accuracy of an ONNX file in ONNX Runtime, in percent."""
+def accuracy_of(file: Path, data: Data) -> float:
+    """Return the top-1 accuracy of an ONNX file in ONNX Runtime on all test examples, in percent."""
+    test = data.test
+    assert test is not None
     return 100 * top1(Runtime(file, threads=1).predict(test), test.y.numpy()).value
