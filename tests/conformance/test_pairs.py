@@ -69,7 +69,10 @@ def test_other_pair(first: str, second: str, kind: str, make: Make, tmp_path: Pa
     check_pair(first, second, kind, make, tmp_path)
 
 
-def check_pair(first: str, second: str, kind: str, make: Make, tmp_path: Path) -> None:
+def check_pair(
+    first: str, second: str, kind: str, make: Make, tmp_path: Path
+) -> tuple[Compressed, Compressed, nn.Module, Data]:
+    """Run both methods, check what came out, and return what :func:`run` does."""
     one, both, model, data = run(make, kind, first, second)
     assert both.recipe == [EXAMPLES[first], EXAMPLES[second]]
     assert both.model(data.train.x).shape == (64, 4)
@@ -78,6 +81,7 @@ def check_pair(first: str, second: str, kind: str, make: Make, tmp_path: Path) -
     _check_second_acted(one, both)
     check_saved(both, model, data, tmp_path)
     check_finalized(both.model, data)
+    return one, both, model, data
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
