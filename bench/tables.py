@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from heatmap import heatmap
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 MARKED = re.compile(r"(<!-- bench: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -283,9 +285,84 @@ def families() -> str:
     return "\n".join([*lines, *note, "", made(every)])
 
 
+ORDER = ["student", "channels", "low rank", "mask", "2:4", "codebook", "ternary", "int4", "int8", "bias"]
+"""Rows and columns of the heat maps: structure first, formats last."""
+
+
+def order_values(metric: str) -> dict[tuple[str, str], float]:
+    """Return a metric of the pairs by their two names."""
+    found = cases("order")
+    return {
+        (first, second): rows[metric]["value"]
+        for name, rows in found.items()
+        for first, _, second in [name.partition("+")]
+        if second
+    }
+
+
+def order_accuracy() -> str:
+    title = "Points of accuracy lost: first the row, then the column, then one epoch of recovery"
+    return heatmap(title, ORDER, order_values("accuracy_drop_pp"), 1)
+
+
+def order_size() -> str:
+    title = "How many times smaller the saved model is: first the row, then the column"
+    return heatmap(title, ORDER, order_values("size_ratio"), 1, best="high")
+
+
+def order() -> str:
+    """The pairs whose order matters most, and each method alone."""
+    found = cases("order")
+    if not found:
+        return "No result yet."
+    lost, smaller = order_values("accuracy_drop_pp"), order_values("size_ratio")
+    pairs = [(a, b) for a, b in lost if a < b and (b, a) in lost]
+    pairs.sort(key=lambda pair: -abs(lost[pair] - lost[pair[::-1]]))
+    lines = ["| A, B | A, then B: lost, points (smaller) | B, then A |", "|---|---|---|"]
+    for a, b in pairs[:15]:
+        cells = [f"{lost[p]:.2f} ({smaller[p]:.1f}x)" for p in ((a, b), (b, a))]
+        lines.append(f"| {a}, {b} | {' | '.join(cells)} |")
+    lines += ["", "| alone, with the same recovery | lost, points | smaller |", "|---|---|---|"]
+    for name in ORDER:
+        if name in found:
+            alone = found[name]
+            lines.append(f"| {name} | {alone['accuracy_drop_pp']['value']:.2f} | {alone['size_ratio']['value']:.1f}x |")
+    every = [row for rows in found.values() for row in rows.values()]
+    return "\n".join([*lines, "", made(every)])
+
+
+OUTCOMES = {"carried": "C", "refitted": "F", "replaced": "R", "dissolved": "D", "removed": "–", "failed": "**!**"}
+
+
+def pairs() -> str:
+    """What the second method does to the constraints of the first, by letters."""
+    found = cases("pairs")
+    if not found:
+        return "No result yet."
+    firsts = list(dict.fromkeys(name.partition("+")[0] for name in found))
+    kept = {name: {what: rows[what]["value"] for what in OUTCOMES} for name, rows in found.items()}
+    # What puts no constraint on a layer has nothing to lose; all of these have one row of dots.
+    holding = [n for n in firsts if any(max(kept[f"{n}+{other}"].values()) > 0 for other in firsts)]
+    lines = [f"| first \\ second | {' | '.join(firsts)} |", f"|---|{'---|' * len(firsts)}"]
+    for first in holding:
+        cells = []
+        for second in firsts:
+            counts = kept[f"{first}+{second}"]
+            cells.append("".join(letter for what, letter in OUTCOMES.items() if counts[what]) or "·")
+        lines.append(f"| {first} | {' | '.join(cells)} |")
+    failed = sum(counts["failed"] > 0 for counts in kept.values())
+    summary = f"{len(found)} ordered pairs, {failed} failed. Without a row, for they put no constraint on a weight: "
+    summary += ", ".join(name for name in firsts if name not in holding) + "."
+    every = [row for rows in found.values() for row in rows.values()]
+    return "\n".join([*lines, "", summary, "", made(every)])
+
+
+DRAWINGS = {"docs/order-accuracy.svg": order_accuracy, "docs/order-size.svg": order_size}
+"""Files that are drawn whole."""
+
 TABLES = {
     "main_job": main_job, "quantizers": quantizers, "extraction": extraction, "membership": membership, "theft": theft,
-    "families": families,
+    "families": families, "order": order, "pairs": pairs,
 }  # fmt: skip
 
 
@@ -300,15 +377,19 @@ def pages() -> list[Path]:
     return [page for page in everything if MARKED.search(page.read_text(encoding="utf-8"))]
 
 
-def stale() -> list[Path]:
-    """Return the pages whose tables are not what the results say."""
-    return [page for page in pages() if render(text := page.read_text(encoding="utf-8")) != text]
+def stale() -> dict[Path, str]:
+    """Return what stands in the files that are not what the results say."""
+    wanted = {page: render(page.read_text(encoding="utf-8")) for page in pages()}
+    wanted |= {ROOT / name: draw() for name, draw in DRAWINGS.items()}
+    return {
+        page: text for page, text in wanted.items() if not page.exists() or page.read_text(encoding="utf-8") != text
+    }
 
 
 if __name__ == "__main__":
     old = stale()
     if "--check" in sys.argv[1:] and old:
         sys.exit(f"out of date, run python bench/tables.py: {', '.join(str(page.relative_to(ROOT)) for page in old)}")
-    for page in old:
-        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, text in old.items():
+        page.write_text(text, encoding="utf-8")
         print(f"rewrote {page.relative_to(ROOT)}")
