@@ -55,5 +55,5 @@ class PruneWeights(Sparsifying):
             name: self.positions.mask(layers[name], scores, kept[name]) & (constrained_weight(layers[name]) != 0)
             for name, scores in saliency.items()
         }
-        dense = "a mask over dense zeros: the raw file is no smaller, the zstd one is"
+        dense = "a mask over dense zeros: the exported file is no smaller, after zstd it is, and so is the saved model"
         return {"masked": list(masks), "values": mask_values(model, masks), "notes": [dense, *notes, *unseen, *short]}
