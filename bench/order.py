@@ -30,7 +30,7 @@ IMAGES = 12_000
 RECOVERY = nl.Distill(epochs=1)
 
 METHODS: dict[str, nl.Method] = {
-    "channels": nl.PruneChannels(macs=0.5),
+    "channels": nl.PruneChannels(macs=0.5, multiple_of=4),
     "low rank": nl.Factorize(decomposition="whitened", parameters=0.6),
     "mask": nl.PruneWeights(sparsity=0.8),
     "2:4": nl.PruneSecondOrder(pattern="2:4"),

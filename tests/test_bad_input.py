@@ -126,7 +126,7 @@ def test_a_model_with_no_layer_that_a_method_supports(job: Job) -> None:
         ("steps: [{PruneWeights: {sparsity: 1.5}}]", ["sparsity is 1.5", "from 0 up to but not including 1"]),
         ("steps: [{PruneWeights: {sparsity: half}}]", [r"sparsity is 'half' \(str\); expected float"]),
         ("steps: [PruneWeights]", ["needs the option 'sparsity'", "nutlet methods"]),
-        ("steps: [{Quantize: {bits: 3}}]", ["bits is 3; expected 8"]),
+        ("steps: [{Quantize: {bits: 1}}]", ["bits is 1; expected 2 to 8", "Binarize"]),
         ("steps: [{Quantize: {include: [cnv]}}]", ["'cnv' matches no module", "did you mean 'conv'"]),
         ("stps: [Quantize]", ["unknown key 'stps'", "did you mean 'steps'"]),
         ("steps: []", ["has no steps", "at least one method"]),

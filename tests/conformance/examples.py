@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,13 @@ MODELS: dict[str, tuple[str, ...]] = {case.name: case.models for case in CASES}
 """The tiny models that each example runs on."""
 REPRESENTATIVES = [case.name for case in CASES if case.kind]
 """One example for each kind of thing that a method does to a model."""
+METHODS = list({type(case.method): case.name for case in reversed(CASES)}.values())
+"""One example of each method: the others are variants, which `make test` tries less."""
+
+
+def brief(name: str) -> Any:
+    """Return ``name`` as a parameter of a test, slow where it is a variant."""
+    return pytest.param(name, marks=[] if name in METHODS else [pytest.mark.slow])
 
 
 def body_of(model: nn.Module) -> nn.Module:

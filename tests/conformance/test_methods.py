@@ -15,6 +15,7 @@ from torch import nn
 from conformance.cases import CASES, Case
 from conformance.examples import (
     EXAMPLES,
+    METHODS,
     MODELS,
     body_of,
     check_constraints,
@@ -35,7 +36,13 @@ from nutlet.recipe import dump_recipe, load_recipe
 Make = Callable[[str], tuple[nn.Module, Data]]
 every_method = pytest.mark.parametrize("name", sorted(EXAMPLES))
 every_run = pytest.mark.parametrize(
-    ("name", "kind"), [(name, kind) for name in sorted(EXAMPLES) for kind in MODELS[name]]
+    ("name", "kind"),
+    [
+        # The models take turns for variants of a method.
+        pytest.param(name, kind, marks=[] if name in METHODS or (j + k) % 2 else [pytest.mark.slow])
+        for k, name in enumerate(sorted(EXAMPLES))
+        for j, kind in enumerate(MODELS[name])
+    ],
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
-from conformance.examples import EXAMPLES, body_of, check_constraints, check_finalized, check_saved
+from conformance.examples import EXAMPLES, body_of, brief, check_constraints, check_finalized, check_saved
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import finalize
 from nutlet.measurement.parity import parity
@@ -97,9 +97,9 @@ ODD: dict[type[nn.Module], tuple[int, ...]] = {
     PaddedShortcut: (3, 8, 8),
 }
 CHAINS = [
-    *([name] for name in sorted(EXAMPLES)),
-    ["PruneWeights", "PruneChannels", "Quantize", "FineTune"],
-    ["Quantize", "Factorize", "PruneChannels", "Distill"],
+    *(pytest.param([name], marks=brief(name).marks, id=name) for name in sorted(EXAMPLES)),
+    pytest.param(["PruneWeights", "PruneChannels", "Quantize", "FineTune"], id="pruned first"),
+    pytest.param(["Quantize", "Factorize", "PruneChannels", "Distill"], id="quantized first"),
 ]
 
 
@@ -115,7 +115,7 @@ every_model = pytest.mark.parametrize("kind", ODD, ids=lambda kind: kind.__name_
 
 
 @every_model
-@pytest.mark.parametrize("chain", CHAINS, ids="-".join)
+@pytest.mark.parametrize("chain", CHAINS)
 def test_odd_models(chain: list[str], kind: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = tiny.tiny_data(ODD[kind])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from conformance.examples import EXAMPLES, body_of
+from conformance.examples import EXAMPLES, body_of, brief
 from conformance.test_odd_models import ODD, Normed, Tied
 from nutlet.data import Data
 from nutlet.errors import NutletError
@@ -21,7 +21,7 @@ from nutlet.methods import Factorize, FineTune
 from nutlet.pipeline import compress
 
 Make = Callable[[str], tuple[nn.Module, Data]]
-every_method = pytest.mark.parametrize("name", sorted(EXAMPLES))
+every_method = pytest.mark.parametrize("name", [brief(name) for name in sorted(EXAMPLES)])
 
 
 def values(layer: nn.Module) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ class Codebook(Signs):
         return (weight[..., None] - self.scale).abs().argmin(-1)
 
     def values(self, codes: Tensor) -> Tensor:
-        return self.scale[codes]
+        return self.scale[codes.long()]
 
 
 class Halved(Constraint):

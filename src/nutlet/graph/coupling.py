@@ -168,7 +168,7 @@ def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[s
         name = names[module]
         weight = module.weight.detach()
         for constraint in stacks.get(name, []):
-            weight = constraint(weight)
+            weight = constraint(weight).detach()
         out = graph.is_out_channel_pruning_fn(item.dep.handler)
         if out:
             own, ours = made.setdefault(name, ([], []))

@@ -15,7 +15,7 @@ from nutlet.methods import (
 CASES = [
     Case(DropBlocks(drop=1), [{"drop": 0}, {"drop": "1"}, {"drop": 1.5}, {}], kind="depth"),
     Case(
-        PruneChannels(ratio=0.3),
+        PruneChannels(ratio=0.5, multiple_of=4),
         [
             {"ratio": 0.5, "criterion": "x"},
             {"ratio": 1},
@@ -109,9 +109,9 @@ CASES = [
     Case(PruneSecondOrder(pattern="2:4"), variant="2:4"),
     Case(PruneWeights(sparsity=0.5, distribution="erk"), variant="erk"),
     Case(PruneWeights(sparsity=0.5, distribution="sensitivity"), variant="sensitivity"),
-    Case(PruneChannels(ratio=0.3, criterion="activation"), variant="activation"),
-    Case(PruneChannels(ratio=0.3, criterion="taylor", distribution="global"), variant="taylor"),
-    Case(PruneChannels(ratio=0.3, criterion="second-order"), variant="second-order"),
+    Case(PruneChannels(ratio=0.5, multiple_of=4, criterion="activation"), variant="activation"),
+    Case(PruneChannels(ratio=0.5, multiple_of=4, criterion="taylor", distribution="global"), variant="taylor"),
+    Case(PruneChannels(ratio=0.5, multiple_of=4, criterion="second-order"), variant="second-order"),
     Case(
         PruneHeads(ratio=0.5),
         [{}, {"ratio": 0}, {"ratio": 1}, {"ratio": 0.5, "criterion": "x"}, {"ratio": 0.5, "distribution": "erk"}],

@@ -162,10 +162,13 @@ class Factorize(Method):
         return found
 
     def gentler(self) -> Factorize:
-        """Return it with twice the rank, or with half of the lost energy kept."""
+        """Return it with twice the rank, with half of what would be lost, or with half of the drop allowed."""
         if self.rank is not None:
             return dataclasses.replace(self, rank=2 * self.rank)
-        return dataclasses.replace(self, energy=round((1 + self.energy) / 2, 4))
+        if self.drop is not None:
+            return dataclasses.replace(self, drop=self.drop / 2)
+        kept = next(name for name in ("parameters", "macs", "energy") if getattr(self, name) is not None)
+        return dataclasses.replace(self, **{kept: round((1 + getattr(self, kept)) / 2, 4)})
 
     def _most(self, layer: nn.Module) -> int:
         """Return the largest rank that the decomposition can give ``layer``."""
