@@ -18,6 +18,7 @@ from nutlet.data import Data
 from nutlet.errors import ExportError, StorageError
 from nutlet.export import onnx as exporter
 from nutlet.export.onnx import export_onnx
+from nutlet.graph.modules import put_values
 from nutlet.method import Context
 from nutlet.methods import PruneWeights, Quantize
 from nutlet.predict import predict

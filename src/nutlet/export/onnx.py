@@ -59,7 +59,13 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
     return path
 
 
+_FOLDED = 256
+"""Constants of more elements are not computed with beforehand: they are weights, which runtimes restore on loading."""
+
+
 def _trace(model: nn.Module, example: Tensor) -> Any:
+    import onnxscript.optimizer
+
     batch = torch.export.Dim("batch")
     try:
         with _silence():
@@ -72,8 +78,11 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
                 output_names=["y"],
                 dynamic_shapes=({0: batch},),
                 verbose=False,
-                optimize=True,
+                optimize=False,
             )
+            assert program is not None
+            # As torch would, but that small weights stay in the few bits that they are stored in.
+            onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_FOLDED)
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter wraps the reason several times
@@ -83,7 +92,6 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
             "Expected a forward that torch.export can trace with a dynamic batch (no shapes read into Python numbers, "
             "no branches on data). Try torch.export.export(model, (x,)) for the full explanation"
         ) from error
-    assert program is not None
     proto = program.model_proto
     if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
         raise ExportError(

@@ -59,7 +59,7 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     baked = copy.deepcopy(model).eval()
     if not isinstance(baked, Edited):
-        return _bake(baked)
+        return _bake(baked, integers=False)
     edits = {
         site: edit.frozen() if isinstance(edit, ActivationQuantizer) else edit for site, edit in baked.by_site.items()
     }
@@ -72,17 +72,19 @@ def finalize(model: nn.Module) -> nn.Module:
         moved = {site.name: site.inputs[0] for site in record.sites.values() if site.module in norms}
         edits = {moved.get(site, site): edit for site, edit in edits.items()}
         record = walk(body, torch.zeros(record.sites["/input/0"].shape))
-    return Edited(_bake(body), record, edits).eval()
+    return Edited(_bake(body, integers=True), record, edits).eval()
 
 
-def _bake(baked: nn.Module) -> nn.Module:
+def _bake(baked: nn.Module, *, integers: bool) -> nn.Module:
     shared: dict[nn.Parameter, Tensor] = {}
     for _, layer in list(constrained_layers(baked)):
         stack = constraints(layer)
         quantizers = [c for c in stack if isinstance(c, FewValues)]
         raw, weight = raw_weight(layer), constrained_weight(layer).clone()
         take_off(layer, bake=True)
-        own, restore = (raw_weight(layer), None) if not quantizers else _stored(weight, quantizers[-1])
+        own, restore = (
+            (raw_weight(layer), None) if not quantizers else _stored(weight, quantizers[-1], integers=integers)
+        )
         if restore is not None and not torch.equal(restore(own), weight):
             # A constraint of somebody else after the quantizer: the weight is no longer on its grid.
             own, restore = raw_weight(layer), None
@@ -101,9 +103,13 @@ def _bake(baked: nn.Module) -> nn.Module:
     return baked
 
 
-def _stored(weight: Tensor, quantizer: FewValues) -> tuple[Tensor, nn.Module]:
-    """Return what a file keeps for ``weight``, and what makes a weight of that."""
-    if not quantizer.integer:
+def _stored(weight: Tensor, quantizer: FewValues, *, integers: bool) -> tuple[Tensor, nn.Module]:
+    """Return what a file keeps for ``weight``, and what makes a weight of that.
+
+    Without integer activations there is nothing to fuse; runtimes that find the operation they fuse all the same round
+    activations on their own, and give other answers.
+    """
+    if not (integers and quantizer.integer):
         return quantizer.stored(weight), FewValuesWeight(quantizer)
     assert isinstance(quantizer, (WeightQuantizer, Binarizer))
     codes, scale = quantizer.codes(weight), quantizer.step.detach()

@@ -97,7 +97,9 @@ class WeightQuantizer(FewValues):
         else:
             self.register_buffer("scale", scale)
         zeros = torch.zeros_like(scale, dtype=torch.int32)
-        self.register_buffer("zero_point", zeros if zero_point is None else zero_point)
+        self.register_buffer(
+            "zero_point", zeros if zero_point is None else zero_point, persistent=not self.grid.symmetric
+        )
 
     @staticmethod
     def fit(weight: Tensor, axis: int = 0, grid: Grid | None = None) -> WeightQuantizer:
@@ -136,7 +138,7 @@ class WeightQuantizer(FewValues):
     @property
     def step(self) -> Tensor:
         """The scale as it is applied: training may move a learned one anywhere."""
-        return self.scale.abs().clamp_min(LEAST_SCALE)
+        return self.scale.abs().clamp_min(LEAST_SCALE) if self.grid.learn else self.scale
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the nearest representable weights; the gradient of a learned scale is that of LSQ."""
@@ -155,8 +157,15 @@ class WeightQuantizer(FewValues):
 
     def values(self, codes: Tensor) -> Tensor:
         """Return the float weight of ``codes``."""
-        zero = self._spread(self.zero_point, codes)
-        return (codes.float() - zero) * self._spread(self.step.detach(), codes)
+        moved = codes.movedim(self.axis, 0)
+        if self.grid.granularity == "group" and moved[0].numel() % self.grid.group_size == 0:
+            # By rows: an exported file would hold a scale that is spread over the weight once for each of them.
+            rows = moved.reshape(len(self.scale), -1).float()
+            if not self.grid.symmetric:
+                rows = rows - self.zero_point[:, None]
+            return (rows * self.step.detach()[:, None]).reshape(moved.shape).movedim(0, self.axis)
+        centred = codes.float() if self.grid.symmetric else codes.float() - self._spread(self.zero_point, codes)
+        return centred * self._spread(self.step.detach(), codes)
 
     def refit(self, weight: Tensor) -> None:
         """Set the ranges anew, as the grid says."""
