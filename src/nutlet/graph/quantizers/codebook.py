@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.quantizers.few_values import FewValues, slower
+from nutlet.graph.quantizers.few_values import FewValues, looked_up, slower
 
 __all__ = ["Codebook"]
 
@@ -57,7 +57,7 @@ class Codebook(FewValues):
 
     def restored(self, stored: Tensor) -> Tensor:
         """Return the weight of stored indices."""
-        return self._values().detach()[stored.long()]
+        return looked_up(self._values().detach(), stored)
 
     def refit(self, weight: Tensor) -> None:
         """Cluster the changed weight anew."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nutlet.graph.constraints import Constraint
 
-__all__ = ["LEAST_SCALE", "FewValues", "along", "rounded", "slower", "through"]
+__all__ = ["LEAST_SCALE", "FewValues", "along", "looked_up", "rounded", "slower", "through"]
 
 LEAST_SCALE = 1e-12
 """Scales stay above this: that of a channel of zeros would be zero."""
@@ -60,6 +60,11 @@ def along(axis: int, ndim: int) -> list[int]:
     [1, -1, 1, 1]
     """
     return [-1 if d == axis else 1 for d in range(ndim)]
+
+
+def looked_up(values: Tensor, indices: Tensor) -> Tensor:
+    """Return ``values[indices]`` in the operation that every runtime has."""
+    return values.index_select(0, indices.flatten().int()).view(indices.shape)
 
 
 def through(weight: Tensor, wanted: Tensor) -> Tensor:

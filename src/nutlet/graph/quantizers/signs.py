@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, slower
+from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, looked_up, slower
 
 __all__ = ["Binarizer", "TrainedTernarizer"]
 
@@ -152,14 +152,12 @@ class TrainedTernarizer(FewValues):
     def values(self, codes: Tensor) -> Tensor:
         """Return the scale of each sign, or zero."""
         positive, negative = slower(self.step, codes.numel() ** -0.5)
-        return self._valued(codes, positive, negative)
+        return torch.where(codes > 0, positive, torch.where(codes < 0, -negative, torch.zeros_like(negative)))
 
     def restored(self, stored: Tensor) -> Tensor:
         """Return the weight of stored signs."""
-        return self._valued(stored, *self.step.detach())
-
-    def _valued(self, codes: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        return torch.where(codes > 0, positive, torch.where(codes < 0, -negative, torch.zeros_like(negative)))
+        positive, negative = self.step.detach()
+        return looked_up(torch.stack([-negative, torch.zeros_like(negative), positive]), stored + 1)
 
     def refit(self, weight: Tensor) -> None:
         """Set threshold and scales anew."""
