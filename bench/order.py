@@ -34,7 +34,7 @@ METHODS: dict[str, nl.Method] = {
     "low rank": nl.Factorize(decomposition="whitened", parameters=0.6),
     "mask": nl.PruneWeights(sparsity=0.8),
     "2:4": nl.PruneSecondOrder(pattern="2:4"),
-    "int8": nl.Quantize(),
+    "int8": nl.Quantize(fold=False),
     "int4": nl.Quantize(bits=4, learn=True),
     "ternary": nl.Ternarize(),
     "codebook": nl.Cluster(values=16),
