@@ -97,7 +97,7 @@ CASES = {
         gain=3.0,
     ),
     "nm24": Case([nl.PruneSecondOrder(pattern="2:4"), nl.Distill(epochs=1)], drop=0.5),
-    "sparse90": Case([nl.PruneGradually(sparsity=0.9, epochs=5, lr=0.05)], drop=1.0),
+    "sparse90": Case([nl.PruneGradually(sparsity=0.9, epochs=3, lr=0.05)], drop=1.0),
     "lowrank2x": Case([nl.Factorize(decomposition="whitened", parameters=0.5), nl.Distill(epochs=2)], drop=1.0),
     # New weights: the rival is the same student, trained as long on labels alone.
     "student-half": Case(

@@ -159,6 +159,11 @@ class Method:
         """Return this method with a setting that costs less accuracy, or None where there is none."""
         return None
 
+    @property
+    def folds_norms(self) -> bool:
+        """Whether no batch norm is left to steady a training after it."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Return ``{name: {option: value}}`` with only the options that differ from their defaults."""
         changed = {

@@ -49,11 +49,16 @@ FIGURES: dict[tuple[str, str], str] = {}
 """What the order cost where it was measured, as a clause with its source, by the same pairs; empty until measured."""
 
 _REPLACED = "the student replaces the model, and what was done to it before is lost; {second} first"
+_GENTLE = 1e-3
+_NO_NORMS = (
+    "{first} has folded the batch norms, and without them training at a learning rate of {lr:g} may diverge; "
+    "give {first} `fold: false` where it has that, or lower `lr` to {gentle:g} or less"
+)
 _NOTHING_TO_RECOVER = "nothing before it has changed the model: it trains the original; put it behind what it repairs"
 
 
 def advise(steps: Sequence[Method]) -> list[Advice]:
-    """Return one sentence for each step that would better stand elsewhere, in the order of the steps.
+    """Return one sentence for each step that would better stand elsewhere, or be set otherwise where it stands.
 
     >>> from nutlet.methods import PruneWeights, Quantize
     >>> [(advice.step, advice.text) for advice in advise([PruneWeights(sparsity=0.5), Quantize()])]
@@ -67,6 +72,12 @@ PruneWeights first'
         before = steps[: number - 1]
         if step.effect == "training" and not before and any(other.effect != "training" for other in steps):
             found.append(Advice(number, f"{type(step).__name__} as the first step: {_NOTHING_TO_RECOVER}"))
+        folding = next((other for other in before if other.folds_norms), None)
+        lr = getattr(step, "lr", 0.0)
+        if folding is not None and lr > _GENTLE:
+            first = type(folding).__name__
+            why = _NO_NORMS.format(first=first, lr=lr, gentle=_GENTLE)
+            found.append(Advice(number, f"{type(step).__name__} after {first}: {why}"))
         told: set[str] = set()
         for earlier in before:
             pair = earlier.effect, step.effect

@@ -47,6 +47,11 @@ class FixedPoint(Method):
         super().__post_init__()
         check_bits("FixedPoint", "bits", self.bits)
 
+    @property
+    def folds_norms(self) -> bool:
+        """Whether norms are folded: always."""
+        return True
+
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         ranges: Literal["minmax", "mse"] = "minmax" if self.bits == 8 else "mse"

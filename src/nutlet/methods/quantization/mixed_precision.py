@@ -62,6 +62,11 @@ class MixedPrecision(Method):
                 "budget between the smallest and the largest"
             )
 
+    @property
+    def folds_norms(self) -> bool:
+        """Whether norms are folded: always."""
+        return True
+
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         layers = weighted_layers(model, self)

@@ -84,6 +84,11 @@ class Quantize(Method):
                 "group_size (32 or 128, say) with 'group', and none without"
             )
 
+    @property
+    def folds_norms(self) -> bool:
+        """Whether norms are folded at once."""
+        return not self.learn if self.fold is None else self.fold
+
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         layers = weighted_layers(model, self)
@@ -102,9 +107,13 @@ class Quantize(Method):
                 f" of one of {', '.join(map(str, widths))}"
             )
         activations = ActivationGrid(bits=self.activation_bits, ranges=self.activation_ranges, learn=self.learn)
-        at_once = not self.learn if self.fold is None else self.fold
         plan = integer_plan(
-            self, model, context, grids, fold_norms=at_once, activations=activations if self.activations else None
+            self,
+            model,
+            context,
+            grids,
+            fold_norms=self.folds_norms,
+            activations=activations if self.activations else None,
         )
         if plan["fold"]:
             notes.append("batch norms are folded: train at a learning rate below 1e-3 from here, or set fold: false")
