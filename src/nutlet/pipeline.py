@@ -103,7 +103,9 @@ def compress(
         for number in range(len(result.steps), len(steps) + 1):
             folder = folders[number]
             context = Context(data=data, teacher=guide, seed=seed, workdir=folder, progress=progress)
-            result = _step(result, steps[number - 1], context, [found.text for found in advice if found.step == number])
+            with torch.random.fork_rng():  # the caller's stream of random numbers is the caller's
+                told = [found.text for found in advice if found.step == number]
+                result = _step(result, steps[number - 1], context, told)
             if folder is not None:
                 result.save(folder)
                 for checkpoint in folder.glob(CHECKPOINTS):

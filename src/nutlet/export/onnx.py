@@ -60,7 +60,7 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
 
 
 _FOLDED = 256
-"""Constants of more elements are not computed with beforehand: they are weights, which runtimes restore on loading."""
+"""Constants of more elements are not computed with beforehand: they are weights, stored in few bits."""
 
 
 def _trace(model: nn.Module, example: Tensor) -> Any:
@@ -81,7 +81,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
                 optimize=False,
             )
             assert program is not None
-            # As torch would, but that small weights stay in the few bits that they are stored in.
+            # As torch would, but that weights stay as they are stored.
             onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_FOLDED)
     except Exception as error:
         cause: BaseException = error

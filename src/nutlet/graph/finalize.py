@@ -85,8 +85,10 @@ def _bake(baked: nn.Module, *, integers: bool) -> nn.Module:
         own, restore = (
             (raw_weight(layer), None) if not quantizers else _stored(weight, quantizers[-1], integers=integers)
         )
+        if restore is not None and isinstance(quantizers[-1], Binarizer):
+            own = own.masked_fill(weight == 0, 0)  # a sign has no zero; a mask makes some
         if restore is not None and not torch.equal(restore(own), weight):
-            # A constraint of somebody else after the quantizer: the weight is no longer on its grid.
+            # A constraint of somebody else, or a mask over a codebook without zero: it has other values now.
             own, restore = raw_weight(layer), None
         # Layers that share a dense weight, and constrain it alike, share what is stored.
         first = shared.setdefault(raw, own)
@@ -113,7 +115,6 @@ def _stored(weight: Tensor, quantizer: FewValues, *, integers: bool) -> tuple[Te
         return quantizer.stored(weight), FewValuesWeight(quantizer)
     assert isinstance(quantizer, (WeightQuantizer, Binarizer))
     codes, scale = quantizer.codes(weight), quantizer.step.detach()
-    codes = codes.masked_fill(weight == 0, 0)  # a sign has no zero; a mask makes some
     # Biases are rounded to the scale of the weights times that of the input: with codes of few bits, times a power of
     # two that kernels cannot tell from 8 bits, that scale is as fine as ever. Up to 64, no pair of codes saturates.
     power = 2 ** max(0, (64 // max(abs(quantizer.levels.start), 1)).bit_length() - 1)

@@ -93,8 +93,9 @@ class _Histogram(Observer):
         if self.kind == "percentile":
             passed = self.counts.cumsum(0) / self.counts.sum()
             # A tail of zeros only is no tail: what is left of it has no outliers.
-            first = centres[int((passed < _OUTSIDE / 2).sum())] if low < 0 else 0.0
-            last = centres[min(int((passed < 1 - _OUTSIDE / 2).sum()), _BINS - 1)]
+            tail = _OUTSIDE / 2 if low < 0 < high else _OUTSIDE
+            first = centres[int((passed < tail).sum())] if low < 0 else 0.0
+            last = centres[min(int((passed < 1 - tail).sum()), _BINS - 1)]
             return max(low, min(float(first), 0.0)), min(high, max(float(last), 0.0))
         loss: Callable[[float, float], float] = self._squared_error if self.kind == "mse" else self._information_lost
         self._centres, self._levels = centres, levels

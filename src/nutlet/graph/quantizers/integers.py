@@ -12,6 +12,7 @@ from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, ro
 
 __all__ = ["Grid", "WeightQuantizer"]
 
+_MOST_OF_A_PAIR = 128
 _SHARES = 40
 """Ranges that the search for the smallest squared error tries, from a quarter of the largest weight up."""
 
@@ -184,10 +185,17 @@ class WeightQuantizer(FewValues):
 
     def widen(self, weight: Tensor) -> None:
         """Make room for weights that training has moved; no scale becomes smaller."""
-        scale = torch.maximum(self.step.detach(), self._least(weight))
+        step = self.step.detach()
+        scale = step
+        if self.portable:
+            # Pairs of codes and not of weights: those that lie on the grid already stay where they are.
+            pairs = _largest_pair(self.codes(weight).float().movedim(self.axis, 0))
+            pairs = pairs.amax(0, keepdim=True) if self.grid.granularity == "tensor" else pairs
+            scale = torch.where(pairs > _MOST_OF_A_PAIR, torch.maximum(scale, self._least(weight)), scale)
         if self.grid.ranges == "minmax" and self.grid.symmetric and not self.grid.learn:
             rows = _rows(weight.detach(), self.axis, self.grid)
-            scale = torch.maximum(scale, self._covering(rows.amin(1), rows.amax(1))[0])
+            needed = self._covering(rows.amin(1), rows.amax(1))[0]
+            scale = torch.where(needed > scale * (1 + 1e-6), needed, scale)
         self._set(scale, self.zero_point)
 
     def anew(self, weight: Tensor, axis: int = 0) -> WeightQuantizer:

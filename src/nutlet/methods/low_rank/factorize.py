@@ -168,7 +168,7 @@ class Factorize(Method):
         if self.drop is not None:
             return dataclasses.replace(self, drop=self.drop / 2)
         kept = next(name for name in ("parameters", "macs", "energy") if getattr(self, name) is not None)
-        return dataclasses.replace(self, **{kept: round((1 + getattr(self, kept)) / 2, 4)})
+        return dataclasses.replace(self, **{kept: round(min((1 + getattr(self, kept)) / 2, 0.9999), 4)})
 
     def _most(self, layer: nn.Module) -> int:
         """Return the largest rank that the decomposition can give ``layer``."""

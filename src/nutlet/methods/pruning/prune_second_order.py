@@ -66,8 +66,8 @@ class PruneSecondOrder(Sparsifying):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.damping > 0:
-            raise ConfigError(f"PruneSecondOrder.damping is {self.damping}; expected more than 0, as 0.01")
+        if not 0 < self.damping < 1:
+            raise ConfigError(f"PruneSecondOrder.damping is {self.damping}; expected above 0 and below 1, as 0.01")
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that are masked; masks and changed weights are values."""

@@ -72,10 +72,9 @@ class Sparsifying(Method):
         return parse_pattern(type(self).__name__, self.pattern, self.block)
 
     def gentler(self) -> Sparsifying | None:
-        """Return it with twice as many weights kept."""
-        if self.sparsity is None:
-            return None
-        return dataclasses.replace(self, sparsity=round(max(0.0, 1 - 2 * (1 - self.sparsity)), 4))
+        """Return it with twice as many weights kept; None for a pattern, and where that would keep all."""
+        sparsity = 0.0 if self.sparsity is None or self.positions.of else round(1 - 2 * (1 - self.sparsity), 4)
+        return dataclasses.replace(self, sparsity=sparsity) if sparsity > 0 else None
 
     def fitting(self, layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], list[str]]:
         """Return the layers that can take the pattern, and sentences about the others.

@@ -62,6 +62,11 @@ class AdaRound(Method):
         if self.steps < 1:
             raise ConfigError(f"AdaRound.steps is {self.steps}; expected 1 or more, as 1000")
 
+    @property
+    def folds_norms(self) -> bool:
+        """Whether norms are folded: always."""
+        return True
+
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""
         grids = dict.fromkeys(weighted_layers(model, self), few_bits(self.bits))

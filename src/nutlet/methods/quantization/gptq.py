@@ -61,6 +61,11 @@ class GPTQ(Method):
         if not 0 < self.damping < 1:
             raise ConfigError(f"GPTQ.damping is {self.damping}; expected a share above 0 and below 1, as 0.01")
 
+    @property
+    def folds_norms(self) -> bool:
+        """Whether norms are folded: always."""
+        return True
+
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""
         grids = {}

@@ -17,7 +17,7 @@ from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.quantization.formats import put_format
 
-__all__ = ["check_bits", "integer_plan", "put_integers", "with_integers"]
+__all__ = ["check_bits", "grid_for", "integer_plan", "put_integers", "with_integers"]
 
 
 def check_bits(owner: str, option: str, bits: int) -> None:
@@ -52,11 +52,11 @@ def integer_plan(
     pairs = foldable(model, walk(model, context.example)) if fold_norms else []
     plan: Plan = {"fold": [list(pair) for pair in pairs if pair[0] in scope], "weights": {}, "notes": []}
     for name, layer in scope.items():
-        grid, notes = _grid_for(name, layer, grids[name])
+        grid, notes = grid_for(name, layer, grids[name])
         plan["notes"] += notes
         if grid is not None:
             plan["weights"][name] = grid.changes()
-    packed = sorted({grids[name].bits for name in plan["weights"]} - {8})
+    packed = sorted({Grid(**changes).bits for changes in plan["weights"].values()} - {8})
     if packed:
         widths = " and ".join(map(str, packed))
         plan["notes"].append(
@@ -92,13 +92,14 @@ def with_integers(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def _grid_for(name: str, layer: nn.Module, grid: Grid) -> tuple[Grid | None, list[str]]:
+def grid_for(name: str, layer: nn.Module, grid: Grid) -> tuple[Grid | None, list[str]]:
     """Return the grid that a layer gets, if any, and why it is another one than was asked for."""
     kinds = [c for c in constraints(layer) if isinstance(c, FewValues)]
     levels = 2**grid.bits - grid.symmetric
     fewer = [c for c in kinds if len(c.levels) < levels]
-    if any(c.order >= WeightQuantizer.order for c in fewer):
-        return None, [f"{name}: has {len(fewer[-1].levels)} values already and keeps them"]
+    kept = [c for c in kinds if len(c.levels) <= levels - grid.learn and c.order >= WeightQuantizer.order]
+    if kept:  # rounding to as many values once more would move weights that were rounded with care
+        return None, [f"{name}: has {len(kept[-1].levels)} values already and keeps them"]
     if fewer:
         return grid.for_free_values(), [f"{name}: its {len(fewer[-1].levels)} values are put on 8 bits with one scale"]
     return grid, []

@@ -17,7 +17,7 @@ from nutlet.graph.quantizers import Grid, WeightQuantizer
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.quantization.formats import put_format
-from nutlet.methods.quantization.integers import check_bits, integer_plan, put_integers
+from nutlet.methods.quantization.integers import check_bits, grid_for, integer_plan, put_integers
 from nutlet.predict import predict
 
 __all__ = ["MixedPrecision"]
@@ -69,16 +69,20 @@ class MixedPrecision(Method):
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
-        layers = weighted_layers(model, self)
+        scope = weighted_layers(model, self)
         widths = sorted(set(self.choices))
+        # Layers of fewer values than the narrowest width has keep them, and take nothing of the budget.
+        narrow = _grid(widths[0])
+        layers = {name: layer for name, layer in scope.items() if grid_for(name, layer, narrow)[0] == narrow}
         lost = self._divergences(model, list(layers), widths, context)
         sizes = {name: constrained_weight(layer).numel() for name, layer in layers.items()}
         chosen = cheapest(lost, sizes, self.bits)
-        grids = {name: _grid(width) for name, width in chosen.items()}
+        grids = dict.fromkeys(scope, _grid(widths[-1])) | {name: _grid(width) for name, width in chosen.items()}
         activations = ActivationGrid() if self.activations else None
         plan = integer_plan(self, model, context, grids, activations=activations)
-        mean = sum(sizes[name] * width for name, width in chosen.items()) / sum(sizes.values())
-        plan["notes"].append(f"{mean:.2f} bits on average: " + ", ".join(f"{n} {w}" for n, w in chosen.items()))
+        if chosen:
+            mean = sum(sizes[name] * width for name, width in chosen.items()) / sum(sizes.values())
+            plan["notes"].append(f"{mean:.2f} bits on average: " + ", ".join(f"{n} {w}" for n, w in chosen.items()))
         return plan
 
     @staticmethod

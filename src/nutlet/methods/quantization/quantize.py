@@ -42,8 +42,9 @@ class Quantize(Method):
         activation_ranges: what an activation's scale covers: ``minmax``; ``moving`` averages of it over batches;
             ``percentile`` all but one value in 10,000; ``mse`` and ``entropy`` (KL divergence) the best on calibration.
         learn: later training learns the scales of weights and activations (LSQ, Esser et al. 2020, arXiv:1902.08153).
-        fold: fold batch norms at once; otherwise when the file is made, and training goes on with them (without norms
-            it diverges at learning rates above about 1e-3). By default at once, but for scales to be learned.
+        fold: fold batch norms at once; otherwise when a file with integer activations is made, and training goes on
+            with them (without norms it diverges at learning rates above about 1e-3). By default at once, but for scales
+            to be learned.
         portable: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
             answers on x86 processors without VNNI; costs a little precision, at 8 bits alone.
 
@@ -78,6 +79,10 @@ class Quantize(Method):
         check_bits("Quantize", "activation_bits", self.activation_bits)
         if self.edge_bits is not None:
             check_bits("Quantize", "edge_bits", self.edge_bits)
+        if not self.activations and (self.activation_bits, self.activation_ranges) != (8, "minmax"):
+            raise ConfigError(
+                "Quantize.activation_bits and activation_ranges need activations; found activations: false"
+            )
         if (self.granularity == "group") != (self.group_size > 0) or self.group_size < 0:
             raise ConfigError(
                 f"Quantize.granularity is {self.granularity!r} with group_size {self.group_size}; expected a positive "
