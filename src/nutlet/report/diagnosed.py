@@ -17,6 +17,8 @@ BARS = 12
 ROWS = 40
 DOTS = 120
 """Results along the depth that are drawn; of more, every second or third."""
+LABELS = 6
+"""Of these, how many have their number written."""
 FARTHEST = 10.0
 """Relative error above which the curve is cut: a scale to a million shows nothing of the way there."""
 
@@ -76,9 +78,10 @@ def _depth(sites: list[dict[str, Any]]) -> Chart | None:
     kept = sites[:: -(-len(sites) // DOTS)]
     values = [100 * min(site["error"], FARTHEST) for site in kept]
     title = "How far results inside the model moved, along its depth"
-    picture = charts.line(
-        "diagnosis-depth", title, values, [str(k) for k in range(len(kept))], [f"{v:.0f}" for v in values], " %"
-    )
+    said = range(0, len(kept), -(-len(kept) // LABELS))  # more of them would overlap
+    numbers = [str(k) if k in said else "" for k in range(len(kept))]
+    labels = [f"{value:.0f}" if k in said else "" for k, value in enumerate(values)]
+    picture = charts.line("diagnosis-depth", title, values, numbers, labels, " %")
     jump = max(range(1, len(kept)), key=lambda k: values[k] - values[k - 1])
     note = f"Error relative to what the result was, from the input on the left. It grows most at {kept[jump]['site']}."
     return Chart(title, (("after", "relative L2 error"),), note, picture)
