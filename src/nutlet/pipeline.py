@@ -22,7 +22,7 @@ from nutlet.errors import ConfigError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.graph.activations import calibrate, carry, grid_of
 from nutlet.graph.modules import put_values
-from nutlet.graph.sites import Edited, walk
+from nutlet.graph.sites import Edited, body_of, walk
 from nutlet.graph.stored import settle
 from nutlet.history import Size, Step
 from nutlet.inputs.models import check_model
@@ -125,7 +125,7 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
     notes = [*advice, *plan.pop("notes", [])]
     values = plan.pop("values", {})
     model = method.execute(model, plan, context.example)
-    put_values(model.model if isinstance(model, Edited) else model, values)
+    put_values(body_of(model), values)
     if earlier is not None:
         now = walk(model, context.example)
         moved = now.sites != earlier.record.sites or method.effect == "values"

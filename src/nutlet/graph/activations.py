@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
 from nutlet.errors import ModelError
-from nutlet.graph.constraints import constraints
-from nutlet.graph.quantizers import FewValues
+from nutlet.graph.quantizers import formats
 from nutlet.graph.quantizers.few_values import LEAST_SCALE, rounded, slower
 from nutlet.graph.ranges import RangeKind, observer
 from nutlet.graph.sites import Edited, Record, Site, walk
@@ -117,7 +116,7 @@ class ActivationQuantizer(nn.Module):
 
 def runs_on_integers(layer: nn.Module | None) -> bool:
     """Whether the weight of ``layer`` is on a grid that integer kernels take."""
-    kinds = [] if layer is None else [c for c in constraints(layer) if isinstance(c, FewValues)]
+    kinds = [] if layer is None else formats(layer)
     return bool(kinds) and kinds[-1].integer
 
 

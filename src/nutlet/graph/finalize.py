@@ -10,9 +10,9 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.
 from torch.nn.utils import parametrize
 
 from nutlet.graph.activations import ActivationQuantizer, runs_on_integers
-from nutlet.graph.constraints import constrained_layers, constrained_weight, constraints, raw_weight, take_off
+from nutlet.graph.constraints import constrained_layers, constrained_weight, raw_weight, take_off
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.quantizers import Binarizer, FewValues, WeightQuantizer
+from nutlet.graph.quantizers import Binarizer, FewValues, WeightQuantizer, formats
 from nutlet.graph.sites import Edited, walk
 
 __all__ = ["IntegerWeight", "finalize"]
@@ -78,8 +78,7 @@ def finalize(model: nn.Module) -> nn.Module:
 def _bake(baked: nn.Module, *, integers: bool) -> nn.Module:
     shared: dict[nn.Parameter, Tensor] = {}
     for _, layer in list(constrained_layers(baked)):
-        stack = constraints(layer)
-        quantizers = [c for c in stack if isinstance(c, FewValues)]
+        quantizers = formats(layer)
         raw, weight = raw_weight(layer), constrained_weight(layer).clone()
         take_off(layer, bake=True)
         own, restore = (

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from nutlet.graph.constraints import has_own_weight
 from nutlet.graph.scope import accepted_kinds, in_scope
-from nutlet.graph.sites import Edited
+from nutlet.graph.sites import body_of
 
 if TYPE_CHECKING:
     from nutlet.method import Method
@@ -38,7 +38,7 @@ def layers_with_values(model: nn.Module) -> dict[str, nn.Module]:
 def _owners(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
-        for name, module in _body(model).named_modules()
+        for name, module in body_of(model).named_modules()
         if name and "parametrizations" not in name and _parameters(module)
     }
 
@@ -46,10 +46,6 @@ def _owners(model: nn.Module) -> dict[str, nn.Module]:
 def _parameters(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a module itself, those below its constraints included."""
     return [p for name, p in module.named_parameters() if "." not in name or name.startswith("parametrizations.")]
-
-
-def _body(model: nn.Module) -> nn.Module:
-    return model.model if isinstance(model, Edited) else model
 
 
 def scope_reasons(model: nn.Module, method: Method, *, trains: bool) -> dict[str, str]:
@@ -64,7 +60,7 @@ def scope_reasons(model: nn.Module, method: Method, *, trains: bool) -> dict[str
         ConfigError: a pattern matches no module, see :func:`nutlet.graph.scope.in_scope`.
     """
     owners, layers = _owners(model), layers_with_values(model)
-    everything = dict(_body(model).named_modules())
+    everything = dict(body_of(model).named_modules())
     kinds = accepted_kinds(method)
     by_layer = method.effect in _BY_LAYER
     fitting = (

@@ -11,7 +11,7 @@ from torch import nn
 
 from nutlet.errors import ConfigError, ModelError, nearest
 from nutlet.graph.constraints import PLAIN_WEIGHT, has_own_weight
-from nutlet.graph.sites import Edited
+from nutlet.graph.sites import body_of
 
 if TYPE_CHECKING:
     from nutlet.method import Method
@@ -65,7 +65,7 @@ def training_only(model: nn.Module, method: Method) -> Iterator[None]:
         ModelError: nothing is left to train.
         ConfigError: see :func:`in_scope`.
     """
-    body = model.model if isinstance(model, Edited) else model
+    body = body_of(model)
     owners: dict[str, list[nn.Parameter]] = {}
     for name, parameter in body.named_parameters():
         owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]

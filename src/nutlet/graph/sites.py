@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from nutlet.errors import ModelError
 from nutlet.predict import evaluating
 
-__all__ = ["Edited", "Record", "Site", "walk"]
+__all__ = ["Edited", "Record", "Site", "body_of", "walk"]
 
 _WEIGHT = "parametrizations."
 """Part of the path of modules that compute a weight, not a step of the data flow."""
@@ -322,6 +322,11 @@ class Edited(nn.Module):
         for handle in self.handles:
             handle.remove()
         return self.model
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """Return the user's module, taken out of an :class:`Edited` where it is in one."""
+    return model.model if isinstance(model, Edited) else model
 
 
 def walk(model: nn.Module, x: Tensor) -> Record:

@@ -31,7 +31,7 @@ from nutlet.graph.packing import (
     unpack_integers,
     unpack_tensor,
 )
-from nutlet.graph.quantizers import FewValues
+from nutlet.graph.quantizers import FewValues, formats
 from nutlet.storage import digest
 
 __all__ = ["Packed", "pack", "settle", "unpack"]
@@ -190,8 +190,7 @@ def _mask(layer: nn.Module, weight: Tensor) -> Tensor:
 
 def _few_values(layer: nn.Module) -> FewValues | None:
     """Return the constraint that leaves the fewest values."""
-    kinds = [c for c in constraints(layer) if isinstance(c, FewValues)]
-    return min(kinds, key=lambda few: len(few.levels), default=None)
+    return min(formats(layer), key=lambda few: len(few.levels), default=None)
 
 
 def _from_codes(layer: nn.Module, few: FewValues, places: Tensor, mask: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nutlet.graph.constraints import Constraint
+from nutlet.graph.constraints import Constraint, constraints
 
-__all__ = ["LEAST_SCALE", "FewValues", "along", "looked_up", "rounded", "slower", "through"]
+__all__ = ["LEAST_SCALE", "FewValues", "along", "formats", "looked_up", "rounded", "slower", "through"]
 
 LEAST_SCALE = 1e-12
 """Scales stay above this: that of a channel of zeros would be zero."""
@@ -51,6 +51,11 @@ class FewValues(Constraint):
     def restored(self, stored: Tensor) -> Tensor:
         """Return the weight of what :meth:`stored` gave, in operations that export."""
         return self.values(stored)
+
+
+def formats(layer: nn.Module) -> list[FewValues]:
+    """Return the formats that a weight is under, in the order they apply; the last has the last word on its values."""
+    return [constraint for constraint in constraints(layer) if isinstance(constraint, FewValues)]
 
 
 def along(axis: int, ndim: int) -> list[int]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError, nearest
 from nutlet.graph.scope import Layer
-from nutlet.graph.sites import Edited
+from nutlet.graph.sites import body_of
 from nutlet.predict import evaluating
 
 __all__ = ["Features", "attention", "relations"]
@@ -72,7 +72,7 @@ class Features:
         relations: float = 0.0,
     ) -> None:
         self.hints, self.attention, self.relations = hints, attention, relations
-        body = student.model if isinstance(student, Edited) else student
+        body = body_of(student)
         ours = _stages(student, body, example)
         theirs = _stages(teacher, teacher, example)
         self.pairs = _named(ours, theirs, sites) if sites else _matched(body, ours, teacher, theirs)
@@ -100,7 +100,7 @@ class Features:
     @contextmanager
     def watching(self, student: nn.Module, teacher: nn.Module) -> Iterator[None]:
         """Take the features of every forward within the block."""
-        body = student.model if isinstance(student, Edited) else student
+        body = body_of(student)
         handles = []
         for who, model, stages in (
             ("student", body, [s for s, _ in self.pairs]),

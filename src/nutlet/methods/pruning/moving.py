@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import Mask, constraints
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import Edited
+from nutlet.graph.sites import body_of
 from nutlet.method import Context, Plan
 from nutlet.methods.distillation.targets import SoftTraining
+from nutlet.methods.pruning.masks import DENSE
 from nutlet.methods.pruning.sparsifying import Sparsifying
 
 __all__ = ["Memory", "MovingMasks", "levels", "masks_of", "remembering", "sparsity_of"]
@@ -48,8 +49,7 @@ class MovingMasks(SoftTraining, Sparsifying):
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return which layers get a mask that training will move."""
         layers, notes = self.fitting(weighted_layers(model, self))
-        dense = "a mask over dense zeros: the exported file is no smaller, after zstd it is, and so is the saved model"
-        return {"masked": list(layers), "notes": [dense, *notes]}
+        return {"masked": list(layers), "notes": [DENSE, *notes]}
 
     @property
     def goal(self) -> float:
@@ -59,7 +59,7 @@ class MovingMasks(SoftTraining, Sparsifying):
 
     def layers(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the layers whose masks move."""
-        return self.fitting(weighted_layers(model.model if isinstance(model, Edited) else model, self))[0]
+        return self.fitting(weighted_layers(body_of(model), self))[0]
 
     def prune(self, model: nn.Module, scores: Mapping[str, Tensor], sparsity: float, context: Context) -> None:
         """Move masks so that the weights of highest score stay; what is gone stays gone, and no layer loses all.
@@ -70,7 +70,7 @@ class MovingMasks(SoftTraining, Sparsifying):
             sparsity: share of the weights to reach, up to :attr:`goal`.
             context: what allocations go by.
         """
-        body = model.model if isinstance(model, Edited) else model
+        body = body_of(model)
         layers = {name: body.get_submodule(name) for name in scores}
         if sparsity <= sparsity_of(layers) and not self.positions.of:
             return

@@ -25,7 +25,7 @@ from nutlet.graph.statistics import input_moments
 from nutlet.method import Context, Plan, register
 from nutlet.methods.pruning.allocation import Distribution
 from nutlet.methods.pruning.elimination import BLOCK, damped, eliminate, inverse_factor, least_error
-from nutlet.methods.pruning.masks import put_masks
+from nutlet.methods.pruning.masks import DENSE, put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, as_weight
 from nutlet.methods.pruning.sparsifying import Sparsifying
 
@@ -100,8 +100,7 @@ class PruneSecondOrder(Sparsifying):
             for name in factors
             for key, tensor in trial.get_submodule(name).state_dict().items()
         }
-        dense = "a mask over dense zeros: the exported file is no smaller, after zstd it is, and so is the saved model"
-        return {"masked": list(factors), "values": values, "notes": [dense, *notes, *short]}
+        return {"masked": list(factors), "values": values, "notes": [DENSE, *notes, *short]}
 
 
 def _in_order(layer: nn.Module, moments: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Plan, register
 from nutlet.methods.pruning.criteria import Criterion, saliencies
-from nutlet.methods.pruning.masks import mask_values
+from nutlet.methods.pruning.masks import DENSE, mask_values
 from nutlet.methods.pruning.sparsifying import Sparsifying
 
 __all__ = ["PruneWeights"]
@@ -55,5 +55,4 @@ class PruneWeights(Sparsifying):
             name: self.positions.mask(layers[name], scores, kept[name]) & (constrained_weight(layers[name]) != 0)
             for name, scores in saliency.items()
         }
-        dense = "a mask over dense zeros: the exported file is no smaller, after zstd it is, and so is the saved model"
-        return {"masked": list(masks), "values": mask_values(model, masks), "notes": [dense, *notes, *unseen, *short]}
+        return {"masked": list(masks), "values": mask_values(model, masks), "notes": [DENSE, *notes, *unseen, *short]}

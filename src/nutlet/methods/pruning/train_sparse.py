@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import constrained_weight, output_axis, raw_weight
 from nutlet.graph.scope import training_only, weighted_layers
-from nutlet.graph.sites import Edited
+from nutlet.graph.sites import body_of
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.distillation.targets import SoftTraining, softened
 from nutlet.train import fit
@@ -72,7 +72,7 @@ class TrainSparse(SoftTraining, Method):
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with the penalty, and make zero what is small then."""
-        named = weighted_layers(model.model if isinstance(model, Edited) else model, self)
+        named = weighted_layers(body_of(model), self)
         layers = [layer for layer in named.values() if raw_weight(layer).requires_grad]
         targets = softened(context, self.temperature, self.soft)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import Constraint, constrain, constrained_weight, constraints, output_axis, take_off
-from nutlet.graph.quantizers import FewValues, WeightQuantizer
+from nutlet.graph.constraints import Constraint, constrain, constrained_weight, output_axis, take_off
+from nutlet.graph.quantizers import FewValues, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.method import Context, Method
@@ -47,7 +47,7 @@ def layers_to_code(
             del layers[name]
             notes.append(f"{name}: the first and the last layer keep their precision, see `edges`")
     for name, layer in list(layers.items()):
-        fewer = [c for c in _kinds(constraints(layer)) if len(c.levels) < levels and c.order >= order]
+        fewer = [c for c in formats(layer) if len(c.levels) < levels and c.order >= order]
         if fewer:
             del layers[name]
             notes.append(f"{name}: has {len(fewer[-1].levels)} values already and keeps them")
@@ -77,7 +77,3 @@ def _superseded(constraint: Constraint, new: FewValues) -> bool:
     return isinstance(constraint, FewValues) and (
         constraint.order == new.order or (constraint.order < new.order and len(constraint.levels) >= len(new.levels))
     )
-
-
-def _kinds(stack: list[Constraint]) -> list[FewValues]:
-    return [c for c in stack if isinstance(c, FewValues)]

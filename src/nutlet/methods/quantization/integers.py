@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid, attach, calibrate, runs_on_integers
-from nutlet.graph.constraints import constraints
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.quantizers import FewValues, Grid, WeightQuantizer
+from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, Plan
@@ -94,7 +93,7 @@ def with_integers(model: nn.Module, plan: Plan) -> nn.Module:
 
 def grid_for(name: str, layer: nn.Module, grid: Grid) -> tuple[Grid | None, list[str]]:
     """Return the grid that a layer gets, if any, and why it is another one than was asked for."""
-    kinds = [c for c in constraints(layer) if isinstance(c, FewValues)]
+    kinds = formats(layer)
     levels = 2**grid.bits - grid.symmetric
     fewer = [c for c in kinds if len(c.levels) < levels]
     kept = [c for c in kinds if len(c.levels) <= levels - grid.learn and c.order >= WeightQuantizer.order]

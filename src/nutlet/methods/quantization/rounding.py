@@ -14,7 +14,7 @@ from nutlet.graph.constraints import Mask, constrained_weight, constraints, raw_
 from nutlet.graph.fold import foldable
 from nutlet.graph.links import dense_weight
 from nutlet.graph.modules import shared_parameters
-from nutlet.graph.quantizers import FewValues, Grid, WeightQuantizer
+from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.statistics import input_moments
@@ -84,7 +84,7 @@ def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dic
     for name, layer in scope.items():
         levels = 2 ** grids[name].bits - grids[name].symmetric
         # What its weights were before they came onto so few values is gone: there is nothing to round.
-        if fewer := [c for c in _formats(layer) if len(c.levels) <= levels]:
+        if fewer := [c for c in formats(layer) if len(c.levels) <= levels]:
             kept[name] = f"{name}: has {len(fewer[-1].levels)} values already and keeps them"
     pairs = foldable(model, walk(model, context.example))
     plan: Plan = {
@@ -104,7 +104,7 @@ def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dic
             if name not in moments:
                 plan["notes"].append(f"{name}: nobody calls it, rounded to the nearest")
                 continue
-            quantizer = _formats(layer)[-1]
+            quantizer = formats(layer)[-1]
             assert isinstance(quantizer, WeightQuantizer)
             rounding = _rounding(layer, quantizer, moments.pop(name).float())
             nearest = constrained_weight(layer).view_as(rounding.weight)
@@ -124,10 +124,6 @@ def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dic
     else:
         plan["notes"].append("nothing rounded: no layer in scope has weights that could be")
     return plan
-
-
-def _formats(layer: nn.Module) -> list[FewValues]:
-    return [c for c in constraints(layer) if isinstance(c, FewValues)]
 
 
 def _unfit(model: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
