@@ -80,8 +80,8 @@ def carried(old: Constraint, new: Constraint) -> bool:
 
 
 def within(old: Tensor, new: Tensor) -> bool:
-    """Whether all values of ``new`` are values of ``old``."""
-    return new.numel() <= old.numel() and bool(torch.isin(new, old).all())
+    """Whether all values of ``new`` are values of ``old``; of a mask, that it is no larger."""
+    return new.numel() <= old.numel() and (old.dtype == torch.bool or bool(torch.isin(new, old).all()))
 
 
 def measure(first: str, second: str) -> None:
