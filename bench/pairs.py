@@ -1,6 +1,6 @@
 """What each method does to the constraints that another has put on before it: every ordered pair, on tiny models.
 
-    python bench/pairs.py [METHOD ...]
+    python bench/pairs.py [METHOD+METHOD ...]
 
 Runs the conformance check of each pair of methods (tests/conformance/test_pairs.py, one configuration of a method; all
 its variants are in `make test-all`), and counts the layers on which a constraint of the first is
@@ -11,7 +11,8 @@ its variants are in `make test-all`), and counts the layers on which a constrain
 - ``dissolved``: gone, because what it was made for is gone: a mask on a matrix that became two factors;
 - ``removed``: gone with its layer.
 
-A pair whose check fails has one row ``failed``. ``bench/tables.py`` makes the table in the docs of the rows.
+A pair with nothing to carry has one row, ``failed`` 0; one whose check fails, ``failed`` 1.
+``bench/tables.py`` makes the table in the docs of the rows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import copy
 import sys
 import tempfile
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -101,17 +103,18 @@ def measure(first: str, second: str) -> None:
         print(f"{first}+{second}: {type(error).__name__}: {error}", flush=True)
         found = Counter(failed=1)
     for name in OUTCOMES:
-        rows.add(name, found[name], "layers")
+        if found[name] or (name == "failed" and not found):
+            rows.add(name, found[name], "layers")
     rows.write()
 
 
 def main() -> None:
-    names = one_of_each()
-    firsts = sys.argv[1:] or names
-    for first in firsts:
-        for second in names:
+    cases = [tuple(case.split("+")) for case in sys.argv[1:]] or list(product(one_of_each(), repeat=2))
+    for first, second in cases:
+        if models_of(first, second):
             measure(first, second)
-        print(first, flush=True)
+        else:
+            print(f"{first}+{second}: no model has what both work on", flush=True)
 
 
 if __name__ == "__main__":

@@ -340,15 +340,16 @@ def pairs() -> str:
     if not found:
         return "No result yet."
     firsts = list(dict.fromkeys(name.partition("+")[0] for name in found))
-    kept = {name: {what: rows[what]["value"] for what in OUTCOMES} for name, rows in found.items()}
+    kept = {name: {w: rows[w]["value"] if w in rows else 0 for w in OUTCOMES} for name, rows in found.items()}
     # What puts no constraint on a layer has nothing to lose; all of these have one row of dots.
-    holding = [n for n in firsts if any(max(kept[f"{n}+{other}"].values()) > 0 for other in firsts)]
+    holding = [n for n in firsts if any(max(kept.get(f"{n}+{o}", {"": 0}).values()) > 0 for o in firsts)]
     lines = [f"| first \\ second | {' | '.join(firsts)} |", f"|---|{'---|' * len(firsts)}"]
     for first in holding:
         cells = []
         for second in firsts:
-            counts = kept[f"{first}+{second}"]
-            cells.append("".join(letter for what, letter in OUTCOMES.items() if counts[what]) or "·")
+            counts = kept.get(f"{first}+{second}")
+            letters = "" if counts is None else "".join(OUTCOMES[what] for what in OUTCOMES if counts[what]) or "·"
+            cells.append(letters)
         lines.append(f"| {first} | {' | '.join(cells)} |")
     failed = sum(counts["failed"] > 0 for counts in kept.values())
     summary = f"{len(found)} ordered pairs, {failed} failed. Without a row, for they put no constraint on a weight: "

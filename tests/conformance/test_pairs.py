@@ -40,8 +40,12 @@ SHARED = ("cnn", "mlp")
 
 
 def models_of(*names: str) -> tuple[str, ...]:
-    """Return the models that a chain runs on: one that some method needs, or those that all can work on."""
-    return next((MODELS[name] for name in names if MODELS[name] != SHARED), SHARED)
+    """Return the models that a chain runs on: those that some method needs, or those that all can work on.
+
+    Where two methods need different ones there is none, and no such chain.
+    """
+    needed = [set(MODELS[name]) for name in names if MODELS[name] != SHARED] or [set(SHARED)]
+    return tuple(sorted(set.intersection(*needed)))
 
 
 RUNS = [(*pair, kind) for pair in PAIRS for kind in models_of(*pair)]
@@ -50,9 +54,12 @@ REPRESENTED = [
     (first, second)
     for i, first in enumerate(TAKEN)
     for j, second in enumerate(TAKEN)
-    if {first, second} <= set(REPRESENTATIVES)
-    # Of a method and a representative one order, the other of the next.
-    or ({first, second} & set(REPRESENTATIVES) and (i < j) == bool((i + j) % 2))
+    if models_of(first, second)
+    and (
+        {first, second} <= set(REPRESENTATIVES)
+        # Of a method and a representative one order, the other of the next.
+        or ({first, second} & set(REPRESENTATIVES) and (i < j) == bool((i + j) % 2))
+    )
 ]
 QUICK = [(*pair, models_of(*pair)[k % len(models_of(*pair))]) for k, pair in enumerate(REPRESENTED)]
 """Representatives of a kind in every order, and each method with every representative; the models take turns."""
