@@ -55,7 +55,7 @@ TRAINING = {
     "channels2x": nl.Distill(epochs=3, lr=0.05),
     "channels3x": nl.Distill(epochs=3, lr=0.05),
     # With batch norms, which the file has folded all the same; without them SGD diverges at these rates.
-    "qat8": nl.Distill(epochs=1, lr=0.005),
+    "qat8": nl.Distill(epochs=1, lr=0.001),
     "qat4": nl.Distill(epochs=2, lr=0.02),
     "ternary": nl.Distill(epochs=3, lr=0.05),
 }
