@@ -68,12 +68,11 @@ _NOTHING_TO_RECOVER = "nothing before it has changed the model: it trains the or
 def advise(steps: Sequence[Method]) -> list[Advice]:
     """Return one sentence for each step that would better stand elsewhere, or be set otherwise where it stands.
 
-    >>> from nutlet.methods import PruneWeights, Quantize
-    >>> [(advice.step, advice.text) for advice in advise([PruneWeights(sparsity=0.5), Quantize()])]
+    >>> from nutlet.methods import Factorize, PruneChannels
+    >>> advise([PruneChannels(ratio=0.5), Factorize()])
     []
-    >>> advise([Quantize(), PruneWeights(sparsity=0.5)])[0].text
-    'PruneWeights after Quantize: rounded weights share their magnitudes, so which of them go is partly chance; \
-PruneWeights first'
+    >>> advise([Factorize(), PruneChannels(ratio=0.5)])[0].text
+    'PruneChannels after Factorize: channels are chosen and coupled through the factors; PruneChannels first'
     """
     found = []
     for number, step in enumerate(steps, 1):

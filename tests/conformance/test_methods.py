@@ -45,6 +45,16 @@ every_run = pytest.mark.parametrize(
     ],
 )
 
+thorough_run = pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if name in METHODS else [pytest.mark.slow])
+        for name in sorted(EXAMPLES)
+        for kind in MODELS[name]
+    ],
+)
+"""What variants of a method share with it is tried on the method alone in `make test`."""
+
 
 def test_every_registered_method_is_tested_and_the_reverse() -> None:
     ours = {name for name, kind in known_methods().items() if kind.__module__.startswith("nutlet.")}
@@ -110,7 +120,7 @@ def test_keeps_the_contract_and_the_model_it_was_given(name: str, kind: str, mak
     check_constraints(body_of(result.model))
 
 
-@every_run
+@thorough_run
 def test_is_trainable_after(name: str, kind: str, make: Make) -> None:
     model, data = make(kind)
     result = compress(model, [EXAMPLES[name]], data).model.train()
@@ -120,7 +130,7 @@ def test_is_trainable_after(name: str, kind: str, make: Make) -> None:
     assert sum(bool(g.any()) for g in grads if g is not None) > len(grads) / 2
 
 
-@every_run
+@thorough_run
 def test_same_seed_same_bytes(name: str, kind: str, make: Make) -> None:
     model, data = make(kind)
     torch.manual_seed(1)
@@ -148,7 +158,7 @@ def test_finalized_equals_simulated(name: str, kind: str, make: Make) -> None:
     check_finalized(compress(model, [EXAMPLES[name]], data).model, data)
 
 
-@every_run
+@thorough_run
 def test_leaves_excluded_layers_alone(name: str, kind: str, make: Make) -> None:
     model, data = make(kind)
     inner = {"cnn": "block1.conv1", "mlp": "block1.fc1", "attention": "block1.attention.out_proj"}[kind]
