@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -29,9 +28,9 @@ from nutlet.cli.common import (
     command_line,
     loading,
     numbers,
+    print_found,
     reported,
     short,
-    show,
     show_result,
 )
 
@@ -81,10 +80,7 @@ def check(
         workdir=out,
         progress=Progress(quiet=quiet or as_json),
     )
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
-    elif not quiet:
-        show(found)
+    print_found(found, as_json=as_json, quiet=quiet)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -196,8 +192,6 @@ def diagnose(
         progress=Progress(quiet=quiet or as_json),
     )
     write_diagnosis(found.to_dict(), out)
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
-    elif not quiet:
-        show(found)
+    print_found(found, as_json=as_json, quiet=quiet)
+    if not (as_json or quiet):
         typer.echo(f"diagnosis: {out / 'diagnosis.json'}")

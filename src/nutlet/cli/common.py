@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import shlex
 import signal
 import sys
@@ -19,7 +20,7 @@ from nutlet.errors import ConfigError, NutletError
 __all__ = [
     "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Owned", "Quiet",
     "Seconds", "Seed", "Std", "TeacherSpec", "TestSpec", "Validation", "Weights", "app", "command_line",
-    "loading", "main", "numbers", "reported", "short", "show", "show_result",
+    "loading", "main", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -116,6 +117,14 @@ def show_result(out: Path, result: Any, figures: Any, parity: Any, *, as_json: b
         show(result, figures)
         typer.echo(str(parity))
         typer.echo(f"shipped file: {out / 'model.onnx'}\nreport: {out / 'report.html'}")
+
+
+def print_found(found: Any, *, as_json: bool, quiet: bool) -> None:
+    """Print one result: as JSON, as a table, or not at all."""
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    elif not quiet:
+        show(found)
 
 
 def show(*things: Any) -> None:

@@ -21,6 +21,7 @@ from nutlet.cli.common import (
     command_line,
     loading,
     numbers,
+    print_found,
     reported,
     show,
     show_result,
@@ -50,10 +51,7 @@ def measure(
 
     examples = load_examples(data, test, mean=numbers("--mean", mean), std=numbers("--std", std))
     figures = take_figures(file, examples, against, seconds=seconds, progress=Progress(quiet=quiet or as_json))
-    if as_json:
-        typer.echo(json.dumps(figures.to_dict(), indent=1))
-    elif not quiet:
-        show(figures)
+    print_found(figures, as_json=as_json, quiet=quiet)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +21,9 @@ from nutlet.cli.common import (
     command_line,
     loading,
     numbers,
+    print_found,
     reported,
     short,
-    show,
 )
 
 __all__ = ["audit"]
@@ -116,8 +115,6 @@ def audit(
         ray=ray,
         progress=progress,
     )
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=1))
-    elif not quiet:
-        show(result)
+    print_found(result, as_json=as_json, quiet=quiet)
+    if not (as_json or quiet):
         typer.echo(f"report: {out / 'audit.html'}")
