@@ -20,10 +20,12 @@ __all__ = [
     "PLAIN_WEIGHT",
     "Constraint",
     "Mask",
+    "alive",
     "constrain",
     "constrained_layers",
     "constrained_weight",
     "constraints",
+    "dense_weight",
     "has_own_weight",
     "output_axis",
     "raw_weight",
@@ -150,6 +152,20 @@ def constrained_weight(layer: nn.Module) -> Tensor:
         return weight.detach()
 
 
+def dense_weight(layer: nn.Module) -> Tensor:
+    """Return the weight before it is quantized, with zeros where it is masked."""
+    return raw_weight(layer).detach().masked_fill(~alive(layer), 0.0)
+
+
+def alive(layer: nn.Module) -> Tensor:
+    """Return where the weight of ``layer`` may differ from zero: where no mask removes it."""
+    kept = torch.ones_like(raw_weight(layer), dtype=torch.bool)
+    for constraint in constraints(layer):
+        if isinstance(constraint, Mask):
+            kept = kept & constraint.mask
+    return kept
+
+
 def constrain(layer: nn.Module, stack: list[Constraint]) -> None:
     """Put ``stack`` on the weight of ``layer``, each in its place by :attr:`Constraint.order`.
 
@@ -192,12 +208,8 @@ def widen(model: nn.Module) -> None:
 
 def _seen_by(layer: nn.Module) -> Iterator[tuple[Constraint, Tensor]]:
     """Yield each constraint with what the ones before it leave of the weight; none counts what a mask removes."""
-    stack = constraints(layer)
-    weight = raw_weight(layer).detach()
-    for mask in stack:
-        if isinstance(mask, Mask):
-            weight = mask(weight)
-    for constraint in stack:
+    weight = dense_weight(layer)
+    for constraint in constraints(layer):
         yield constraint, weight
         with torch.no_grad():
             weight = constraint(weight)

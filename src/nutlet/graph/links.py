@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from nutlet.data import Examples
 from nutlet.graph.activations import WEIGHTED
 from nutlet.graph.channels import by_group, scale_inputs, scale_outputs
-from nutlet.graph.constraints import Mask, constrained_layers, constraints, raw_weight, take_off
+from nutlet.graph.constraints import constrained_layers, dense_weight, raw_weight, take_off
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
-from nutlet.graph.quantizers import FewValues
+from nutlet.graph.quantizers import formats
 from nutlet.graph.sites import Record, Site, walk
 from nutlet.predict import predict
 
-__all__ = ["Link", "dense_weight", "links"]
+__all__ = ["Link", "links"]
 
 HOMOGENEOUS = frozenset(
     {"relu", "leaky_relu", "prelu", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"}
@@ -123,18 +123,9 @@ def links(
     return found
 
 
-def dense_weight(layer: nn.Module) -> Tensor:
-    """Return the weight before it is quantized, with zeros where it is masked."""
-    weight = raw_weight(layer).detach()
-    for mask in constraints(layer):
-        if isinstance(mask, Mask):
-            weight = mask(weight)
-    return weight
-
-
 def _chosen_freely(layer: nn.Module) -> bool:
     """Whether the layer is on values that are no grid: a codebook, say."""
-    return any(isinstance(c, FewValues) and c.order == 0 for c in constraints(layer))
+    return any(c.order == 0 for c in formats(layer))
 
 
 def _inputs(layer: nn.Module) -> int:

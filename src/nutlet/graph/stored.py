@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.graph.constraints import (
-    Mask,
+    alive,
     constrained_layers,
     constrained_weight,
     constraints,
@@ -60,6 +60,7 @@ def settle(model: nn.Module) -> None:
     The outputs stay the same bit for bit; training goes on from the weights that are in force. A weight that layers
     share and constrain in different ways stays, as does one whose constraints would change it a second time.
 
+    >>> from nutlet.graph.constraints import Mask
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> nn.utils.parametrize.register_parametrization(layer, "weight", Mask(torch.tensor([[True, False]])))
     ParametrizedLinear(...)
@@ -149,7 +150,7 @@ def _signature(state: dict[str, Tensor]) -> bytes:
 
 
 def _pack_weight(layer: nn.Module, weight: Tensor) -> bytes:
-    mask, few = _mask(layer, weight), _few_values(layer)
+    mask, few = alive(layer).flatten(), _few_values(layer)
     kept = weight.flatten()[mask]
     plain = bytes([_PLAIN]) + pack_tensor(weight)
     if not same_bits(_spread(kept, mask).view(weight.shape), weight):  # see settle(): it is not as its constraints say
@@ -168,7 +169,7 @@ def _unpack_weight(layer: nn.Module, weight: Tensor, reader: Reader) -> Tensor:
     (form,) = reader.take(1)
     if form == _PLAIN:
         return unpack_tensor(reader, weight.dtype, weight.numel())
-    mask, few = _mask(layer, weight), _few_values(layer)
+    mask, few = alive(layer).flatten(), _few_values(layer)
     count = int(mask.sum())
     if form == _KEPT:
         return _spread(unpack_tensor(reader, weight.dtype, count), mask)
@@ -177,15 +178,6 @@ def _unpack_weight(layer: nn.Module, weight: Tensor, reader: Reader) -> Tensor:
         places = unpack_integers(reader.take(integers_size(levels, count)), levels, count)
         return _from_codes(layer, few, torch.from_numpy(places.astype(np.int64)), mask).view(weight.shape)
     raise ValueError(f"found form {form} of a weight; expected one that its constraints allow")
-
-
-def _mask(layer: nn.Module, weight: Tensor) -> Tensor:
-    """Return, flat, where a weight may differ from zero."""
-    mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-    for constraint in constraints(layer):
-        if isinstance(constraint, Mask):
-            mask &= constraint.mask
-    return mask.flatten()
 
 
 def _few_values(layer: nn.Module) -> FewValues | None:

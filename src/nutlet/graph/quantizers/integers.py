@@ -42,6 +42,12 @@ class Grid:
     power_of_two: bool = False
     portable: bool = True
 
+    @property
+    def levels(self) -> range:
+        """All codes."""
+        limit = int(2 ** (self.bits - 1)) - 1
+        return range(-limit if self.symmetric else -limit - 1, limit + 1)
+
     def changes(self) -> dict[str, Any]:
         """Return the entries that differ from the defaults; ``Grid(**changes)`` is the same grid."""
         usual = Grid()
@@ -114,12 +120,12 @@ class WeightQuantizer(FewValues):
     @property
     def limit(self) -> int:
         """The largest code."""
-        return int(2 ** (self.grid.bits - 1)) - 1
+        return self.levels.stop - 1
 
     @property
     def levels(self) -> range:
         """All codes."""
-        return range(-self.limit if self.grid.symmetric else -self.limit - 1, self.limit + 1)
+        return self.grid.levels
 
     @property
     def integer(self) -> bool:

@@ -14,6 +14,7 @@ from nutlet.errors import ConfigError
 from nutlet.graph.constraints import (
     Constraint,
     Mask,
+    alive,
     constrained_weight,
     constraints,
     raw_weight,
@@ -121,11 +122,9 @@ def _prune(model: nn.Module, name: str, factor: Tensor, pattern: Pattern, keep: 
     """Mask a layer and change its weights, in place; return the mask of its matrix."""
     layer = model.get_submodule(name)
     weight = as_matrix(layer, constrained_weight(layer))
-    alive = torch.ones_like(weight, dtype=torch.bool)
-    for constraint in constraints(layer):
-        if isinstance(constraint, Mask):
-            alive = as_matrix(layer, constraint.mask)
-    choice = _Choice(pattern, alive, pattern.choose(_cost(layer, factor), keep), _rounding(layer))
+    choice = _Choice(
+        pattern, as_matrix(layer, alive(layer)), pattern.choose(_cost(layer, factor), keep), _rounding(layer)
+    )
     groups = weight.reshape(len(factor), -1, weight.shape[1])
     changed = eliminate(groups, factor, choice, choice.block).view_as(weight)
     put_masks(model, [name])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import constrained_weight, output_axis, raw_weight
+from nutlet.graph.quantizers.few_values import along
 from nutlet.graph.scope import training_only, weighted_layers
 from nutlet.graph.sites import body_of
 from nutlet.method import Context, Method, Plan, register
@@ -100,9 +101,7 @@ class TrainSparse(SoftTraining, Method):
         weight, raw, axis = constrained_weight(layer), raw_weight(layer).detach(), output_axis(layer)
         sizes = weight.abs()
         if self.penalty == "group":
-            shape = [1] * weight.ndim
-            shape[axis] = -1
-            sizes = group_norms(weight, axis).view(shape).expand_as(weight)
+            sizes = group_norms(weight, axis).view(along(axis, weight.ndim)).expand_as(weight)
         small = sizes <= self.threshold * sizes.max()
         before = raw.clone()
         raw.masked_fill_(small, 0.0)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.integers import check_bits, put_integers
-from nutlet.methods.quantization.rounding import Rounding, few_bits, rounding_plan
+from nutlet.method import Context, Plan, register
+from nutlet.methods.quantization.integers import OnIntegers, check_bits, usual_grid
+from nutlet.methods.quantization.rounding import Rounding, rounding_plan
 
 __all__ = ["AdaRound"]
 
@@ -27,7 +27,7 @@ RATE = 0.05
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class AdaRound(Method):
+class AdaRound(OnIntegers):
     """Round weights up or down by what it does to the outputs of their layer, not to the nearest.
 
     Learns a rectified sigmoid ``h`` for each weight, between the codes below and above it, that minimises
@@ -62,20 +62,10 @@ class AdaRound(Method):
         if self.steps < 1:
             raise ConfigError(f"AdaRound.steps is {self.steps}; expected 1 or more, as 1000")
 
-    @property
-    def folds_norms(self) -> bool:
-        """Whether norms are folded: always."""
-        return True
-
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""
-        grids = dict.fromkeys(weighted_layers(model, self), few_bits(self.bits))
+        grids = dict.fromkeys(weighted_layers(model, self), usual_grid(self.bits))
         return rounding_plan(self, model, context, grids, self._learned)
-
-    @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Fold, and put the weights on their grids."""
-        return put_integers(model, plan, example)
 
     def _learned(self, rounding: Rounding) -> Tensor:
         ratio = (rounding.weight - rounding.zero) / rounding.step

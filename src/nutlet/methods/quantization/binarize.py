@@ -49,5 +49,6 @@ class Binarize(Method):
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put a binarizer on each layer of the plan."""
         for name, granularity in plan["signs"].items():
-            put_format(model.get_submodule(name), partial(Binarizer.fit, granularity=granularity))
+            fit = partial(Binarizer.fit, granularity=granularity)
+            put_format(model.get_submodule(name), fit, 2, Binarizer.order)
         return model

@@ -64,5 +64,6 @@ class Cluster(Method):
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put a codebook on each layer of the plan."""
         for name, count in plan["codebooks"].items():
-            put_format(model.get_submodule(name), partial(Codebook.fit, count=count, keep_zero=plan["keep_zeros"]))
+            fit = partial(Codebook.fit, count=count, keep_zero=plan["keep_zeros"])
+            put_format(model.get_submodule(name), fit, count, Codebook.order)
         return model

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.graph.activations import ActivationGrid
-from nutlet.graph.quantizers import Grid
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.integers import check_bits, integer_plan, put_integers
+from nutlet.method import Context, Plan, register
+from nutlet.methods.quantization.integers import OnIntegers, check_bits, integer_plan, usual_grid
 
 __all__ = ["FixedPoint"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class FixedPoint(Method):
+class FixedPoint(OnIntegers):
     """Store weights, and compute activations, with scales that are powers of two (Lin et al. 2016, arXiv:1511.06393).
 
     A product with such a scale is a shift, for hardware without a multiplier to spare. Runtimes on CPUs gain nothing by
@@ -47,21 +46,10 @@ class FixedPoint(Method):
         super().__post_init__()
         check_bits("FixedPoint", "bits", self.bits)
 
-    @property
-    def folds_norms(self) -> bool:
-        """Whether norms are folded: always."""
-        return True
-
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
-        ranges: Literal["minmax", "mse"] = "minmax" if self.bits == 8 else "mse"
-        grid = Grid(bits=self.bits, granularity=self.granularity, ranges=ranges, power_of_two=True)
+        grid = replace(usual_grid(self.bits), granularity=self.granularity, power_of_two=True)
         activations = ActivationGrid(power_of_two=True) if self.activations else None
         return integer_plan(
             self, model, context, dict.fromkeys(weighted_layers(model, self), grid), activations=activations
         )
-
-    @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Fold, put quantizers on the weights, and on the activations at their sites."""
-        return put_integers(model, plan, example)

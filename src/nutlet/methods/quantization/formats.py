@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import Constraint, constrain, constrained_weight, output_axis, take_off
+from nutlet.graph.constraints import constrain, constrained_weight, output_axis, take_off
 from nutlet.graph.quantizers import FewValues, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
@@ -54,26 +54,21 @@ def layers_to_code(
     return layers, notes
 
 
-def put_format(layer: nn.Module, fit: Fit) -> None:
+def put_format(layer: nn.Module, fit: Fit, levels: int, order: int) -> None:
     """Put a format on ``layer``: in the place of one of its order, before or after one of another.
 
     Freely chosen values of which there are no fewer than the format has codes go as well: they would limit nothing.
+
+    Args:
+        layer: changed in place.
+        fit: makes the format.
+        levels: how many values it has.
+        order: its place in the stack.
     """
-    stack = take_off(layer)
-    raw, axis = layer.weight, output_axis(layer)
-    assert isinstance(raw, Tensor)
-    new = fit(raw.detach(), axis)
-    kept = [c for c in stack if not _superseded(c, new)]
-    constrain(layer, [c for c in kept if c.order < new.order or not isinstance(c, FewValues)])
-    new = fit(constrained_weight(layer), axis)
-    constrain(layer, [new])
+    stack, axis = take_off(layer), output_axis(layer)
+    constrain(layer, [c for c in stack if not isinstance(c, FewValues) or (c.order < order and len(c.levels) < levels)])
+    constrain(layer, [fit(constrained_weight(layer), axis)])
     weight = constrained_weight(layer)
-    # Those of a higher order that were not superseded: integers, which few free values now lie on.
-    grids = [c.grid.for_free_values() for c in kept if isinstance(c, WeightQuantizer) and c.order > new.order]
+    # Those of a higher order: integers, which few free values now lie on.
+    grids = [c.grid.for_free_values() for c in stack if isinstance(c, WeightQuantizer) and c.order > order]
     constrain(layer, [WeightQuantizer.fit(weight, axis, grid) for grid in grids])
-
-
-def _superseded(constraint: Constraint, new: FewValues) -> bool:
-    return isinstance(constraint, FewValues) and (
-        constraint.order == new.order or (constraint.order < new.order and len(constraint.levels) >= len(new.levels))
-    )

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Context, Method, Plan, register
+from nutlet.method import Context, Plan, register
 from nutlet.methods.pruning.elimination import eliminate, inverse_factor
-from nutlet.methods.quantization.integers import check_bits, put_integers
-from nutlet.methods.quantization.rounding import Rounding, few_bits, rounding_plan
+from nutlet.methods.quantization.integers import OnIntegers, check_bits, usual_grid
+from nutlet.methods.quantization.rounding import Rounding, rounding_plan
 
 __all__ = ["GPTQ"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(Method):
+class GPTQ(OnIntegers):
     """Round weights one input after the other, and let the inputs that are left make up for each error.
 
     Minimises ``tr((W - W') H (W - W')^T)`` with the second moments H of the layer's inputs on the calibration examples
@@ -61,24 +61,14 @@ class GPTQ(Method):
         if not 0 < self.damping < 1:
             raise ConfigError(f"GPTQ.damping is {self.damping}; expected a share above 0 and below 1, as 0.01")
 
-    @property
-    def folds_norms(self) -> bool:
-        """Whether norms are folded: always."""
-        return True
-
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""
         grids = {}
         for name, layer in weighted_layers(model, self).items():
-            grids[name] = few_bits(self.bits)
+            grids[name] = usual_grid(self.bits)
             if self.group_size and constrained_weight(layer).shape[1:].numel() % self.group_size == 0:
                 grids[name] = replace(grids[name], granularity="group", group_size=self.group_size)
         return rounding_plan(self, model, context, grids, self._eliminated)
-
-    @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Fold, and put the weights on their grids."""
-        return put_integers(model, plan, example)
 
     def _eliminated(self, rounding: Rounding) -> Tensor:
         order = rounding.moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)

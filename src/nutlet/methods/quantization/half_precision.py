@@ -41,5 +41,5 @@ class HalfPrecision(Method):
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put the format on each layer of the plan."""
         for name, dtype in plan["halves"].items():
-            put_format(model.get_submodule(name), partial(HalfFloat.fit, dtype=dtype))
+            put_format(model.get_submodule(name), partial(HalfFloat.fit, dtype=dtype), 2**16, HalfFloat.order)
         return model

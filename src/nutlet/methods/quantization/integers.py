@@ -1,8 +1,9 @@
-"""Planning integer grids, and carrying such plans out: what Quantize, FixedPoint and MixedPrecision share."""
+"""Planning integer grids, and carrying such plans out: what all methods that quantize to integers share."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -16,7 +17,28 @@ from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.quantization.formats import put_format
 
-__all__ = ["check_bits", "grid_for", "integer_plan", "put_integers", "with_integers"]
+__all__ = ["OnIntegers", "check_bits", "grid_for", "integer_plan", "put_grid", "usual_grid", "with_integers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnIntegers(Method):
+    """Base of the methods whose plan puts layers on integer grids."""
+
+    @property
+    def folds_norms(self) -> bool:
+        """Whether batch norms go into the layers before them, unless a method says otherwise."""
+        return True
+
+    @staticmethod
+    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        """Fold, put the weights on their grids, and quantizers on the activations at their sites."""
+        model = with_integers(model, plan)
+        return attach(model, plan["activations"], example) if "activations" in plan else model
+
+
+def usual_grid(bits: int) -> Grid:
+    """Return the grid for so many bits, with one scale per channel: at 8 bits it covers every weight."""
+    return Grid(bits=bits, ranges="minmax" if bits == 8 else "mse")
 
 
 def check_bits(owner: str, option: str, bits: int) -> None:
@@ -34,21 +56,19 @@ def integer_plan(
     context: Context,
     grids: dict[str, Grid],
     *,
-    fold_norms: bool = True,
     activations: ActivationGrid | None = None,
 ) -> Plan:
     """Return the plan that puts the weights of layers on ``grids``, folds norms and calibrates activations.
 
     Args:
-        method: whose scope it is.
+        method: whose scope it is; it says whether batch norms go into the layers before them.
         model: not changed.
         context: of the method.
         grids: for each layer in scope; those that have fewer values already keep them.
-        fold_norms: batch norms go into the layers before them.
         activations: how they are quantized; None leaves them in floating point.
     """
     scope = weighted_layers(model, method)
-    pairs = foldable(model, walk(model, context.example)) if fold_norms else []
+    pairs = foldable(model, walk(model, context.example)) if method.folds_norms else []
     plan: Plan = {"fold": [list(pair) for pair in pairs if pair[0] in scope], "weights": {}, "notes": []}
     for name, layer in scope.items():
         grid, notes = grid_for(name, layer, grids[name])
@@ -77,24 +97,23 @@ def integer_plan(
     return plan
 
 
-def put_integers(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-    """Carry out the plan of :func:`integer_plan`."""
-    model = with_integers(model, plan)
-    return attach(model, plan["activations"], example) if "activations" in plan else model
-
-
 def with_integers(model: nn.Module, plan: Plan) -> nn.Module:
     """Fold, and put the weights on their grids."""
     fold(model, plan["fold"])
     for name, changes in plan["weights"].items():
-        put_format(model.get_submodule(name), partial(WeightQuantizer.fit, grid=Grid(**changes)))
+        put_grid(model.get_submodule(name), Grid(**changes))
     return model
+
+
+def put_grid(layer: nn.Module, grid: Grid) -> None:
+    """Put the weight of ``layer`` on a grid."""
+    put_format(layer, partial(WeightQuantizer.fit, grid=grid), len(grid.levels), WeightQuantizer.order)
 
 
 def grid_for(name: str, layer: nn.Module, grid: Grid) -> tuple[Grid | None, list[str]]:
     """Return the grid that a layer gets, if any, and why it is another one than was asked for."""
     kinds = formats(layer)
-    levels = 2**grid.bits - grid.symmetric
+    levels = len(grid.levels)
     fewer = [c for c in kinds if len(c.levels) < levels]
     kept = [c for c in kinds if len(c.levels) <= levels - grid.learn and c.order >= WeightQuantizer.order]
     if kept:  # rounding to as many values once more would move weights that were rounded with care

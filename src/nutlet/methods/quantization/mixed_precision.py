@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid
 from nutlet.graph.constraints import constrain, constrained_weight, constraints, take_off
-from nutlet.graph.quantizers import Grid, WeightQuantizer
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.formats import put_format
-from nutlet.methods.quantization.integers import check_bits, grid_for, integer_plan, put_integers
+from nutlet.method import Context, Plan, register
+from nutlet.methods.quantization.integers import OnIntegers, check_bits, grid_for, integer_plan, put_grid, usual_grid
 from nutlet.predict import predict
 
 __all__ = ["MixedPrecision"]
@@ -25,7 +22,7 @@ __all__ = ["MixedPrecision"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class MixedPrecision(Method):
+class MixedPrecision(OnIntegers):
     """Give each layer the bits that cost least, under a budget for the whole model.
 
     Each layer is quantized alone to each width, and how far the outputs move on the calibration examples is measured
@@ -62,22 +59,19 @@ class MixedPrecision(Method):
                 "budget between the smallest and the largest"
             )
 
-    @property
-    def folds_norms(self) -> bool:
-        """Whether norms are folded: always."""
-        return True
-
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         scope = weighted_layers(model, self)
         widths = sorted(set(self.choices))
         # Layers of fewer values than the narrowest width has keep them, and take nothing of the budget.
-        narrow = _grid(widths[0])
+        narrow = usual_grid(widths[0])
         layers = {name: layer for name, layer in scope.items() if grid_for(name, layer, narrow)[0] == narrow}
         lost = self._divergences(model, list(layers), widths, context)
         sizes = {name: constrained_weight(layer).numel() for name, layer in layers.items()}
         chosen = cheapest(lost, sizes, self.bits)
-        grids = dict.fromkeys(scope, _grid(widths[-1])) | {name: _grid(width) for name, width in chosen.items()}
+        grids = dict.fromkeys(scope, usual_grid(widths[-1])) | {
+            name: usual_grid(width) for name, width in chosen.items()
+        }
         activations = ActivationGrid() if self.activations else None
         plan = integer_plan(self, model, context, grids, activations=activations)
         if chosen:
@@ -99,18 +93,13 @@ class MixedPrecision(Method):
                 lost[name] = {}
                 for width in widths:
                     stack = copy.deepcopy(constraints(layer))
-                    put_format(layer, partial(WeightQuantizer.fit, grid=_grid(width)))
+                    put_grid(layer, usual_grid(width))
                     outputs = F.log_softmax(predict(trial, examples), 1)
                     lost[name][width] = float(F.kl_div(outputs, wanted, reduction="batchmean", log_target=True))
                     take_off(layer)
                     constrain(layer, stack)
                     task.advance(note=f"{name} at {width} bits")
         return lost
-
-    @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Fold, put quantizers on the weights, and on the activations at their sites."""
-        return put_integers(model, plan, example)
 
 
 def cheapest(lost: dict[str, dict[int, float]], sizes: dict[str, int], bits: float) -> dict[str, int]:
@@ -136,7 +125,3 @@ def cheapest(lost: dict[str, dict[int, float]], sizes: dict[str, int], bits: flo
         name, width = min(narrower, key=price)
         chosen[name] = width
     return chosen
-
-
-def _grid(bits: int) -> Grid:
-    return Grid(bits=bits, ranges="minmax" if bits == 8 else "mse")

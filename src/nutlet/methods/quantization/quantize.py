@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid
@@ -13,16 +13,16 @@ from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.quantizers import Grid
 from nutlet.graph.ranges import RangeKind
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Context, Method, Plan, register
+from nutlet.method import Context, Plan, register
 from nutlet.methods.quantization.formats import edge_layers
-from nutlet.methods.quantization.integers import check_bits, integer_plan, put_integers
+from nutlet.methods.quantization.integers import OnIntegers, check_bits, integer_plan, usual_grid
 
 __all__ = ["Quantize"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Quantize(Method):
+class Quantize(OnIntegers):
     """Store weights as integers of 2 to 8 bits, and compute with unsigned integer activations.
 
     Batch norms are folded (Jacob et al. 2018, arXiv:1712.05877). Ranges of activations come from the calibration
@@ -117,7 +117,6 @@ class Quantize(Method):
             model,
             context,
             grids,
-            fold_norms=self.folds_norms,
             activations=activations if self.activations else None,
         )
         if plan["fold"]:
@@ -125,13 +124,13 @@ class Quantize(Method):
         return {**plan, "notes": notes + plan["notes"]}
 
     def _grid(self, bits: int) -> Grid:
-        usual: Literal["minmax", "mse", "mean"] = "minmax" if bits == 8 else "mean" if self.learn else "mse"
-        return Grid(
-            bits=bits,
+        usual = usual_grid(bits)
+        return replace(
+            usual,
             granularity=self.granularity,
             group_size=self.group_size,
             symmetric=self.symmetric,
-            ranges=self.ranges or usual,
+            ranges=self.ranges or ("mean" if self.learn and bits < 8 else usual.ranges),
             learn=self.learn,
             portable=self.portable,
         )
@@ -139,8 +138,3 @@ class Quantize(Method):
     def gentler(self) -> Quantize | None:
         """Return it with activations in floating point."""
         return replace(self, activations=False) if self.activations else None
-
-    @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Fold, put quantizers on the weights, and on the activations at their sites."""
-        return put_integers(model, plan, example)

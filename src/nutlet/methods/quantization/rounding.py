@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import Mask, constrained_weight, constraints, raw_weight
+from nutlet.graph.constraints import alive, constrained_weight, dense_weight, raw_weight
 from nutlet.graph.fold import foldable
-from nutlet.graph.links import dense_weight
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
@@ -21,7 +20,7 @@ from nutlet.graph.statistics import input_moments
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.quantization.integers import with_integers
 
-__all__ = ["Rounding", "few_bits", "rounding_plan"]
+__all__ = ["Rounding", "rounding_plan"]
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,6 @@ Choose = Callable[[Rounding], Tensor]
 """Returns the codes of the weights, whole numbers."""
 
 
-def few_bits(bits: int) -> Grid:
-    """Return the grid that :class:`Quantize` has for so many bits, with one scale per channel."""
-    return Grid(bits=bits, ranges="minmax" if bits == 8 else "mse")
-
-
 def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dict[str, Grid], choose: Choose) -> Plan:
     """Return the plan that puts layers on grids, with weights that are rounded by ``choose``.
 
@@ -82,9 +76,8 @@ def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dic
     scope = weighted_layers(model, method)
     kept = {}
     for name, layer in scope.items():
-        levels = 2 ** grids[name].bits - grids[name].symmetric
         # What its weights were before they came onto so few values is gone: there is nothing to round.
-        if fewer := [c for c in formats(layer) if len(c.levels) <= levels]:
+        if fewer := [c for c in formats(layer) if len(c.levels) <= len(grids[name].levels)]:
             kept[name] = f"{name}: has {len(fewer[-1].levels)} values already and keeps them"
     pairs = foldable(model, walk(model, context.example))
     plan: Plan = {
@@ -146,13 +139,9 @@ def _rounding(layer: nn.Module, quantizer: WeightQuantizer, moments: Tensor) -> 
     codes = torch.zeros_like(weight, dtype=torch.int16)
     zero = quantizer.values(codes).detach()
     step = quantizer.values(codes + 1).detach() - zero
-    alive = torch.ones_like(weight, dtype=torch.bool)
-    for mask in constraints(layer):
-        if isinstance(mask, Mask):
-            alive = mask.mask
-    shaped = (t.reshape(len(moments), -1, moments.shape[-1]) for t in (weight, zero, step, alive))
-    weight, zero, step, alive = shaped
-    return Rounding(weight, moments, zero, step, quantizer.levels, alive)
+    shaped = (t.reshape(len(moments), -1, moments.shape[-1]) for t in (weight, zero, step, alive(layer)))
+    weight, zero, step, left = shaped
+    return Rounding(weight, moments, zero, step, quantizer.levels, left)
 
 
 def _representable(quantizer: WeightQuantizer, weight: Tensor, nearest: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from nutlet.graph.quantizers import Grid, TrainedTernarizer, WeightQuantizer
 from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.formats import Fit, layers_to_code, put_format
+from nutlet.methods.quantization.formats import layers_to_code, put_format
+from nutlet.methods.quantization.integers import put_grid
 
 __all__ = ["Ternarize"]
 
@@ -52,9 +52,9 @@ class Ternarize(Method):
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put a ternary constraint on each layer of the plan."""
         for name, scale in plan["ternary"].items():
-            put_format(model.get_submodule(name), TrainedTernarizer.fit if scale == "signs" else _one_scale(scale))
+            layer = model.get_submodule(name)
+            if scale == "signs":
+                put_format(layer, TrainedTernarizer.fit, 3, TrainedTernarizer.order)
+            else:
+                put_grid(layer, Grid(bits=2, granularity=scale, ranges="mse", learn=True))
         return model
-
-
-def _one_scale(granularity: Literal["channel", "tensor"]) -> Fit:
-    return partial(WeightQuantizer.fit, grid=Grid(bits=2, granularity=granularity, ranges="mse", learn=True))
