@@ -80,5 +80,7 @@ def scope_reasons(model: nn.Module, method: Method, *, trains: bool) -> dict[str
         elif name not in allowed:
             reasons[name] = "" if touched & {id(parameter) for parameter in _parameters(layer)} else EXCLUDED
         else:
-            reasons[name] = "" if trains or has_own_weight(layer) else MADE_ELSEWHERE
+            # One that trains as well changes layers of other kinds, whose weights have names of their own.
+            needed = by_layer and isinstance(layer, kinds) if trains else True
+            reasons[name] = MADE_ELSEWHERE if needed and not has_own_weight(layer) else ""
     return reasons

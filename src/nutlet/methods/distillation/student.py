@@ -61,6 +61,13 @@ class Student(Method):
         if self.multiple_of < 1:
             raise ConfigError(f"Student.multiple_of is {self.multiple_of}; expected 1 or more")
 
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are left alone; a model that :meth:`decide` refuses is refused here already."""
+        weighted_layers(model, self)
+        if self.depth < 1:
+            blocks_in_scope(model, example, self)
+        return super().reasons(model, example)
+
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks and channels that go, and new weights for a fresh start."""
         weighted_layers(model, self)  # or it says, in the name of this method, why there are none

@@ -13,6 +13,7 @@ from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.attention import Attention, open_attention
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.modules import replace
+from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import in_scope
 from nutlet.graph.statistics import observing, weight_gradients
 from nutlet.method import Context, Method, Plan, register
@@ -74,14 +75,20 @@ class PruneHeads(Method):
         notes += [f"{name}: {len(gone)} of {len(scores[name])} heads removed" for name, gone in removed.items()]
         return {"removed": removed, "notes": notes}
 
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return the layers that are inside no attention whose heads may go."""
+        holders = tuple(f"{name}." for name in self._found(model))
+        inside = {name: f"{name}.".startswith(holders) for name in layers_with_values(model)}
+        return {name: "" if within else "in no attention whose heads may go" for name, within in inside.items()}
+
     def _found(self, model: nn.Module) -> list[str]:
         modules = {name: module for name, module in model.named_modules() if name}
+        free = set(in_scope(modules, self, modules))
         found = [n for n, m in modules.items() if isinstance(m, (nn.MultiheadAttention, Attention))]
         if not found:
             raise ModelError(
                 "PruneHeads found no attention; expected nn.MultiheadAttention, alone or in nn.TransformerEncoderLayer"
             )
-        free = set(in_scope(modules, self, modules))
         # A head goes with its part of all that is inside.
         return [n for n in in_scope(found, self, modules) if all(m in free for m in modules if m.startswith(n + "."))]
 

@@ -71,6 +71,11 @@ class TrainSparse(SoftTraining, Method):
         weighted_layers(model, self)
         return {}
 
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are left alone; a weight that something else makes is refused here already."""
+        weighted_layers(model, self)
+        return super().reasons(model, example)
+
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with the penalty, and make zero what is small then."""
         named = weighted_layers(body_of(model), self)

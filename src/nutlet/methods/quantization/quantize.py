@@ -137,4 +137,8 @@ class Quantize(OnIntegers):
 
     def gentler(self) -> Quantize | None:
         """Return it with activations in floating point."""
-        return replace(self, activations=False) if self.activations else None
+        return (
+            replace(self, activations=False, activation_bits=8, activation_ranges="minmax")
+            if self.activations
+            else None
+        )
