@@ -20,6 +20,7 @@ from torch import nn
 import nutlet as nl
 from nutlet.data import Data
 from nutlet.inputs import load_data, load_model
+from nutlet.measurement.size import size_of
 from pieces import Piece, piece
 from rows import DATA, WORK, Rows
 from shipped import accuracy_of
@@ -60,11 +61,11 @@ def measured(names: tuple[str, ...]) -> Piece:
 
     def make() -> Piece:
         folder.mkdir(parents=True, exist_ok=True)
-        steps = [METHODS[name] for name in names]
-        if not steps:
-            result = nl.compress(original(), [nl.HalfPrecision(exclude=("*",))], fashion(), seed=SEED)
-        else:
-            result = nl.compress(original(), [*steps, RECOVERY], fashion(), seed=SEED)
+        if not names:
+            example = fashion().calibration.batch(slice(0, 2))[0]
+            file = nl.export_onnx(original(), folder / "model.onnx", example)
+            return {"accuracy": accuracy_of(file, fashion()), "bytes": size_of(original(), example).bytes_packed}
+        result = nl.compress(original(), [*(METHODS[name] for name in names), RECOVERY], fashion(), seed=SEED)
         return {
             "accuracy": accuracy_of(result.export(folder / "model.onnx"), fashion()),
             "bytes": result.steps[-1].size.bytes_packed,
