@@ -54,10 +54,9 @@ class Case:
 TRAINING = {
     "channels2x": nl.Distill(epochs=3, lr=0.05),
     "channels3x": nl.Distill(epochs=3, lr=0.05),
-    # With batch norms, which the file has folded all the same; without them SGD diverges at these rates.
-    "qat8": nl.Distill(epochs=1, lr=0.005),
+    "qat8": nl.Distill(epochs=2, lr=0.02),
     "qat4": nl.Distill(epochs=2, lr=0.02),
-    "ternary": nl.Distill(epochs=3, lr=0.05),
+    "ternary": nl.Distill(epochs=10, lr=0.05),
 }
 """What follows where a peer has the same: our step, run on its network as well."""
 
@@ -65,7 +64,7 @@ CASES = {
     # Held against Torch-Pruning at the same work, epochs and training: the rows of families_peers.py.
     "channels2x": Case([nl.PruneChannels(macs=0.5), TRAINING["channels2x"]], drop=2.99),
     "channels3x": Case([nl.PruneChannels(macs=1 / 3), TRAINING["channels3x"]], drop=4.96),
-    "qat8": Case([nl.Quantize(fold=False), TRAINING["qat8"]], drop=0.0),
+    "qat8": Case([nl.Quantize(learn=True), TRAINING["qat8"]], drop=0.0),
     # The first and the last layer have 8 bits, as the peer's.
     "qat4": Case([nl.Quantize(bits=4, edge_bits=8, learn=True), TRAINING["qat4"]], drop=0.8),
     # The first and the last layer stay in floating point, as in the paper: 8.87 % error for 8.23 % there.
@@ -97,8 +96,8 @@ CASES = {
         gain=3.0,
     ),
     "nm24": Case([nl.PruneSecondOrder(pattern="2:4"), nl.Distill(epochs=1)], drop=0.5),
-    "sparse90": Case([nl.PruneGradually(sparsity=0.9, epochs=3, lr=0.05)], drop=1.0),
-    "lowrank2x": Case([nl.Factorize(decomposition="spatial", parameters=0.5), nl.Distill(epochs=3, lr=0.05)], drop=1.0),
+    "sparse90": Case([nl.PruneGradually(sparsity=0.9, epochs=12, lr=0.05)], drop=1.0),
+    "lowrank2x": Case([nl.Factorize(decomposition="spatial", parameters=0.5), nl.Distill(epochs=10, lr=0.05)], drop=1.0),
     # New weights: the rival is the same student, trained as long on labels alone.
     "student-half": Case(
         [nl.Student(width=0.5, start="fresh"), nl.Distill(epochs=4, lr=0.1, attention=10.0)],

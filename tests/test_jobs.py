@@ -296,6 +296,15 @@ def test_an_error_reaches_the_caller_and_what_was_done_is_kept(tmp_path: Path, k
     assert sorted(Path(log).read_text().split()) == ["a", "b", "c"]
 
 
+def test_no_job_is_lost_to_processes_that_were_stopped_before_it(tmp_path: Path) -> None:
+    pool = pools.processes(2, 1)
+    payload = Job(fail, {"kind": "nothing", "log": str(tmp_path / "log")}).pickled()
+    for _ in range(3):
+        for future in [pool.submit(payload) for _ in range(2)]:
+            future.result()
+        pool.stop([])  # as after a failed job, with nothing else in flight
+
+
 def test_a_job_that_kills_its_process_again_and_again_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

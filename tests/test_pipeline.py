@@ -231,6 +231,20 @@ def test_a_changed_last_step_reuses_the_earlier_ones(mlp: tuple[nn.Module, Data]
     assert [s.plan for s in second.steps] == [s.plan for s in fresh.steps]
 
 
+def test_a_damaged_intermediate_is_made_anew(mlp: tuple[nn.Module, Data], tmp_path: Path) -> None:
+    model, data = mlp
+    chain = [ScaleHead(), nl.Quantize()]
+    first = nl.compress(model, chain, data, workdir=tmp_path / "work")
+    for file in (tmp_path / "work").glob("*/model.packed"):  # both: the first step has to be done again as well
+        file.write_bytes(file.read_bytes()[:-9])
+    second = nl.compress(model, chain, data, workdir=tmp_path / "work")
+    assert ScaleHead.calls == ["decide"] * 2
+    assert tensors(second.save(tmp_path / "a")) == tensors(first.save(tmp_path / "b"))
+    third = nl.compress(model, chain, data, workdir=tmp_path / "work")
+    assert ScaleHead.calls == ["decide"] * 2
+    assert tensors(third.save(tmp_path / "c")) == tensors(tmp_path / "b")
+
+
 def test_anything_that_matters_makes_another_entry(mlp: tuple[nn.Module, Data], tmp_path: Path) -> None:
     model, data = mlp
     other = copy.deepcopy(model)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.data import Data, Examples
-from nutlet.errors import ConfigError
+from nutlet.errors import ConfigError, StorageError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.graph.activations import calibrate, carry, grid_of
 from nutlet.graph.modules import put_values
@@ -208,10 +208,15 @@ def _hash_examples(sha: Any, examples: Examples) -> None:
 
 
 def _latest(folders: Sequence[Path | None], original: nn.Module, data: Data, progress: Progress) -> Compressed | None:
-    """Return the furthest intermediate that an earlier run left behind."""
+    """Return the furthest whole intermediate that an earlier run left behind; one that is damaged is made anew."""
     for number in range(len(folders) - 1, 0, -1):
         folder = folders[number]
         if folder is not None and (folder / MANIFEST).exists():
+            try:
+                result = Compressed.load(folder, original)
+            except StorageError as error:
+                progress.say(f"step {number} was done before and is done again: {error}")
+                continue
             progress.say(f"steps 1 to {number} were done before, going on from {folder}")
-            return Compressed.load(folder, original)
+            return result
     return None

@@ -100,8 +100,13 @@ def processes(count: int, threads: int) -> Pool:
     def stop(waiting: Collection[Future[bytes]]) -> None:
         # Not by its own shutdown, which waits for jobs that it has not handed out yet, or in the middle of handing one
         # out for ever: it sees that its processes are gone, and the next one who asks gets another.
-        for process in [] if latest is None else list(latest._processes.values()):
+        running = [] if latest is None else list(latest._processes.values())
+        for process in running:
             process.terminate()
+        # Until it has seen that: before, it would take the next job, and lose it.
+        end = time.monotonic() + _STOPPING
+        while running and not latest._flags.broken and time.monotonic() < end:
+            time.sleep(0.01)
         wait(waiting, timeout=_STOPPING)
 
     def submit(payload: bytes) -> Future[bytes]:
