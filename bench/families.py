@@ -97,7 +97,9 @@ CASES = {
     ),
     "nm24": Case([nl.PruneSecondOrder(pattern="2:4"), nl.Distill(epochs=1)], drop=0.5),
     "sparse90": Case([nl.PruneGradually(sparsity=0.9, epochs=12, lr=0.05)], drop=1.0),
-    "lowrank2x": Case([nl.Factorize(decomposition="spatial", parameters=0.5), nl.Distill(epochs=10, lr=0.05)], drop=1.0),
+    "lowrank2x": Case(
+        [nl.Factorize(decomposition="spatial", parameters=0.5), nl.Distill(epochs=10, lr=0.05)], drop=1.0
+    ),
     # New weights: the rival is the same student, trained as long on labels alone.
     "student-half": Case(
         [nl.Student(width=0.5, start="fresh"), nl.Distill(epochs=4, lr=0.1, attention=10.0)],

@@ -134,6 +134,10 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
             plan["activations"] = calibrate(model, now, inputs, grid_of(earlier))
             notes.append("activation quantizers were placed and calibrated anew")
         model = carry(earlier, model, plan.get("activations"), context.example)
+        kept = model.by_site if isinstance(model, Edited) else {}
+        if "activations" not in plan and len(kept) < len(earlier.by_site):
+            lost = len(earlier.by_site) - len(kept)
+            notes.append(f"{lost} activations are in floating point again: no integer kernel takes the weights there")
     notes += method.train(model, context)
     settle(model.eval())
     step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)

@@ -216,8 +216,11 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edite
     return Edited(model, walk(model, example), quantizers)
 
 
-def carry(earlier: Edited, model: nn.Module, activations: Activations | None, example: Tensor) -> Edited:
+def carry(earlier: Edited, model: nn.Module, activations: Activations | None, example: Tensor) -> nn.Module:
     """Return ``model``, which a step made of that in ``earlier``, with activation quantizers again.
+
+    Where the step put weights into a format that no integer kernel takes, those beside them go: they would cost
+    accuracy and gain nothing.
 
     Args:
         earlier: the model before the step; it has been taken off already.
@@ -235,7 +238,9 @@ def carry(earlier: Edited, model: nn.Module, activations: Activations | None, ex
     now = walk(model, example)
     if now.sites != earlier.record.sites:
         raise ModelError("the step moved the sites of quantized activations; expected new ranges for them in its plan")
-    return Edited(model, now, earlier.by_site)
+    placed = place(model, now)
+    edits = {name: edit for name, edit in earlier.by_site.items() if name in placed}
+    return Edited(model, now, edits) if edits else model
 
 
 def _own(activations: Activations, name: str) -> str:

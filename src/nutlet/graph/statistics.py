@@ -17,7 +17,10 @@ from torch.nn import functional as F
 from nutlet.graph.constraints import constrained_weight
 from nutlet.predict import evaluating
 
-__all__ = ["input_moments", "input_rows", "observing", "weight_gradients"]
+__all__ = ["WITH_ROWS", "input_moments", "input_rows", "observing", "weight_gradients", "without_rows"]
+
+WITH_ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""Kinds of layers whose inputs can be laid out in rows."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -49,7 +52,7 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     """Return the inputs as the weight meets them, ``(groups, rows, n)`` for a weight ``(m, n)`` once flattened.
 
     Args:
-        layer: a dense layer or a convolution, not a transposed one.
+        layer: of one of the kinds in :data:`WITH_ROWS`.
         x: ``(..., n)`` or ``(B, C, H, W)``, ``(B, C, L)``.
 
     >>> input_rows(nn.Conv2d(2, 3, 3, padding=1), torch.zeros(4, 2, 5, 5)).shape
@@ -69,15 +72,23 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     return grouped.permute(1, 0, 3, 2).flatten(1, 2)
 
 
+def without_rows(layer: nn.Module) -> str:
+    """Return why no inputs of ``layer`` were seen."""
+    kind = type(layer).__name__.removeprefix("Parametrized")
+    return "nobody calls it" if isinstance(layer, WITH_ROWS) else f"the inputs of a {kind} cannot be laid out in rows"
+
+
 def input_moments(model: nn.Module, names: Iterable[str], batches: Batches) -> dict[str, Tensor]:
     """Return the mean of ``x x^T`` over what each layer's weight meets, ``(groups, n, n)`` float64.
 
     The layer-wise error of a changed weight is ``tr(D H D^T)`` with this matrix H: what OBS, SparseGPT, GPTQ and
     whitened SVD go by; the root of its diagonal is the norm of each input that Wanda goes by.
 
+    Rows and columns of H are in the order of the weight flattened, ``weight.flatten(1)``.
+
     Args:
         model: on the device it is to run on.
-        names: dense layers and convolutions, transposed ones left out.
+        names: layers of the kinds in :data:`WITH_ROWS`.
         batches: ``(inputs, labels)``.
     """
     sums: dict[str, Tensor] = {}

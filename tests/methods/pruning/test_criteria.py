@@ -56,7 +56,10 @@ def test_layers_that_say_nothing_are_named() -> None:
     images = Examples(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]))
     found, notes = saliencies(model, layers, "activation", images)
     assert list(found) == ["1"]
-    assert notes == ["0: no inputs are seen there, left alone", "4.unused: no inputs are seen there, left alone"]
+    assert notes == [
+        "0: the inputs of a ConvTranspose2d cannot be laid out in rows, left alone",
+        "4.unused: nobody calls it, left alone",
+    ]
     found, notes = saliencies(model, layers, "taylor", images)
     assert list(found) == ["0", "1"]
     assert notes == ["4.unused: no gradient is seen there, left alone"]

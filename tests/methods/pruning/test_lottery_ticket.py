@@ -96,3 +96,19 @@ def test_what_an_earlier_step_removed_stays_gone() -> None:
     first = compress(model, [PruneWeights(sparsity=0.5), FineTune(epochs=1)], data)
     both = compress(model, [PruneWeights(sparsity=0.5), FineTune(epochs=1), ticket()], data)
     assert not bool((zeros(first.model) & ~zeros(both.model)).any())
+
+
+def test_a_sparsity_that_is_there_already_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = tiny.tiny("mlp")
+    titles: list[str] = []
+    fit = lottery_ticket.fit
+
+    def noted(*args: object, title: str, **options: object) -> list[str]:
+        titles.append(title)
+        return fit(*args, title=title, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lottery_ticket, "fit", noted)
+    result = compress(model, [PruneWeights(sparsity=0.75), ticket(sparsity=0.5)], data)
+    assert titles == ["round 1 of 1"]
+    assert any("zero already: only trained" in note for note in result.steps[-1].notes)
+    assert float(zeros(result.model).float().mean()) == 0.75

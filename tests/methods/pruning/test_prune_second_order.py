@@ -163,4 +163,4 @@ def test_layers_that_cannot_be_changed_are_named() -> None:
     step = nl.compress(Tied(), [nl.PruneSecondOrder(sparsity=0.5)], data).steps[-1]
     assert step.plan["masked"] == ["out"]
     assert "one: another layer has the same weight, left alone" in step.notes
-    assert "unused: no inputs are seen there, left alone" in step.notes
+    assert "unused: nobody calls it, left alone" in step.notes

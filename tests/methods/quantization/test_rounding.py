@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import tiny
 from conformance.examples import check_constraints
+from nutlet.artifact import Compressed
 from nutlet.graph.constraints import Mask, constrained_weight, constraints, raw_weight
 from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.sites import Edited
@@ -76,6 +78,17 @@ def test_activations_are_quantized_after_it(method: Method) -> None:
     for name in ("block1.conv1", "fc"):
         one, other = (constrained_weight(m.get_submodule(name)) for m in (weights, result.model))
         assert torch.equal(one, other)
+
+
+def test_activations_before_grouped_weights_are_floating_point_again(tmp_path: Path) -> None:
+    model, data = tiny.tiny("mlp")
+    both = compress(model, [Quantize(), GPTQ(group_size=8)], data)
+    assert isinstance(both.model, Edited), "8 does not divide the 10 inputs of fc1, which stays on integers"
+    assert list(both.model.by_site) == ["/input/0"]
+    assert any("are in floating point again" in note for note in both.steps[-1].notes)
+    loaded = Compressed.load(both.save(tmp_path), model)
+    assert torch.equal(predict(loaded.model, data.validation), predict(both.model, data.validation))
+    assert not isinstance(compress(model, [Quantize(), GPTQ(group_size=2)], data).model, Edited)
 
 
 @both

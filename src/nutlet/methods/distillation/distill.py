@@ -83,6 +83,10 @@ class Distill(SoftTraining, Method):
                 raise ConfigError(f"Distill.{option} is {getattr(self, option)}; expected a weight of 0 or more")
         if (self.alpha, self.beta) != (1.0, 8.0) and self.targets != "decoupled":
             raise ConfigError(f"Distill.alpha and beta weigh targets='decoupled'; found them with {self.targets!r}")
+        if self.targets == "logits" and self.temperature != SoftTraining.temperature:
+            raise ConfigError("Distill.temperature softens distributions; found it with targets='logits', without any")
+        if self.targets != "kl" and self.soft == 0:
+            raise ConfigError(f"Distill.targets is {self.targets!r}; found it with soft=0, which compares no outputs")
         if self.sites and not self._looks_inside:
             raise ConfigError("Distill.sites are given, but hints, attention and relations are all 0; expected one > 0")
 

@@ -60,6 +60,8 @@ class Student(Method):
             raise ConfigError("Student.width and depth are both 1; expected one of them below: a student is smaller")
         if self.multiple_of < 1:
             raise ConfigError(f"Student.multiple_of is {self.multiple_of}; expected 1 or more")
+        if self.multiple_of > 1 and self.width == 1:
+            raise ConfigError("Student.multiple_of rounds widths; found it with width 1, which leaves them as they are")
 
     def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers are left alone; a model that :meth:`decide` refuses is refused here already."""

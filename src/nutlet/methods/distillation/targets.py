@@ -45,6 +45,8 @@ class SoftTraining(Training):
             raise ConfigError(f"{owner}.temperature is {self.temperature}; expected a positive number")
         if not 0 <= self.soft <= 1:
             raise ConfigError(f"{owner}.soft is {self.soft}; expected a share from 0 to 1")
+        if self.soft == 0 and self.temperature != SoftTraining.temperature:
+            raise ConfigError(f"{owner}.temperature is for the teacher's outputs; found it with soft=0, which has none")
 
 
 def softened(context: Context, temperature: float, soft: float) -> LossTerm:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nutlet.data import Examples
 from nutlet.graph.constraints import constrained_weight
-from nutlet.graph.statistics import input_rows, observing, weight_gradients
+from nutlet.graph.statistics import WITH_ROWS, input_rows, observing, weight_gradients, without_rows
 from nutlet.predict import evaluating
 
 __all__ = ["Criterion", "saliencies"]
@@ -52,11 +52,11 @@ def saliencies(
     else:
         gradients = weight_gradients(model, layers, examples.batches(SMALL_BATCH))
         factors = {name: squares.sqrt() for name, (_, squares) in gradients.items() if squares.any()}
-    notes = [
-        f"{name}: {'no inputs are' if criterion == 'activation' else 'no gradient is'} seen there, left alone"
-        for name in layers
-        if name not in factors
-    ]
+    notes = []
+    for name in layers:
+        if name not in factors:
+            unseen = without_rows(layers[name]) if criterion == "activation" else "no gradient is seen there"
+            notes.append(f"{name}: {unseen}, left alone")
     return {name: weights[name] * factor for name, factor in factors.items()}, notes
 
 
@@ -74,7 +74,7 @@ def _input_norms(model: nn.Module, layers: Mapping[str, nn.Module], examples: Ex
         sums[name] = sums.get(name, 0) + rows.double().square().sum(1)
         counts[name] = counts.get(name, 0) + rows.shape[1]
 
-    seen = [name for name, layer in layers.items() if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    seen = [name for name, layer in layers.items() if isinstance(layer, WITH_ROWS)]
     with observing(model, seen, note), evaluating(model), torch.no_grad():
         for x, _ in examples.batches():
             model(x)

@@ -66,6 +66,7 @@ class LotteryTicket(MovingMasks):
         """Run all rounds, and the training at the end."""
         layers = self.layers(model)
         start = sparsity_of(layers)
+        rounds = 0 if self.reached(layers) else self.rounds
         loss = softened(context, self.temperature, self.soft)
         notes: list[str] = []
         came_with = {name: value.clone() for name, value in _values(model).items()}
@@ -75,20 +76,22 @@ class LotteryTicket(MovingMasks):
                 if step * self.epochs == self.rewind * steps:
                     _copy(_values(model), early.tensors)
 
-            for k in range(self.rounds + 1):
+            for k in range(rounds + 1):
                 notes += fit(
                     model,
                     context,
                     self,
                     loss,
-                    title=f"round {k + 1} of {self.rounds + 1}",
+                    title=f"round {k + 1} of {rounds + 1}",
                     before_step=keep_early if k == 0 and self.rewind else None,
                     checkpoint=f"training-{k + 1}.pt",
                 )
-                if k < self.rounds:
+                if k < rounds:
                     scores = {name: raw_weight(layer).detach().abs() for name, layer in layers.items()}
-                    self.prune(model, scores, _level(start, self.goal, k + 1, self.rounds), context)
+                    self.prune(model, scores, _level(start, self.goal, k + 1, rounds), context)
                     _copy(early.tensors, _values(model))
+        if not rounds:
+            notes.append(f"{start:.1%} of the weights were zero already: only trained, once")
         return [*notes, f"{sparsity_of(layers):.1%} of the weights in scope are zero"]
 
 
@@ -98,8 +101,6 @@ def _level(start: float, end: float, k: int, rounds: int) -> float:
     >>> [round(_level(0.0, 0.875, k, 3), 4) for k in (1, 2, 3)]
     [0.5, 0.75, 0.875]
     """
-    if start >= end:
-        return start
     left: float = ((1 - end) / (1 - start)) ** (k / rounds)
     return 1 - (1 - start) * left
 

@@ -19,7 +19,7 @@ from nutlet.methods.distillation.targets import SoftTraining
 from nutlet.methods.pruning.masks import DENSE
 from nutlet.methods.pruning.sparsifying import Sparsifying
 
-__all__ = ["Memory", "MovingMasks", "levels", "masks_of", "remembering", "sparsity_of"]
+__all__ = ["Memory", "MovingMasks", "masks_of", "remembering", "sparsities", "sparsity_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,10 @@ class MovingMasks(SoftTraining, Sparsifying):
         """Return the layers whose masks move."""
         return self.fitting(weighted_layers(body_of(model), self))[0]
 
+    def reached(self, layers: Mapping[str, nn.Module]) -> bool:
+        """Whether the masks of ``layers`` remove all that is asked for before any training."""
+        return sparsity_of(layers) >= self.goal and not self.positions.of
+
     def prune(self, model: nn.Module, scores: Mapping[str, Tensor], sparsity: float, context: Context) -> None:
         """Move masks so that the weights of highest score stay; what is gone stays gone, and no layer loses all.
 
@@ -88,17 +92,17 @@ class MovingMasks(SoftTraining, Sparsifying):
             alive[name].logical_and_(step.positions.mask(layers[name], score, kept[name]))
 
 
-def levels(schedule: Literal["cubic", "iterative"], start: float, end: float) -> list[float]:
+def sparsities(schedule: Literal["cubic", "iterative"], start: float, end: float) -> list[float]:
     """Return the sparsities that are reached one after the other, in equal times, on the way from ``start`` to ``end``.
 
     ``cubic`` takes a hundred small steps along ``end + (start - end) (1 - t)^3`` (Zhu & Gupta 2017, arXiv:1710.01878,
     equation 1): fast while there is much to choose from, slowly where every weight counts. ``iterative`` takes five
     equal steps.
 
-    >>> path = levels("cubic", 0.0, 0.9)
+    >>> path = sparsities("cubic", 0.0, 0.9)
     >>> [round(path[k], 4) for k in (24, 49, 99)]
     [0.5203, 0.7875, 0.9]
-    >>> [round(level, 2) for level in levels("iterative", 0.0, 0.9)]
+    >>> [round(level, 2) for level in sparsities("iterative", 0.0, 0.9)]
     [0.18, 0.36, 0.54, 0.72, 0.9]
     """
     if schedule == "iterative":

@@ -14,7 +14,7 @@ from nutlet.graph.constraints import raw_weight
 from nutlet.graph.scope import training_only
 from nutlet.method import Context, register
 from nutlet.methods.distillation.targets import softened
-from nutlet.methods.pruning.moving import MovingMasks, levels, remembering, sparsity_of
+from nutlet.methods.pruning.moving import MovingMasks, remembering, sparsities, sparsity_of
 from nutlet.train import fit
 
 __all__ = ["PruneGradually"]
@@ -59,8 +59,8 @@ class PruneGradually(MovingMasks):
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Train and prune at once."""
         layers = self.layers(model)
-        start = sparsity_of(layers)
-        path = levels(self.ramp, start, max(start, self.goal))
+        start, already = sparsity_of(layers), self.reached(layers)
+        path = sparsities(self.ramp, start, max(start, self.goal))
         moves = self.criterion == "movement"
         sums = {name: torch.zeros_like(raw_weight(layer)).detach() for name, layer in layers.items()} if moves else {}
         loss = softened(context, self.temperature, self.soft)
@@ -75,7 +75,7 @@ class PruneGradually(MovingMasks):
                     self.prune(model, memory.tensors if moves else sizes, reached, context)
 
             notes = fit(model, context, self, loss, title="pruning gradually", before_step=before_step)
-        if start >= self.goal and not self.positions.of:
+        if already:
             notes.append(f"{start:.1%} of the weights were zero already: only trained")
         return [*notes, f"{sparsity_of(layers):.1%} of the weights in scope are zero"]
 

@@ -22,7 +22,7 @@ from nutlet.graph.constraints import (
 )
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.statistics import input_moments
+from nutlet.graph.statistics import WITH_ROWS, input_moments, without_rows
 from nutlet.method import Context, Plan, register
 from nutlet.methods.pruning.allocation import Distribution
 from nutlet.methods.pruning.elimination import BLOCK, damped, eliminate, inverse_factor, least_error
@@ -43,9 +43,11 @@ class PruneSecondOrder(Sparsifying):
 
     SparseGPT (Frantar & Alistarh 2023, arXiv:2301.00774): layer by layer, column by column, what goes and what the rest
     becomes follows from the second moments of the inputs on the calibration examples (optimal brain surgery, Hassibi &
-    Stork 1993), without any training. Given what goes, the rest is then solved for exactly. Weights on a grid of an
-    earlier step stay on it: what is lost to rounding is made up for alike, by columns alone. The calibration examples
+    Stork 1993), without any training. Given what goes, the rest is then solved for exactly. The calibration examples
     should outnumber the inputs of the largest layer, positions of a convolution counting as examples.
+
+    Weights on a grid of an earlier step stay on it: what is lost to rounding is made up for alike, by columns alone.
+    Each is rounded as part of the whole weight there, so that the time grows with the square of a layer's inputs.
 
     Args:
         damping: share of the mean of the diagonal that is added to the second moments; more trusts them less.
@@ -77,9 +79,9 @@ class PruneSecondOrder(Sparsifying):
         for name in [name for name, layer in layers.items() if raw_weight(layer) in shared]:
             notes.append(f"{name}: another layer has the same weight, left alone")
             del layers[name]
-        supported = [name for name, layer in layers.items() if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+        supported = [name for name, layer in layers.items() if isinstance(layer, WITH_ROWS)]
         moments = input_moments(model, supported, context.data.calibration.batches())
-        notes += [f"{name}: no inputs are seen there, left alone" for name in layers if name not in moments]
+        notes += [f"{name}: {without_rows(layers[name])}, left alone" for name in layers if name not in moments]
         moments = {name: _in_order(layers[name], h) for name, h in moments.items()}
         factors = {name: inverse_factor(h, self.damping) for name, h in moments.items()}
         saliency = {name: as_weight(layers[name], _cost(layers[name], factor)) for name, factor in factors.items()}
@@ -105,7 +107,7 @@ class PruneSecondOrder(Sparsifying):
 
 
 def _in_order(layer: nn.Module, moments: Tensor) -> Tensor:
-    """Return moments whose rows and columns have the order of the columns of :func:`as_matrix`."""
+    """Return moments in the order of the columns of :func:`as_matrix`: channels last, where a weight has them first."""
     shape = constrained_weight(layer).shape[1:]
     order = torch.arange(moments.shape[-1], device=moments.device).view(shape).movedim(0, -1).flatten()
     return moments[:, order][:, :, order]
@@ -123,7 +125,7 @@ def _prune(model: nn.Module, name: str, factor: Tensor, pattern: Pattern, keep: 
     layer = model.get_submodule(name)
     weight = as_matrix(layer, constrained_weight(layer))
     choice = _Choice(
-        pattern, as_matrix(layer, alive(layer)), pattern.choose(_cost(layer, factor), keep), _rounding(layer)
+        pattern, as_matrix(layer, alive(layer)), pattern.choose(_cost(layer, factor), keep), _onto_grid(layer)
     )
     groups = weight.reshape(len(factor), -1, weight.shape[1])
     changed = eliminate(groups, factor, choice, choice.block).view_as(weight)
@@ -183,7 +185,7 @@ class _Choice:
         return (self.rounded(k, column) * self.mask[:, k]).view(columns.shape[:2])
 
 
-def _rounding(layer: nn.Module) -> Callable[[int, Tensor], Tensor]:
+def _onto_grid(layer: nn.Module) -> Callable[[int, Tensor], Tensor]:
     """Return a function of the number and the values of a column that puts them on the grid of ``layer``, if any."""
     grids = _grids(layer)
     if not grids:

@@ -68,7 +68,7 @@ class MixedPrecision(OnIntegers):
         layers = {name: layer for name, layer in scope.items() if grid_for(name, layer, narrow)[0] == narrow}
         lost = self._divergences(model, list(layers), widths, context)
         sizes = {name: constrained_weight(layer).numel() for name, layer in layers.items()}
-        chosen = cheapest(lost, sizes, self.bits)
+        chosen = allocate_bits(lost, sizes, self.bits)
         grids = dict.fromkeys(scope, usual_grid(widths[-1])) | {
             name: usual_grid(width) for name, width in chosen.items()
         }
@@ -102,7 +102,7 @@ class MixedPrecision(OnIntegers):
         return lost
 
 
-def cheapest(lost: dict[str, dict[int, float]], sizes: dict[str, int], bits: float) -> dict[str, int]:
+def allocate_bits(lost: dict[str, dict[int, float]], sizes: dict[str, int], bits: float) -> dict[str, int]:
     """Return the width of each layer: from the widest on, what loses least for each bit it saves.
 
     Args:
@@ -110,7 +110,7 @@ def cheapest(lost: dict[str, dict[int, float]], sizes: dict[str, int], bits: flo
         sizes: layer to its number of weights.
         bits: most bits of a weight on average.
 
-    >>> cheapest({"a": {2: 9.0, 8: 0.0}, "b": {2: 1.0, 8: 0.0}}, {"a": 10, "b": 10}, 5)
+    >>> allocate_bits({"a": {2: 9.0, 8: 0.0}, "b": {2: 1.0, 8: 0.0}}, {"a": 10, "b": 10}, 5)
     {'a': 8, 'b': 2}
     """
     chosen = {name: max(widths) for name, widths in lost.items()}

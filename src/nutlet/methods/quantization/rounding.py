@@ -16,7 +16,7 @@ from nutlet.graph.modules import shared_parameters
 from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
-from nutlet.graph.statistics import input_moments
+from nutlet.graph.statistics import WITH_ROWS, input_moments
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.quantization.integers import with_integers
 
@@ -124,7 +124,7 @@ def _unfit(model: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
     shared, notes = shared_parameters(model), []
     for name, layer in list(layers.items()):
         reason = None
-        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        if not isinstance(layer, WITH_ROWS):
             reason = f"a {type(layer).__name__.removeprefix('Parametrized')}"
         elif raw_weight(layer) in shared:
             reason = "another layer has the same weight"
