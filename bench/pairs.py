@@ -2,8 +2,8 @@
 
     python bench/pairs.py [METHOD+METHOD ...]
 
-Runs the conformance check of each pair of methods (tests/conformance/test_pairs.py, one configuration of a method; all
-its variants are in `make test-all`), and counts the layers on which a constraint of the first is
+Runs the conformance check of each pair of methods (tests/conformance/test_pairs.py, one configuration of a method; its
+variants are in `make test-all`), and counts the layers on which a constraint of the first is
 
 - ``carried``: the same values after, or the kept slices of them; a mask that has grown counts as well;
 - ``refitted``: the same format with other values, for weights that changed, or moved by training;

@@ -252,6 +252,14 @@ FAMILIES = {
     "obs50-global": "the same, ranked across layers",
     "obs50-erk": "the same, shares by Erdős-Rényi-Kernel",
     "obs60": "60 % zero by second-order pruning, shared out evenly",
+    "equalize8": "8 bits, one scale per layer, ranges equalized; against without",
+    "bias3": "3-bit weights, biases corrected; against without",
+    "adaround3": "3-bit weights, rounding learned; against rounding to nearest",
+    "gptq3": "3-bit weights, errors fed on; against rounding to nearest",
+    "lowrank-whitened": "whitened SVD, 80 % of the parameters left, nothing trained; against the plain SVD",
+    "lowrank-spatial": "the same, spatial",
+    "lowrank-tucker": "the same, Tucker-2",
+    "lowrank-cp": "the same, CP",
     "student-half": "student of half the width; against labels alone",
 }
 """Cases of the families, in the order of the table; the rows of peers, named CASE-PEER, follow theirs."""
@@ -358,12 +366,24 @@ def pairs() -> str:
     return "\n".join([*lines, "", summary, "", made(every)])
 
 
+def suite() -> str:
+    """What the last run of all tests gave."""
+    found = cases("suite")
+    if not found:
+        return "No result yet."
+    rows = found["test-all"]
+    counts = [f"{rows[name]['value']:,.0f} {name}" for name in ("passed", "failed", "error", "skipped")]
+    row = rows["passed"]
+    minutes = f"{row['seconds'] / 60:.0f} minutes"
+    return f"The last `make test-all`: {', '.join(counts)}; {minutes} on two busy cores, {where(row)} each."
+
+
 DRAWINGS = {"docs/order-accuracy.svg": order_accuracy, "docs/order-size.svg": order_size}
 """Files that are drawn whole."""
 
 TABLES = {
     "main_job": main_job, "quantizers": quantizers, "extraction": extraction, "membership": membership, "theft": theft,
-    "families": families, "order": order, "pairs": pairs,
+    "families": families, "order": order, "pairs": pairs, "suite": suite,
 }  # fmt: skip
 
 

@@ -43,8 +43,8 @@ class Quantize(OnIntegers):
             ``percentile`` all but one value in 10,000; ``mse`` and ``entropy`` (KL divergence) the best on calibration.
         learn: later training learns the scales of weights and activations (LSQ, Esser et al. 2020, arXiv:1902.08153).
         fold: fold batch norms at once; otherwise when a file with integer activations is made, and training goes on
-            with them (without norms it diverges at learning rates above about 1e-3). By default at once, but for scales
-            to be learned.
+            with them (without norms it may diverge at the usual learning rates). By default at once, but for scales to
+            be learned.
         portable: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
             answers on x86 processors without VNNI; costs a little precision, at 8 bits alone.
 
