@@ -28,7 +28,7 @@ test: .venv/.stamp-dev .cache/home  ## doctests and tests, without the slow ones
 	$(SCRATCH) $(BIN)/python -m pytest -rs -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: .venv/.stamp-dev .cache/home  ## the slow ones too
-	$(SCRATCH) $(BIN)/python -m pytest -rs -n $(JOBS) --dist worksteal
+	$(SCRATCH) $(BIN)/python -m pytest -rs -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: .venv/.stamp-dev  ## ruff, style and format
 	$(BIN)/ruff check .

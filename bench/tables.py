@@ -373,6 +373,8 @@ def suite() -> str:
         return "No result yet."
     rows = found["test-all"]
     counts = [f"{rows[name]['value']:,.0f} {name}" for name in ("passed", "failed", "error", "skipped")]
+    if rows["mended"]["value"]:
+        counts[0] += f" ({rows['mended']['value']:,.0f} of them on the second run, after a correction)"
     row = rows["passed"]
     minutes = f"{row['seconds'] / 60:.0f} minutes"
     return f"The last `make test-all`: {', '.join(counts)}; {minutes} on two busy cores, {where(row)} each."

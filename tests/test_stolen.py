@@ -25,7 +25,8 @@ from nutlet.errors import ModelError, NutletError, StorageError
 from nutlet.export.onnx import export_onnx
 from nutlet.fingerprint import fingerprint
 from nutlet.measurement import Runtime
-from nutlet.methods import Factorize, PruneWeights, Quantize
+from nutlet.method import Method
+from nutlet.methods import Binarize, Cluster, Factorize, HalfPrecision, PruneWeights, Quantize, Ternarize
 from nutlet.pipeline import compress
 from nutlet.stolen import StolenModule, load_onnx, module
 from nutlet.stolen.operators import OPERATORS
@@ -112,9 +113,9 @@ def check(path: Path, x: Tensor) -> None:
         torch.testing.assert_close(found, runtime(path, x), atol=1e-4, rtol=1e-4)
         return
     wanted = runtime(path, x, literal=True)
-    # A value on a rounding border may fall to the other side: the deeper, the more rows have one.
+    # A value on a rounding border may fall to the other side: the deeper, the more rows have one; one in 64 may turn.
     assert (found - wanted).abs().amax(1).median() < 1e-5 * wanted.abs().max()
-    assert agreement(found, wanted) >= 0.99
+    assert agreement(found, wanted) >= 0.98
     # Fused integer kernels round at other places than the standard says.
     fused = runtime(path, x)
     assert agreement(found, fused) >= min(0.99, agreement(wanted, fused))
@@ -127,6 +128,29 @@ def agreement(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", ["cnn", "cnn int8", "mlp int8", "padded int8"])
 def test_it_answers_as_the_runtime_does(files: dict[str, Path], name: str) -> None:
     check(files[name], inputs(files[name]))
+
+
+FORMATS = [
+    Cluster(values=8),
+    Ternarize(scales=2, edges=True),
+    Binarize(edges=True),
+    Quantize(activations=False),
+    Quantize(bits=4, activations=False, granularity="group", group_size=2),
+    Quantize(bits=4, activations=False, symmetric=False),
+    HalfPrecision(),
+]
+
+
+@pytest.mark.parametrize("method", FORMATS, ids=lambda method: str(method.to_dict()))
+def test_stored_codes_become_weights_of_real_layers(tmp_path: Path, method: Method) -> None:
+    """Whatever a file restores its weights from: a thief trains all of them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    path = written(tmp_path, "model", model, (10,), [method])
+    stolen = load_onnx(path)
+    assert [tuple(layer.weight.shape) for layer in stolen.layers] == [(64, 10), (64, 64), (4, 64)]
+    assert sum(p.numel() for p in stolen.parameters()) == sum(p.numel() for p in model.parameters())
+    check(path, inputs(path))
 
 
 @pytest.mark.slow
@@ -385,13 +409,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "doubling": (lambda p: save(p, twice(60), {}), "elements, at most"),
     "padding": (lambda p: save(p, [node("Pad", "x", "p")], {"p": [0, 0, 0, 2**40]}), "elements, at most"),
     "outer product": (lambda p: save(p, [node("Mul", "a", "b", gives=["c"]), node("Add", "c", "x")],
-                                     {"a": np.ones((20000, 1, 1), "f"), "b": np.ones((20000, 1), "f")}), "elements"),
-    "integers": (lambda p: save(p, [node("Mul", "a", "b", gives=["c"]), node("Reshape", "x", "c")],
-                                {"a": np.ones((5000, 1), int), "b": np.ones(5000, int)}), "25,000,000 integers"),
+                                     {"a": np.ones((20000, 1, 1), "f"), "b": np.ones((20000, 1), "f")}), "size needs"),
+    "integers": (lambda p: save(p, [node("Shape", "x", gives=["s"]), node("Mul", "a", "s", gives=["d"]),
+                                    node("Mul", "d", "b", gives=["c"]), node("Reshape", "x", "c")],
+                                {"a": np.ones((5000, 1), int), "b": np.ones((5000, 1, 1), int)}), "50,000,000 int"),
     "expanded": (lambda p: save(p, [node("Expand", "x", "s", gives=["e"]), node("Neg", "e")],
                                 {"s": [2**20, 2**20, 1, 1]}), "elements, at most"),
-    "gathered integers": (lambda p: save(p, [node("Gather", "t", "i", gives=["g"]), node("Reshape", "x", "g")],
-                                         {"t": np.ones((2, 4000), int), "i": np.zeros(4000, int)}), "integers"),
+    "gathered integers": (lambda p: save(p, [node("Shape", "x", gives=["s"]), node("Mul", "i", "s", gives=["d"]),
+                                             node("Gather", "t", "d", gives=["g"]), node("Reshape", "x", "g")],
+                                         {"t": np.ones((2, 4000), int), "i": np.zeros((4000, 1), int)}), "integers"),
+    "gathered weights": (lambda p: save(p, [node("Gather", "t", "i", gives=["g"]), node("MatMul", "x", "g")],
+                                        {"t": np.ones((2, 4000), "f"), "i": np.zeros(4000, int)}), "size needs"),
     "many copies of the weights": (lambda p: save(p, [*(node("DequantizeLinear", "w", "s", gives=[f"f{i}"])
                                                         for i in range(40)), node("MatMul", "x", "f0")],
                                                   {"w": np.ones((4, 9000), "int8"), "s": np.float32(1)}), "size needs"),

@@ -31,9 +31,12 @@ _INTEGERS = {2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: 
              9: torch.bool, 21: torch.uint8, 22: torch.int8}  # fmt: skip
 _GRIDS = {2, 3, 4, 5}
 """Types of a zero point that QuantizeLinear is understood with: 8 and 16 bits, unsigned and signed."""
-_AT_ONCE = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose",
+_AS_MANY = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose",
                       "Unsqueeze"})  # fmt: skip
-"""Operators that give as many numbers as they get; on stored values they are computed when the file is read."""
+"""Operators that give as many numbers as they get."""
+_BROADCAST = frozenset({"Add", "Div", "Mul", "Sub"})
+_AT_ONCE = _AS_MANY | _BROADCAST | {"Gather"}
+"""What restores weights from their codes: on stored values it is computed when the file is read."""
 _NOT_TRAINED = {"BatchNormalization": (3, 4), "Clip": (1, 2), "DequantizeLinear": (1, 2), "Pad": (2,),
                 "QuantizeLinear": (1, 2)}  # fmt: skip
 """Inputs that are settings and no weights: running statistics, bounds, scales."""
@@ -59,7 +62,7 @@ def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False) -> 
 
     content = read_onnx(path)
     try:
-        reader = _Reader(onnx.load_model_from_string(content), Path(path), 4 * len(content))
+        reader = _Reader(onnx.load_model_from_string(content), Path(path), 8 * len(content))
         module = StolenModule(*reader.parts(), rounding=not drop_activation_quantizers).eval()
         _try(module, reader.input_shape)
     except NutletError:
@@ -163,13 +166,11 @@ class _Reader:
         self.static[call.outputs[0]] = value if isinstance(value, Tensor) else torch.tensor(value)
 
     def _fold(self, call: Call) -> None:
-        result = OPERATORS[call.operator](
-            *(self.static[name] if name else None for name in call.inputs), **call.attributes
-        )
-        self.allowance -= result.numel()
+        inputs = [self.static[name] if name else None for name in call.inputs]
+        self.allowance -= _count(call, [tensor for tensor in inputs if tensor is not None])
         if self.allowance < 0:
             raise ValueError("the values computed from stored ones are more than a file of this size needs")
-        self.static[call.outputs[0]] = result
+        self.static[call.outputs[0]] = OPERATORS[call.operator](*inputs, **call.attributes)
 
     def _layered(self, call: Call) -> Call:
         """Return ``call`` as that of a layer, where its weights stand in the file."""
@@ -232,6 +233,17 @@ class _Reader:
             elif name not in self.weights:
                 self.constants[name] = tensor
         self.calls.append(call)
+
+
+def _count(call: Call, inputs: list[Tensor]) -> int:
+    """Return how many numbers an operator on stored values gives, before it is given any memory for them."""
+    first, *others = inputs
+    if call.operator in _BROADCAST:
+        return math.prod(np.broadcast_shapes(*(tuple(tensor.shape) for tensor in inputs)))
+    if call.operator == "Gather":
+        axis: int = call.attributes.get("axis", 0)
+        return others[0].numel() * first.numel() // max(1, first.shape[axis])
+    return first.numel()
 
 
 def _with_ends(calls: list[Call], output: str) -> list[Call]:
