@@ -17,8 +17,23 @@ from conformance.test_odd_models import Normed
 from job import MODULE, Job, invoke
 from nutlet import errors
 from nutlet.data import Data, Examples
+from nutlet.errors import NutletError
 from nutlet.estimate import Estimate, Stopwatch
-from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+from nutlet.export.onnx import export_onnx
+from nutlet.method import Method
+from nutlet.methods import (
+    Distill,
+    DropBlocks,
+    Factorize,
+    FineTune,
+    LotteryTicket,
+    PruneChannels,
+    PruneGradually,
+    PruneWeights,
+    Quantize,
+    ReestimateNorms,
+    TrainSparse,
+)
 from nutlet.pipeline import compress
 from nutlet.preflight import check
 
@@ -118,7 +133,47 @@ def test_a_teacher_of_other_classes(cnn: tuple[nn.Module, Data]) -> None:
     model, data = cnn
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 9))
     found = check(model, data, [Distill(epochs=1)], teacher=teacher)
-    assert found.problems == ("the teacher: it tells 9 classes apart, the model 4; expected the same classes",)
+    assert len(found.problems) == 1
+    assert found.problems[0].startswith("the teacher gives 9 classes, the model 4; expected as many")
+    assert check(model, data, [Distill(epochs=1)], teacher=3).problems[0].startswith("the teacher: found a int")  # type: ignore[arg-type]
+
+
+def test_a_teacher_in_a_file(cnn: tuple[nn.Module, Data], tmp_path: Path) -> None:
+    model, data = cnn
+    file = export_onnx(model, tmp_path / "teacher.onnx", data.calibration.x[:2])
+    assert check(model, data, [Distill(epochs=1)], teacher=file).ok
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        PruneGradually(sparsity=0.5, epochs=2, batch_size=16),
+        LotteryTicket(sparsity=0.5, epochs=2, rewind=1, batch_size=16),
+        TrainSparse(strength=0.01, epochs=1, batch_size=16),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_methods_that_prune_while_they_train_are_timed(cnn: tuple[nn.Module, Data], method: Method) -> None:
+    found = check(*cnn, [method])
+    assert found.ok
+    assert found.steps[0].high > found.steps[0].low > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (Quantize(granularity="group", group_size=7), "divides the weights of no channel"),
+        (PruneWeights(pattern="3:7"), "no layer in scope can take"),
+        (PruneWeights(sparsity=0.5, pattern="block", block=(5, 5)), "no layer in scope can take"),
+        (ReestimateNorms(include=("mix",)), "matches no module"),
+    ],
+)
+def test_options_that_fit_no_layer_are_foreseen(cnn: tuple[nn.Module, Data], method: Method, says: str) -> None:
+    found = check(*cnn, [method])
+    assert len(found.problems) == 1
+    assert says in found.problems[0]
+    with pytest.raises(NutletError, match=says):
+        compress(cnn[0], [method], cnn[1])
 
 
 def test_labels_and_weights_that_do_not_fit(cnn: tuple[nn.Module, Data]) -> None:

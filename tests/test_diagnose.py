@@ -23,7 +23,7 @@ from nutlet.diagnosis import diagnose
 from nutlet.errors import ConfigError
 from nutlet.graph.differences import activation_errors, bare, changed_places, with_places
 from nutlet.method import Context, Method, Plan, register
-from nutlet.methods import DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
 from nutlet.pipeline import compress
 from nutlet.predict import predict
 from nutlet.report.load import schema
@@ -148,6 +148,41 @@ def test_the_folder_of_the_run_saves_the_work(cnn: tuple[nn.Module, Data], tmp_p
     again = diagnose(tmp_path / "saved", model, data)
     assert found == again
     assert found.culprit == "fc"
+
+
+def test_an_original_that_is_not_that_of_the_run(cnn: tuple[nn.Module, Data]) -> None:
+    model, data = cnn
+    result = compress(model, [ruin("mix")], data)
+    other = copy.deepcopy(model)
+    other.get_parameter("fc.weight").data.neg_()
+    with pytest.raises(ConfigError, match=r"the original has an accuracy of .*, the run began with .*; expected its"):
+        diagnose(result, other, data)
+    with pytest.raises(ConfigError, match="examples is 0; expected 1 or more"):
+        diagnose(result, model, data, examples=0)
+
+
+def test_the_teacher_of_the_run(tmp_path: Path) -> None:
+    model, data = tiny.tiny("mlp")
+    teacher = copy.deepcopy(model)
+    for parameter in teacher.fc2.parameters():
+        parameter.data.neg_()
+    chain = [Distill(epochs=20, lr=0.05, soft=1.0, batch_size=16), ruin("fc1")]
+    result = compress(model, chain, data, teacher=teacher, workdir=tmp_path)
+    folders = set(tmp_path.iterdir())
+    found = diagnose(result, model, data, step=2, teacher=teacher, workdir=tmp_path)
+    assert set(tmp_path.iterdir()) == folders
+    assert {layer.name for layer in found.layers} == {"fc1"}
+    without = diagnose(result, model, data, step=2)
+    assert any("Was there a teacher?" in note for note in without.notes)
+
+
+def test_several_ruined_layers_are_all_named(cnn: tuple[nn.Module, Data]) -> None:
+    model, data = cnn
+    found = diagnose(compress(model, [FineTune(epochs=1, lr=50.0, batch_size=16)], data), model, data)
+    assert len(found.ruinous) > 1
+    assert found.culprit == ""
+    assert f"Each of {len(found.ruinous)} layers does it alone" in found.words[1]
+    assert "exclude" not in found.words[1]
 
 
 @pytest.fixture

@@ -245,6 +245,43 @@ def test_a_damaged_intermediate_is_made_anew(mlp: tuple[nn.Module, Data], tmp_pa
     assert tensors(third.save(tmp_path / "c")) == tensors(tmp_path / "b")
 
 
+class Scaled(nn.Module):
+    def __init__(self, inner: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.inner(x)  # type: ignore[no-any-return]
+
+
+def test_a_plain_attribute_makes_another_model(mlp: tuple[nn.Module, Data], tmp_path: Path) -> None:
+    model, data = mlp
+    first, second = (
+        nl.compress(Scaled(model, factor), [nl.Quantize(bits=4)], data, workdir=tmp_path) for factor in (1.0, -1.0)
+    )
+    assert first.steps[0].accuracy != second.steps[0].accuracy
+
+
+def test_integer_activations_are_worth_a_step(mlp: tuple[nn.Module, Data]) -> None:
+    model, data = mlp
+    steps = nl.compress(model, [nl.Quantize(activations=False), nl.Quantize(), nl.Quantize()], data).steps
+    idle = "this step made the model neither smaller nor faster"
+    assert [idle in step.notes for step in steps] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", -1, 2**70])
+def test_a_seed_that_is_none(mlp: tuple[nn.Module, Data], seed: Any) -> None:
+    with pytest.raises(nl.ConfigError, match=r"the seed is .*; expected a whole number"):
+        nl.compress(mlp[0], [nl.Quantize()], mlp[1], seed=seed)
+
+
+def test_no_model_and_no_recovery(mlp: tuple[nn.Module, Data]) -> None:
+    with pytest.raises(nl.ModelError, match=r"the model is a NoneType; expected a torch\.nn\.Module"):
+        nl.compress(None, [nl.Quantize()], mlp[1])  # type: ignore[arg-type]
+    with pytest.raises(nl.ConfigError, match="recover is Quantize; expected a method that trains"):
+        nl.compress(mlp[0], [nl.PruneWeights(sparsity=0.5)], mlp[1], recover=nl.Quantize())
+
+
 def test_anything_that_matters_makes_another_entry(mlp: tuple[nn.Module, Data], tmp_path: Path) -> None:
     model, data = mlp
     other = copy.deepcopy(model)

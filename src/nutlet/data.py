@@ -165,8 +165,8 @@ class Data:
 
 def check_seed(seed: int) -> None:
     """Raise ConfigError unless ``seed`` can seed every generator: NumPy takes no negative one."""
-    if seed < 0:
-        raise ConfigError(f"the seed is {seed}; expected 0 or a positive number")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"the seed is {seed!r}; expected a whole number, 0 or positive, below 2**32")
 
 
 def split(

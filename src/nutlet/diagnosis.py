@@ -25,9 +25,10 @@ from nutlet.history import Step
 from nutlet.method import Method
 from nutlet.order import advise
 from nutlet.pipeline import compress
-from nutlet.predict import predict
+from nutlet.predict import evaluate, predict
 from nutlet.progress import Progress
 from nutlet.table import Table, Tabled
+from nutlet.teacher import Teacher
 
 __all__ = ["Diagnosis", "LayerLoss", "StepAccuracy", "diagnose"]
 
@@ -96,9 +97,23 @@ class Diagnosis(Tabled):
     notes: tuple[str, ...]
 
     @property
+    def activations_do_it(self) -> bool:
+        """Whether half of what was lost, or more, comes back with activations in floating point."""
+        return self.unquantized is not None and self.unquantized - self.after >= self._half
+
+    @property
+    def ruinous(self) -> tuple[LayerLoss, ...]:
+        """The layers of which each alone costs half of what was lost, or more."""
+        return tuple(layer for layer in self.layers if self.before - layer.accuracy >= self._half)
+
+    @property
     def culprit(self) -> str:
-        """The layer whose change alone costs most; empty where no layer could be measured."""
-        return self.layers[0].name if self.layers else ""
+        """The layer that does it, as the words say; empty where activations do, several layers do, or none alone."""
+        return "" if self.activations_do_it or len(self.ruinous) != 1 else self.ruinous[0].name
+
+    @property
+    def _half(self) -> float:
+        return max(self.before - self.after, 1e-9) / 2
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
@@ -129,6 +144,7 @@ def diagnose(
     *,
     step: int | str | None = None,
     examples: int = 1000,
+    teacher: Teacher | None = None,
     workdir: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
@@ -144,11 +160,13 @@ def diagnose(
         data: the data of that run.
         step: number or name of the step to look into; by default the one that lost most.
         examples: validation examples to measure layers on, at most.
+        teacher: that of the run, where it had one.
         workdir: that of the run.
         progress: shows a bar.
 
     Raises:
-        ConfigError: there is no such step.
+        ConfigError: there is no such step, no example to measure on, or ``original`` on the validation examples is not
+            what the run began with.
         StorageError: the folder does not hold a compressed form of ``original``.
     """
     progress = progress or Progress(quiet=True)
@@ -156,8 +174,11 @@ def diagnose(
     if not isinstance(compressed, Compressed):
         compressed = Compressed.load(compressed, original)
     number = _number(compressed.steps, step)
+    if examples < 1:
+        raise ConfigError(f"examples is {examples}; expected 1 or more")
     notes: list[str] = []
-    with _models(compressed, original, data, number, workdir, progress) as (before, after):
+    _check_same(compressed, original, data)
+    with _models(compressed, original, data, number, teacher, workdir, progress, notes) as (before, after):
         measured = data.validation.subset(slice(0, examples))
         plain, changed = bare(before), bare(after)
         accuracy, loss = _measure(plain, measured)
@@ -202,9 +223,33 @@ def _number(steps: tuple[Step, ...], step: int | str | None) -> int:
     return max(named, key=lambda k: lost[k])
 
 
+def _differ(found: float, then: float, data: Data) -> bool:
+    """Whether two accuracies differ by more than another machine does, where sums round differently."""
+    return abs(found - then) > max(0.005, 1.5 / len(data.validation))
+
+
+def _check_same(compressed: Compressed, original: nn.Module, data: Data) -> None:
+    """Raise ConfigError where the original does not answer as that of the run did."""
+    if not data.validation.labelled:
+        return
+    found, then = evaluate(original, data.validation), compressed.steps[0].accuracy
+    if _differ(found, then, data):
+        raise ConfigError(
+            f"the original has an accuracy of {found:.2%} on these validation examples, the run began with {then:.2%}; "
+            "expected its model and weights, its data, and the same options of these (seed, validation, mean, std)"
+        )
+
+
 @contextlib.contextmanager
 def _models(
-    compressed: Compressed, original: nn.Module, data: Data, number: int, workdir: Path | str | None, progress: Progress
+    compressed: Compressed,
+    original: nn.Module,
+    data: Data,
+    number: int,
+    teacher: Teacher | None,
+    workdir: Path | str | None,
+    progress: Progress,
+    notes: list[str],
 ) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Give the models before and after a step, from the folder of the run or made again."""
     recipe = compressed.recipe
@@ -218,9 +263,16 @@ def _models(
             progress.say(
                 f"steps 1 to {step}: read from the folder of the run, or made again, which took {seconds:.0f} s"
             )
-            return compress(
-                original, recipe[:step], data, seed=compressed.seed, workdir=folder, progress=progress
-            ).model
+            made = compress(
+                original, recipe[:step], data, teacher=teacher, seed=compressed.seed, workdir=folder, progress=progress
+            )
+            found, then = made.steps[-1].accuracy, compressed.steps[step].accuracy
+            if _differ(found, then, data):
+                notes.append(
+                    f"After step {step} accuracy is {found:.2%}, and was {then:.2%} in the run: what is said here is "
+                    "of another training. Was there a teacher? Then give it here too."
+                )
+            return made.model
 
         # The one before is a step of the way to the one after.
         yield at(number - 1), at(number)
@@ -280,22 +332,22 @@ def _words(found: Diagnosis, compressed: Compressed, counted: int) -> Iterator[s
         yield f"With {counted:,} examples this may be chance; step {found.step}, {step.name}: {change}."
         return
     yield f"Step {found.step}, {step.name}, lost {100 * lost:.1f} points: {change}."
-    total = max(found.before - found.after, 1e-9)
-    worst = found.layers[0] if found.layers else None
-    if found.unquantized is not None and found.unquantized - found.after >= total / 2:
+    if found.activations_do_it:
         yield (
             f"The quantized activations do it: with the same weights and activations in floating point accuracy is "
             f"{found.unquantized:.1%}."
         )
-        worst = None
-    elif worst is not None:
-        alone = found.before - worst.accuracy
+    elif found.layers:
+        worst = found.layers[0]
         cost = f"its change alone takes {found.before:.1%} to {worst.accuracy:.1%}"
-        if alone >= total / 2:
-            yield f"The layer {worst.name} does it: {cost}. Leave it out: `exclude: [{worst.name}]`."
+        if found.culprit:
+            mend = "" if method.effect == "student" else f" Leave it out: `exclude: [{worst.name}]`."
+            yield f"The layer {worst.name} does it: {cost}.{mend}"
+        elif found.ruinous:
+            names = ", ".join(layer.name for layer in found.ruinous)
+            yield f"Each of {len(found.ruinous)} layers does it alone: {names}. The worst is {worst.name}: {cost}."
         else:
             yield f"No layer does it alone; the worst is {worst.name}: {cost}. The losses of all layers add up."
-            worst = None
     gentler = method.gentler()
     if gentler is not None and gentler != method:
         yield f"Or a gentler setting: `{_recipe_line(gentler)}`."

@@ -116,8 +116,12 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value.values()))
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
-    plain = (bool, int, float, str, Tensor, np.ndarray, FunctionType, BuiltinFunctionType)
-    return value is None or isinstance(value, plain)
+    if isinstance(value, FunctionType):
+        try:
+            return all(_is_plain(cell.cell_contents) for cell in value.__closure__ or ())
+        except ValueError:  # closes over a name that has no value yet
+            return False
+    return value is None or isinstance(value, (bool, int, float, str, Tensor, np.ndarray, BuiltinFunctionType))
 
 
 def _add_code(sha: Any, thing: Any) -> None:

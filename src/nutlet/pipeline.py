@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.artifact import MANIFEST, Compressed
-from nutlet.data import Data, Examples
-from nutlet.errors import ConfigError, StorageError
+from nutlet.data import Data, Examples, check_seed
+from nutlet.errors import ConfigError, ModelError, StorageError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.graph.activations import calibrate, carry, grid_of
 from nutlet.graph.modules import put_values
@@ -76,6 +76,9 @@ def compress(
         raise ConfigError(
             f"data is a {type(data).__name__}; expected nutlet.Data: nutlet.split(nutlet.Examples.from_arrays(x, y))"
         )
+    check_seed(seed)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
     steps = read_steps(recipe, recover)
     original = copy.deepcopy(model).cpu().eval()
     check_finite_weights(original)
@@ -142,7 +145,8 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
     settle(model.eval())
     step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)
     promised = method.effect != "values" and type(method).train is Method.train
-    if promised and not _smaller(step.size, before.steps[-1].size):
+    faster = isinstance(model, Edited) and earlier is None  # integer kernels take its activations now
+    if promised and not faster and not _smaller(step.size, before.steps[-1].size):
         step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
     return Compressed(model, (*before.steps, step), before.seed, before.example)
 
@@ -185,12 +189,7 @@ def _keys(
     model: nn.Module, data: Data, steps: Sequence[Method], seed: int, teacher: nn.Module | None = None
 ) -> list[str]:
     """Return one key per intermediate: a hash of everything that it came from, the user's own code included."""
-    sha = hashlib.sha256(str(model).encode())
-    for name, tensor in model.state_dict().items():
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    for kind in sorted({type(module) for module in model.modules()}, key=repr):
-        sha.update(source_code(kind).encode())
+    sha = hashlib.sha256(fingerprint(model).encode())
     for examples in (data.train, data.validation, data.calibration):
         _hash_examples(sha, examples)
     augment = data.augment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from nutlet.progress import Progress
 from nutlet.recipe import read_steps, read_yaml
 from nutlet.storage import prepare_folder
 from nutlet.table import Table, Tabled
+from nutlet.teacher import Teacher, teacher_of
 
 __all__ = ["LayerCheck", "Preflight", "check"]
 
@@ -129,7 +131,7 @@ def check(
     recipe: Method | Sequence[Method | dict[str, Any] | str] | Path | str | None = None,
     *,
     recover: Method | dict[str, Any] | str | None = None,
-    teacher: nn.Module | None = None,
+    teacher: Teacher | None = None,
     workdir: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Preflight:
@@ -140,9 +142,12 @@ def check(
         data: what it is to be compressed on.
         recipe: as for :func:`nutlet.compress`; without one, every known method is asked about the layers.
         recover: as for :func:`nutlet.compress`.
-        teacher: a model that is to teach; its classes are compared.
+        teacher: as for :func:`nutlet.compress`; it is asked about two examples, and its classes are compared.
         workdir: where intermediates are to be kept; it is tried to write there.
         progress: shows a bar.
+
+    Raises:
+        ConfigError, ModelError: ``data`` or ``model`` is nothing that can be asked about.
 
     >>> from nutlet.data import Examples, split
     >>> import torch
@@ -151,6 +156,10 @@ def check(
     >>> found.ok, found.problems[0][:55]
     (False, 'the data have labels up to 2, the model has 2 outputs (')
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+    if not isinstance(data, Data):
+        raise ConfigError(f"data is a {type(data).__name__}; expected nutlet.Data, as nutlet.split returns it")
     asking = _Asking(copy.deepcopy(model).cpu().eval(), data, progress or Progress(quiet=True))
     steps = [] if recipe is None else asking.steps(recipe, recover)
     runs = asking.runs(teacher)
@@ -209,7 +218,7 @@ class _Asking:
             self.problems.append(whole)
         return good
 
-    def runs(self, teacher: nn.Module | None) -> bool:
+    def runs(self, teacher: Teacher | None) -> bool:
         """Try the model on the data, and the teacher beside it."""
         before = len(self.problems)
         with self.noting():
@@ -219,11 +228,8 @@ class _Asking:
             outputs = check_model(self.model, self.example, self.data.classes)
         broken = len(self.problems) > before
         if teacher is not None:
-            with self.noting("the teacher"):
-                check_finite_weights(teacher)
-                taught = check_model(teacher, self.example, self.data.classes)
-                if outputs and taught != outputs:
-                    raise ModelError(f"it tells {taught} classes apart, the model {outputs}; expected the same classes")
+            with self.noting(), tempfile.TemporaryDirectory() as answers:
+                teacher_of(teacher, Path(answers), self.example, outputs or self.data.classes)
         return not broken
 
     def ask(self, methods: Sequence[Method], every: bool) -> None:

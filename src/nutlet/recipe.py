@@ -26,6 +26,8 @@ def with_recovery(steps: Recipe, recover: Method | None) -> list[Method]:
     """
     if recover is None:
         return list(steps)
+    if type(recover).train is Method.train:
+        raise ConfigError(f"recover is {type(recover).__name__}; expected a method that trains, as Distill(epochs=5)")
     expanded: list[Method] = []
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         expanded.append(step)

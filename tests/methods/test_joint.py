@@ -14,6 +14,7 @@ from conformance.examples import body_of
 from nutlet.artifact import Compressed
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import Layer
+from nutlet.measurement.parity import parity
 from nutlet.method import Method
 from nutlet.methods import Cluster, Distill, PruneWeights, Quantize
 from nutlet.pipeline import compress
@@ -86,3 +87,14 @@ def test_each_step_makes_the_saved_file_smaller() -> None:
     packed = [step.size.bytes_packed for step in result.steps]
     assert packed[0] > packed[1] > packed[2]
     assert packed[3] < packed[2] * 1.2, "scales cost more than there is to win"
+
+
+@pytest.mark.parametrize("masked_first", [True, False])
+def test_a_mask_beside_a_codebook_without_zero_leaves_indices(masked_first: bool, tmp_path: Path) -> None:
+    model, data = tiny.tiny("cnn")
+    mask, shared = PruneWeights(sparsity=0.5), Cluster(values=4, keep_zeros=False)
+    result = compress(model, [mask, shared] if masked_first else [shared, mask], data)
+    assert {layer.bits for layer in result.steps[-1].size.layers if layer.name == "mix"} == {8}
+    assert result.steps[-1].size.bytes < 0.4 * result.steps[0].size.bytes
+    check = parity(result.model, result.export(tmp_path / "model.onnx"), data.train)
+    assert check.max_difference < 1e-4

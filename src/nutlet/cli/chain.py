@@ -47,7 +47,9 @@ def check(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder that a run is to write.")] = None,
     weights: Weights = None,
-    teacher: Annotated[str | None, typer.Option(help="A model that is to teach, in the forms of MODEL.")] = None,
+    teacher: TeacherSpec = None,
+    endpoint: EndpointConfig = None,
+    owned: Owned = False,
     test: TestSpec = None,
     mean: Mean = "",
     std: Std = "",
@@ -62,6 +64,7 @@ def check(
         from nutlet.inputs import load_data, load_model
         from nutlet.preflight import check as ask
         from nutlet.progress import Progress
+        from nutlet.teacher import load_teacher
 
     examples = load_data(
         data,
@@ -76,7 +79,7 @@ def check(
         load_model(model, weights),
         examples,
         recipe,
-        teacher=None if teacher is None else load_model(teacher),
+        teacher=None if teacher is None else load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
         workdir=out,
         progress=Progress(quiet=quiet or as_json),
     )
@@ -155,6 +158,9 @@ def diagnose(
     step: Annotated[str | None, typer.Option(help="Number or name of a step; else the one that lost most.")] = None,
     examples: Annotated[int, typer.Option(min=1, help="Validation examples to measure layers on, at most.")] = 1000,
     weights: Weights = None,
+    teacher: TeacherSpec = None,
+    endpoint: EndpointConfig = None,
+    owned: Owned = False,
     test: TestSpec = None,
     mean: Mean = "",
     std: Std = "",
@@ -171,6 +177,7 @@ def diagnose(
         from nutlet.inputs import load_data, load_model
         from nutlet.progress import Progress
         from nutlet.report import write_diagnosis
+        from nutlet.teacher import load_teacher
 
     data_of_run = load_data(
         data,
@@ -188,6 +195,7 @@ def diagnose(
         data_of_run,
         step=int(step) if step is not None and step.isdecimal() else step,
         examples=examples,
+        teacher=None if teacher is None else load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
         workdir=out / "steps",
         progress=Progress(quiet=quiet or as_json),
     )

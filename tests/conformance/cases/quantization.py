@@ -33,7 +33,11 @@ CASES = [
     Case(FixedPoint(bits=6), [{"bits": 9}, {"granularity": "group"}]),
     Case(MixedPrecision(bits=5.0), [{"bits": 1.5}, {"choices": [4]}, {"choices": [1, 8]}], acting={"bits": 4.0}),
     Case(Binarize(edges=True), [{"granularity": "group"}, {"edges": 1}]),
-    Case(Ternarize(edges=True), [{"scales": 3}, {"granularity": "none"}], kind="few values"),
+    Case(
+        Ternarize(edges=True),
+        [{"scales": 3}, {"granularity": "none"}, {"scales": 2, "granularity": "tensor"}],
+        kind="few values",
+    ),
     Case(Ternarize(scales=2, edges=True), variant="two scales"),
     Case(Cluster(values=8), [{"values": 1}, {"values": 257}], kind="shared values"),
     Case(Cluster(values=8, keep_zeros=False), variant="any zeros"),

@@ -72,6 +72,13 @@ class Codebook(FewValues):
         """Return the codebook of the kept slices: the same."""
         return Codebook(self.shared.detach().clone(), keep_zero=self.keep_zero)
 
+    def with_zero(self, weight: Tensor) -> Codebook:
+        """Return a codebook that has zero as well, where a mask made some of ``weight`` zero and there is room."""
+        if self.keep_zero or bool((self._values() == 0).any()) or len(self.shared) == 256 or bool((weight != 0).all()):
+            return self
+        values = self.shared.detach()
+        return Codebook(torch.cat([torch.zeros_like(values[:1]), values]), keep_zero=True)
+
     def _values(self) -> Tensor:
         # The first is the one that is zero.
         return torch.cat([torch.zeros_like(self.shared[:1]), self.shared[1:]]) if self.keep_zero else self.shared

@@ -101,6 +101,8 @@ def _level(start: float, end: float, k: int, rounds: int) -> float:
     >>> [round(_level(0.0, 0.875, k, 3), 4) for k in (1, 2, 3)]
     [0.5, 0.75, 0.875]
     """
+    if start >= end:  # N of M, where more is gone already
+        return start
     left: float = ((1 - end) / (1 - start)) ** (k / rounds)
     return 1 - (1 - start) * left
 

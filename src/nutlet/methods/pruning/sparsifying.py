@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.constraints import Mask, constrain, take_off
+from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities
 from nutlet.methods.pruning.masks import put_masks
@@ -91,6 +92,13 @@ class Sparsifying(Method):
             )
         chosen = {name: layer for name, layer in layers.items() if name not in misfits}
         return chosen, [f"{name}: {reason}, left alone" for name, reason in misfits.items()]
+
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are left alone, those that cannot take the pattern among them."""
+        found = super().reasons(model, example)
+        layers = {name: layer for name, layer in weighted_layers(model, self).items() if not found.get(name)}
+        fitting, _ = self.fitting(layers)
+        return found | {name: self.positions.misfit(layer) for name, layer in layers.items() if name not in fitting}
 
     def kept(
         self, model: nn.Module, saliency: Mapping[str, Tensor], context: Context

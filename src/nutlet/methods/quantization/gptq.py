@@ -63,12 +63,16 @@ class GPTQ(OnIntegers):
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""
-        grids = {}
+        grids, notes = {}, []
         for name, layer in weighted_layers(model, self).items():
             grids[name] = usual_grid(self.bits)
-            if self.group_size and constrained_weight(layer).shape[1:].numel() % self.group_size == 0:
+            width = constrained_weight(layer).shape[1:].numel()
+            if self.group_size and width % self.group_size == 0:
                 grids[name] = replace(grids[name], granularity="group", group_size=self.group_size)
-        return rounding_plan(self, model, context, grids, self._eliminated)
+            elif self.group_size:
+                notes.append(f"{name}: groups of {self.group_size} do not divide {width}, one scale per channel")
+        plan = rounding_plan(self, model, context, grids, self._eliminated)
+        return {**plan, "notes": notes + plan["notes"]}
 
     def _eliminated(self, rounding: Rounding) -> Tensor:
         order = rounding.moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)

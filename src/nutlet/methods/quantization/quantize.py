@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid
@@ -94,9 +95,16 @@ class Quantize(OnIntegers):
         """Whether norms are folded at once."""
         return not self.learn if self.fold is None else self.fold
 
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are left alone; groups that :meth:`decide` refuses are refused here already."""
+        found = super().reasons(model, example)
+        self._check_groups(weighted_layers(model, self))
+        return found
+
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         layers = weighted_layers(model, self)
+        self._check_groups(layers)
         edges = edge_layers(model, layers, context.example) if self.edge_bits is not None else set()
         grids, notes = {}, []
         for name, layer in layers.items():
@@ -105,12 +113,6 @@ class Quantize(OnIntegers):
             if self.granularity == "group" and width % self.group_size:
                 grids[name] = replace(grids[name], granularity="channel", group_size=0)
                 notes.append(f"{name}: groups of {self.group_size} do not divide {width}, one scale per channel")
-        if self.granularity == "group" and all(grid.granularity == "channel" for grid in grids.values()):
-            widths = sorted({constrained_weight(layer).shape[1:].numel() for layer in layers.values()})
-            raise ConfigError(
-                f"Quantize.group_size is {self.group_size}, which divides the weights of no channel; expected a divisor"
-                f" of one of {', '.join(map(str, widths))}"
-            )
         activations = ActivationGrid(bits=self.activation_bits, ranges=self.activation_ranges, learn=self.learn)
         plan = integer_plan(
             self,
@@ -122,6 +124,14 @@ class Quantize(OnIntegers):
         if plan["fold"]:
             notes.append("batch norms are folded: train at a learning rate below 1e-3 from here, or set fold: false")
         return {**plan, "notes": notes + plan["notes"]}
+
+    def _check_groups(self, layers: Mapping[str, nn.Module]) -> None:
+        widths = sorted({constrained_weight(layer).shape[1:].numel() for layer in layers.values()})
+        if self.granularity == "group" and all(width % self.group_size for width in widths):
+            raise ConfigError(
+                f"Quantize.group_size is {self.group_size}, which divides the weights of no channel; expected a divisor"
+                f" of one of {', '.join(map(str, widths))}"
+            )
 
     def _grid(self, bits: int) -> Grid:
         usual = usual_grid(bits)

@@ -49,14 +49,23 @@ class ReestimateNorms(Method):
             if getattr(self, option) < 2:
                 raise ConfigError(f"ReestimateNorms.{option} is {getattr(self, option)}; expected 2 or more")
 
+    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are left alone; a scope without a norm is refused here already."""
+        self._chosen(model)
+        return super().reasons(model, example)
+
+    def _chosen(self, model: nn.Module) -> list[str]:
+        """Return the norms in scope; none where the model has none at all."""
+        modules = dict(model.named_modules())
+        norms = [n for n, m in modules.items() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        return in_scope(norms, self, modules) if norms else []
+
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the names of the norms, and their new statistics as values."""
         if not any(True for _ in model.parameters()):
             raise ModelError("ReestimateNorms found no parameters; expected a model with batch norms")
-        modules = dict(model.named_modules())
-        norms = [n for n, m in modules.items() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        chosen = in_scope(norms, self, modules)
-        if not norms:
+        chosen = self._chosen(model)
+        if not chosen:
             note = "nothing to do: no batch norm with running statistics is left in the model (Quantize folds them)"
             return {"norms": [], "notes": [note]}
         trial = copy.deepcopy(model).eval()

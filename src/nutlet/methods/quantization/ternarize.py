@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from nutlet.errors import ConfigError
 from nutlet.graph.quantizers import Grid, TrainedTernarizer, WeightQuantizer
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.quantization.formats import layers_to_code, put_format
@@ -30,6 +31,9 @@ class Ternarize(Method):
         granularity: with one scale, whether each output ``channel`` or the whole ``tensor`` has it.
         edges: the first and the last layer as well.
 
+    Raises:
+        ConfigError: a granularity with two scales.
+
     >>> Ternarize(scales=2).to_dict()
     {'Ternarize': {'scales': 2}}
     """
@@ -41,6 +45,13 @@ class Ternarize(Method):
     scales: Literal[1, 2] = 1
     granularity: Literal["channel", "tensor"] = "channel"
     edges: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scales == 2 and self.granularity != type(self).granularity:
+            raise ConfigError(
+                f"Ternarize.granularity is {self.granularity!r}, for one scale; with scales=2 a layer has both of them"
+            )
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that become ternary."""
