@@ -128,6 +128,8 @@ def check_exported(result: Compressed, data: Data, folder: Path, *, error: float
     else:
         # A sum that rounds to the other side moves an activation by a whole code: with few bits, a large one.
         error *= 255 / (2 ** grid_of(result.model).bits - 1)
+        # Between scales that are powers of two sums lie halfway more often, and kernels do not round all of them alike.
+        error *= 2 if grid_of(result.model).power_of_two else 1
     assert check.max_difference <= error * spread + 1e-5
     assert check.agreement >= agreement
 

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from nutlet.errors import ModelError
 from nutlet.graph.activations import ActivationQuantizer, attach, calibrate, carry, place
-from nutlet.graph.constraints import constrain, constrained_weight
+from nutlet.graph.constraints import constrain, constrained_weight, take_off
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.quantizers import WeightQuantizer
+from nutlet.graph.quantizers import Grid, WeightQuantizer
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import walk
+from nutlet.methods.quantization.integers import put_grid
 from tiny import Residual, TinyCNN, settled
 
 X = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -174,10 +175,14 @@ def test_training_and_evaluation_round_alike_and_gradients_pass_inside_the_range
 def test_quantizers_are_carried_only_where_the_sites_are_the_same() -> None:
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
-    edited = attach(model, {"0/linear/0": {"scale": 0.1, "zero_point": 3}}, x)
+    put_grid(model[2], Grid())
+    edited = attach(model, {"1/relu/0": {"scale": 0.1, "zero_point": 3}}, x)
     wanted = edited(x)
     body = edited.take_off()
+    free = copy.deepcopy(body)
+    take_off(free[2])
     assert torch.equal(carry(edited, body, None, x)(x), wanted)
+    assert carry(edited, free, None, x) is free, "no integer kernel is left that would take them"
     thinner = nn.Sequential(nn.Linear(3, 2)).eval()
     with pytest.raises(ModelError, match="expected new ranges"):
         carry(edited, thinner, None, x)

@@ -107,7 +107,7 @@ def processes(count: int, threads: int) -> Pool:
         end = time.monotonic() + _STOPPING
         while running and not latest._flags.broken and time.monotonic() < end:
             time.sleep(0.01)
-        wait(waiting, timeout=_STOPPING)
+        wait(waiting, timeout=max(0.0, end - time.monotonic()))
 
     def submit(payload: bytes) -> Future[bytes]:
         while True:
