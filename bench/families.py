@@ -108,6 +108,9 @@ CASES = {
     ),
     # Nothing is trained below; the rivals are the plain form of the same step.
     "equalize8": Case([nl.Equalize(), nl.Quantize(granularity="tensor")], rival=[nl.Quantize(granularity="tensor")]),
+    "bias4": Case(
+        [nl.Quantize(bits=4, activations=False), nl.CorrectBias()], rival=[nl.Quantize(bits=4, activations=False)]
+    ),
     "bias3": Case(
         [nl.Quantize(bits=3, activations=False), nl.CorrectBias()], rival=[nl.Quantize(bits=3, activations=False)]
     ),

@@ -253,6 +253,7 @@ FAMILIES = {
     "obs50-erk": "the same, shares by Erdős-Rényi-Kernel",
     "obs60": "60 % zero by second-order pruning, shared out evenly",
     "equalize8": "8 bits, one scale per layer, ranges equalized; against without",
+    "bias4": "4-bit weights, biases corrected; against without",
     "bias3": "3-bit weights, biases corrected; against without",
     "adaround3": "3-bit weights, rounding learned; against rounding to nearest",
     "gptq3": "3-bit weights, errors fed on; against rounding to nearest",
