@@ -126,7 +126,9 @@ def _is_plain(value: Any) -> bool:
 
 def _add_code(sha: Any, thing: Any) -> None:
     """Add the name and source of a function or class, with what the source does not show."""
-    sha.update(f"{thing.__module__}.{thing.__qualname__}".encode())
+    # Where there is a source, not the module's name: a file may be imported under several.
+    module = "" if source_code(thing) else thing.__module__
+    sha.update(f"{module}.{thing.__qualname__}".encode())
     for part in inspect.getmro(thing) if inspect.isclass(thing) else [thing]:
         sha.update(source_code(part).encode())
     if isinstance(thing, FunctionType) and _package(thing) != "torch":

@@ -45,8 +45,7 @@ class CorrectBias(Method):
 
     effect: ClassVar[str] = "values"
     when: ClassVar[str] = (
-        "after Quantize with 4 bits or so, where nothing is trained; not after harsher steps; a pass over calibration "
-        "data per layer"
+        "after Quantize with 4 bits or so, not after harsher steps, where nothing is trained; a pass per layer"
     )
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
