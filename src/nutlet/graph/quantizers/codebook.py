@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -87,6 +89,7 @@ class Codebook(FewValues):
 def _centres(weight: Tensor, count: int, *, keep_zero: bool) -> Tensor:
     """Return ``count`` values; where zero is one, it is the first."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     points = weight.detach().flatten().double().cpu()
     zeros = points.new_zeros(1)
@@ -97,7 +100,9 @@ def _centres(weight: Tensor, count: int, *, keep_zero: bool) -> Tensor:
     if len(distinct) > count:
         # Begun on a line from the smallest to the largest, which keeps the large ones (Han et al., section 3.2).
         start = torch.linspace(float(distinct[0]), float(distinct[-1]), count, dtype=torch.float64)
-        fitted = KMeans(count, init=start[:, None].numpy(), n_init=1, tol=0).fit(points[:, None].numpy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # values almost the same leave centres without any
+            fitted = KMeans(count, init=start[:, None].numpy(), n_init=1, tol=0).fit(points[:, None].numpy())
         distinct = torch.from_numpy(fitted.cluster_centers_[:, 0]).sort().values
     distinct = distinct if len(distinct) else zeros
     values = torch.cat([distinct, distinct[-1:].expand(count - len(distinct))])
