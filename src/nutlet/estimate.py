@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from nutlet.data import Data, Examples
-from nutlet.graph.modules import put_values
 from nutlet.measurement.size import size_of
-from nutlet.method import Context, Method
+from nutlet.method import Context, Method, carried_out
 from nutlet.predict import evaluate
 from nutlet.train import Training
 
@@ -109,12 +108,15 @@ class Stopwatch:
         steps, timed = step.epochs * max(1, len(train) // batch), min(TIMED_STEPS, max(1, len(train) // batch))
         plainly = {"patience": None, "rewind": 0}  # what one epoch leaves no room for
         short = dataclasses.replace(step, epochs=1, **{k: v for k, v in plainly.items() if getattr(step, k, v) != v})
+        with torch.random.fork_rng(devices=[]):
+            context = Context(data=self.data, teacher=self.model)
+            ready, *_ = carried_out(short, copy.deepcopy(self.model), context)
 
         def run(batches: int) -> float:
             few = train.subset(slice(0, batches * batch))
             data = dataclasses.replace(self.data, train=few, validation=few.subset(slice(0, 2)))
             context = Context(data=data, teacher=self.model)
-            trial = prepared(short, self.model, context)
+            trial = copy.deepcopy(ready)
             with torch.random.fork_rng(devices=[]):
                 return _seconds(lambda: short.train(trial, context))
 
@@ -127,16 +129,6 @@ class Stopwatch:
             rates = max(min(several) - alone, 0.0) / (timed - 1), max(several) / timed
         low, high = self.passing(self.data.validation, step.epochs)
         return rates[0] * steps + low, rates[1] * steps + high
-
-
-def prepared(method: Method, model: nn.Module, context: Context) -> nn.Module:
-    """Return a copy of ``model`` on which ``method`` has done what it does before it trains."""
-    trial = copy.deepcopy(model)
-    plan = method.decide(trial, context)
-    values = plan.pop("values", {})
-    trial = method.execute(trial, plan, context.example)
-    put_values(trial, values)
-    return trial
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -126,11 +126,11 @@ def _is_plain(value: Any) -> bool:
 
 def _add_code(sha: Any, thing: Any) -> None:
     """Add the name and source of a function or class, with what the source does not show."""
+    own, *inherited = map(source_code, inspect.getmro(thing) if inspect.isclass(thing) else [thing])
     # Where there is a source, not the module's name: a file may be imported under several.
-    module = "" if source_code(thing) else thing.__module__
-    sha.update(f"{module}.{thing.__qualname__}".encode())
-    for part in inspect.getmro(thing) if inspect.isclass(thing) else [thing]:
-        sha.update(source_code(part).encode())
+    sha.update(f"{'' if own else thing.__module__}.{thing.__qualname__}".encode())
+    for source in (own, *inherited):
+        sha.update(source.encode())
     if isinstance(thing, FunctionType) and _package(thing) != "torch":
         _add(sha, [thing.__defaults__, thing.__kwdefaults__, [cell.cell_contents for cell in thing.__closure__ or ()]])
         if thing.__name__ == "<lambda>":  # its source is the whole line, on which there may be another

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 
 from nutlet.data import Data
 from nutlet.errors import ConfigError, nearest
+from nutlet.graph.modules import put_values
 from nutlet.graph.reasons import scope_reasons
+from nutlet.graph.sites import body_of
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["Answering", "Context", "Method", "Plan", "known_methods", "register"]
+__all__ = ["Answering", "Context", "Method", "Plan", "carried_out", "known_methods", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -219,6 +221,21 @@ def register(kind: Kind) -> Kind:
     """Class decorator: make a method known by its class name to recipes, the command line and the docs."""
     _registry.add(kind)
     return kind
+
+
+def carried_out(method: Method, model: nn.Module, context: Context) -> tuple[nn.Module, Plan, list[str]]:
+    """Return the model after all that ``method`` does but training, the plan that leads there, and notes on it.
+
+    Args:
+        method: the step.
+        model: may be changed in place.
+        context: of the step.
+    """
+    plan = method.decide(model, context)
+    notes, values = plan.pop("notes", []), plan.pop("values", {})
+    model = method.execute(model, plan, context.example)
+    put_values(body_of(model), values)
+    return model, plan, notes
 
 
 def known_methods() -> dict[str, type[Method]]:

@@ -18,17 +18,16 @@ from torch import Tensor, nn
 
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.data import Data, Examples, check_seed
-from nutlet.errors import ConfigError, ModelError, StorageError
+from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.graph.activations import calibrate, carry, grid_of
-from nutlet.graph.modules import put_values
-from nutlet.graph.sites import Edited, body_of, walk
+from nutlet.graph.sites import Edited, walk
 from nutlet.graph.stored import settle
 from nutlet.history import Size, Step
-from nutlet.inputs.models import check_model
+from nutlet.inputs.models import check_kinds, check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.measurement.size import size_of
-from nutlet.method import Answering, Context, Method
+from nutlet.method import Answering, Context, Method, carried_out
 from nutlet.order import advise
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
@@ -72,13 +71,8 @@ def compress(
             method finds nothing it can work on.
         StorageError: ``workdir`` cannot be written.
     """
-    if not isinstance(data, Data):
-        raise ConfigError(
-            f"data is a {type(data).__name__}; expected nutlet.Data: nutlet.split(nutlet.Examples.from_arrays(x, y))"
-        )
+    check_kinds(model, data)
     check_seed(seed)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
     steps = read_steps(recipe, recover)
     original = copy.deepcopy(model).cpu().eval()
     check_finite_weights(original)
@@ -124,11 +118,8 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
     earlier = model if isinstance(model, Edited) else None
     if earlier is not None:
         model = earlier.take_off()
-    plan = method.decide(model, context)
-    notes = [*advice, *plan.pop("notes", [])]
-    values = plan.pop("values", {})
-    model = method.execute(model, plan, context.example)
-    put_values(body_of(model), values)
+    model, plan, notes = carried_out(method, model, context)
+    notes = [*advice, *notes]
     if earlier is not None:
         now = walk(model, context.example)
         moved = now.sites != earlier.record.sites or method.effect == "values"

@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from nutlet.data import Data
-from nutlet.errors import ConfigError, ModelError, NutletError
+from nutlet.errors import ConfigError, NutletError
 from nutlet.estimate import Estimate, Stopwatch
 from nutlet.graph.constraints import PLAIN_WEIGHT
 from nutlet.graph.reasons import MADE_ELSEWHERE, layers_with_values
-from nutlet.inputs.models import check_model
+from nutlet.inputs.models import check_kinds, check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.measurement.size import size_of
 from nutlet.method import Method, known_methods
@@ -156,10 +156,7 @@ def check(
     >>> found.ok, found.problems[0][:55]
     (False, 'the data have labels up to 2, the model has 2 outputs (')
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(data, Data):
-        raise ConfigError(f"data is a {type(data).__name__}; expected nutlet.Data, as nutlet.split returns it")
+    check_kinds(model, data)
     asking = _Asking(copy.deepcopy(model).cpu().eval(), data, progress or Progress(quiet=True))
     steps = [] if recipe is None else asking.steps(recipe, recover)
     runs = asking.runs(teacher)

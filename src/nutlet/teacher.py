@@ -60,11 +60,11 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
     return module
 
 
-def load_teacher(spec: str, *, config: Path | None = None, i_own_this_endpoint: bool = False) -> Teacher:
-    """Return the teacher that a command line names: an ONNX file, an address, or what names a model.
+def load_teacher(spec: str | None, *, config: Path | None = None, i_own_this_endpoint: bool = False) -> Teacher | None:
+    """Return the teacher that a command line names, if any: an ONNX file, an address, or what names a model.
 
     Args:
-        spec: a path that ends in ``.onnx``, an address, or see :func:`nutlet.inputs.load_model`.
+        spec: none, a path that ends in ``.onnx``, an address, or see :func:`nutlet.inputs.load_model`.
         config: YAML that says how an endpoint is asked.
         i_own_this_endpoint: your word that it is yours.
 
@@ -72,6 +72,8 @@ def load_teacher(spec: str, *, config: Path | None = None, i_own_this_endpoint: 
         ConfigError: see :func:`nutlet.oracle.load_endpoint`.
         ModelError, StorageError: see :func:`nutlet.inputs.load_model`.
     """
+    if spec is None:
+        return None
     if spec.startswith(("http://", "https://")):
         return load_endpoint(config, url=spec, i_own_this_endpoint=i_own_this_endpoint)
     return Path(spec) if spec.endswith(".onnx") else load_model(spec)

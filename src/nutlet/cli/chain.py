@@ -79,7 +79,7 @@ def check(
         load_model(model, weights),
         examples,
         recipe,
-        teacher=None if teacher is None else load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
+        teacher=load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
         workdir=out,
         progress=Progress(quiet=quiet or as_json),
     )
@@ -122,7 +122,7 @@ def compress(
 
     progress = Progress(quiet=quiet or as_json)
     steps = load_recipe(recipe)
-    guide = None if teacher is None else load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned)
+    guide = load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned)
     prepare_folder(out)
     original = load_model(model, weights)
     examples = load_data(
@@ -195,7 +195,7 @@ def diagnose(
         data_of_run,
         step=int(step) if step is not None and step.isdecimal() else step,
         examples=examples,
-        teacher=None if teacher is None else load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
+        teacher=load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
         workdir=out / "steps",
         progress=Progress(quiet=quiet or as_json),
     )

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from nutlet.graph.activations import ActivationQuantizer, runs_on_integers
 from nutlet.graph.constraints import constrained_layers, constrained_weight, raw_weight, take_off
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.quantizers import Binarizer, Codebook, FewValues, WeightQuantizer, formats
+from nutlet.graph.quantizers import Binarizer, FewValues, WeightQuantizer, formats
 from nutlet.graph.sites import Edited, walk
 
 __all__ = ["IntegerWeight", "finalize"]
@@ -81,10 +81,10 @@ def _bake(baked: nn.Module, *, integers: bool) -> nn.Module:
         quantizers = formats(layer)
         raw, weight = raw_weight(layer), constrained_weight(layer).clone()
         take_off(layer, bake=True)
-        if quantizers and isinstance(quantizers[-1], Codebook):
-            quantizers[-1] = quantizers[-1].with_zero(weight)
         own, restore = (
-            (raw_weight(layer), None) if not quantizers else _stored(weight, quantizers[-1], integers=integers)
+            (raw_weight(layer), None)
+            if not quantizers
+            else _stored(weight, quantizers[-1].with_zero(weight), integers=integers)
         )
         if restore is not None and isinstance(quantizers[-1], Binarizer):
             own = own.masked_fill(weight == 0, 0)  # a sign has no zero; a mask makes some

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import DataError, ModelError
+from nutlet.data import Data
+from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.graph.scope import Layer
 from nutlet.inputs.factory import build, is_factory
 from nutlet.inputs.program import load_program
 from nutlet.inputs.weights import check_finite_weights, load_into, read_weights
 from nutlet.predict import evaluating
 
-__all__ = ["check_model", "load_model"]
+__all__ = ["check_kinds", "check_model", "load_model"]
 
 _NOT_YET = {
     ".keras": "a Keras model",
@@ -26,6 +27,16 @@ _NOT_YET = {
     ".pt": "weights without their architecture",
     ".pth": "weights without their architecture",
 }
+
+
+def check_kinds(model: nn.Module, data: Data) -> None:
+    """Raise ModelError or ConfigError where these are no module and no data."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data is a {type(data).__name__}; expected nutlet.Data: nutlet.split(nutlet.Examples.from_arrays(x, y))"
+        )
 
 
 def load_model(spec: str, weights: Path | None = None) -> nn.Module:

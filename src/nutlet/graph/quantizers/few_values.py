@@ -48,6 +48,10 @@ class FewValues(Constraint):
         """Return what an exported file keeps for ``weight``: codes of one byte."""
         return self.codes(weight).to(torch.uint8 if self.levels.start >= 0 else torch.int8)
 
+    def with_zero(self, weight: Tensor) -> FewValues:
+        """Return a format that stores ``weight`` as it is, with the zeros that a mask made, where one can be had."""
+        return self
+
     def restored(self, stored: Tensor) -> Tensor:
         """Return the weight of what :meth:`stored` gave, in operations that export."""
         return self.values(stored)

@@ -97,8 +97,8 @@ class Sparsifying(Method):
         """Return why layers are left alone, those that cannot take the pattern among them."""
         found = super().reasons(model, example)
         layers = {name: layer for name, layer in weighted_layers(model, self).items() if not found.get(name)}
-        fitting, _ = self.fitting(layers)
-        return found | {name: self.positions.misfit(layer) for name, layer in layers.items() if name not in fitting}
+        self.fitting(layers)  # or it says that none can
+        return found | {name: self.positions.misfit(layer) for name, layer in layers.items()}
 
     def kept(
         self, model: nn.Module, saliency: Mapping[str, Tensor], context: Context

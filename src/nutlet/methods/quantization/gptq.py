@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Plan, register
 from nutlet.methods.pruning.elimination import eliminate, inverse_factor
-from nutlet.methods.quantization.integers import OnIntegers, check_bits, usual_grid
+from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, usual_grid
 from nutlet.methods.quantization.rounding import Rounding, rounding_plan
 
 __all__ = ["GPTQ"]
@@ -66,11 +65,9 @@ class GPTQ(OnIntegers):
         grids, notes = {}, []
         for name, layer in weighted_layers(model, self).items():
             grids[name] = usual_grid(self.bits)
-            width = constrained_weight(layer).shape[1:].numel()
-            if self.group_size and width % self.group_size == 0:
-                grids[name] = replace(grids[name], granularity="group", group_size=self.group_size)
-            elif self.group_size:
-                notes.append(f"{name}: groups of {self.group_size} do not divide {width}, one scale per channel")
+            if self.group_size:
+                grids[name], told = grouped(name, layer, grids[name], self.group_size)
+                notes += told
         plan = rounding_plan(self, model, context, grids, self._eliminated)
         return {**plan, "notes": notes + plan["notes"]}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid, attach, calibrate, runs_on_integers
+from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
@@ -17,7 +18,7 @@ from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.quantization.formats import put_format
 
-__all__ = ["OnIntegers", "check_bits", "grid_for", "integer_plan", "put_grid", "usual_grid", "with_integers"]
+__all__ = ["OnIntegers", "check_bits", "grid_for", "grouped", "integer_plan", "put_grid", "usual_grid", "with_integers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,15 @@ class OnIntegers(Method):
 def usual_grid(bits: int) -> Grid:
     """Return the grid for so many bits, with one scale per channel: at 8 bits it covers every weight."""
     return Grid(bits=bits, ranges="minmax" if bits == 8 else "mse")
+
+
+def grouped(name: str, layer: nn.Module, grid: Grid, size: int) -> tuple[Grid, list[str]]:
+    """Return ``grid`` by groups of ``size`` weights, or by channel where they do not divide one, and a note on that."""
+    width = constrained_weight(layer).shape[1:].numel()
+    if width % size == 0:
+        return replace(grid, granularity="group", group_size=size), []
+    note = f"{name}: groups of {size} do not divide {width}, one scale per channel"
+    return replace(grid, granularity="channel"), [note]
 
 
 def check_bits(owner: str, option: str, bits: int) -> None:

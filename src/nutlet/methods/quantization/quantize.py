@@ -16,7 +16,7 @@ from nutlet.graph.ranges import RangeKind
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Plan, register
 from nutlet.methods.quantization.formats import edge_layers
-from nutlet.methods.quantization.integers import OnIntegers, check_bits, integer_plan, usual_grid
+from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, integer_plan, usual_grid
 
 __all__ = ["Quantize"]
 
@@ -106,13 +106,13 @@ class Quantize(OnIntegers):
         layers = weighted_layers(model, self)
         self._check_groups(layers)
         edges = edge_layers(model, layers, context.example) if self.edge_bits is not None else set()
-        grids, notes = {}, []
+        grids: dict[str, Grid] = {}
+        notes: list[str] = []
         for name, layer in layers.items():
             grids[name] = self._grid(self.edge_bits if name in edges and self.edge_bits else self.bits)
-            width = constrained_weight(layer).shape[1:].numel()
-            if self.granularity == "group" and width % self.group_size:
-                grids[name] = replace(grids[name], granularity="channel", group_size=0)
-                notes.append(f"{name}: groups of {self.group_size} do not divide {width}, one scale per channel")
+            if self.granularity == "group":
+                grids[name], told = grouped(name, layer, grids[name], self.group_size)
+                notes += told
         activations = ActivationGrid(bits=self.activation_bits, ranges=self.activation_ranges, learn=self.learn)
         plan = integer_plan(
             self,
@@ -138,7 +138,6 @@ class Quantize(OnIntegers):
         return replace(
             usual,
             granularity=self.granularity,
-            group_size=self.group_size,
             symmetric=self.symmetric,
             ranges=self.ranges or ("mean" if self.learn and bits < 8 else usual.ranges),
             learn=self.learn,

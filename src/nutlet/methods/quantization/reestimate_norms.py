@@ -51,21 +51,16 @@ class ReestimateNorms(Method):
 
     def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers are left alone; a scope without a norm is refused here already."""
-        self._chosen(model)
+        in_scope(_norms(model), self, dict(model.named_modules()))
         return super().reasons(model, example)
-
-    def _chosen(self, model: nn.Module) -> list[str]:
-        """Return the norms in scope; none where the model has none at all."""
-        modules = dict(model.named_modules())
-        norms = [n for n, m in modules.items() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-        return in_scope(norms, self, modules) if norms else []
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the names of the norms, and their new statistics as values."""
         if not any(True for _ in model.parameters()):
             raise ModelError("ReestimateNorms found no parameters; expected a model with batch norms")
-        chosen = self._chosen(model)
-        if not chosen:
+        norms = _norms(model)
+        chosen = in_scope(norms, self, dict(model.named_modules()))
+        if not norms:
             note = "nothing to do: no batch norm with running statistics is left in the model (Quantize folds them)"
             return {"norms": [], "notes": [note]}
         trial = copy.deepcopy(model).eval()
@@ -87,3 +82,8 @@ class ReestimateNorms(Method):
             if norm.num_batches_tracked:
                 values |= {f"{name}.{buffer}": norm.get_buffer(buffer) for buffer in ("running_mean", "running_var")}
         return {"norms": chosen, "values": values, "notes": []}
+
+
+def _norms(model: nn.Module) -> list[str]:
+    """Return the batch norms that keep running statistics."""
+    return [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
