@@ -1,0 +1,106 @@
+"""Stored tensors in few bits: the same values, fewer bytes, and nothing of the decoding left in a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from nutlet.export.onnx_packing import pack_initializers
+
+RANDOM = np.random.default_rng(0)
+
+
+def codes(shape: tuple[int, ...], values: int, share: float = 1.0, dtype: Any = np.int8) -> NDArray[Any]:
+    """Return ``values`` different numbers, of which a share is not zero."""
+    drawn = RANDOM.integers(0, values, shape) - (0 if dtype == np.uint8 else values // 2)
+    return (drawn * (RANDOM.random(shape) < share)).astype(dtype)
+
+
+def floats(shape: tuple[int, ...], share: float) -> NDArray[Any]:
+    return np.where(RANDOM.random(shape) < share, RANDOM.normal(size=shape), 0).astype(np.float32)
+
+
+TENSORS = {
+    **{f"{values} values": codes((37, 5, 3, 3), values) for values in (2, 3, 4, 5, 8, 9, 16, 17, 32, 60, 127)},
+    "one value": np.full((30, 30), 7, np.int8),
+    "only zeros": np.zeros((30, 30), np.int8),
+    "60 % zeros of 15 values": codes((256, 65), 15, 0.4),
+    "96 % zeros of 255 values": codes((300, 80), 255, 0.04),
+    "long ways between": np.eye(1, 40_000, 39_999, dtype=np.int8),
+    "first and last": np.array([3, *np.zeros(5000), 4], np.int8),
+    "unsigned": codes((33, 35), 16, dtype=np.uint8),
+    "a codebook of floats": floats((16,), 1.0)[RANDOM.integers(0, 16, (99, 50))],
+    "floats, 95 % zeros": floats((128, 65), 0.05),
+    "every code": codes((40, 40), 256),
+    "few": codes((3, 3), 2),
+}
+
+
+def model_with(array: NDArray[Any]) -> onnx.ModelProto:
+    """Return a model that gives the values of a stored tensor, plus its input of one number."""
+    stored = [numpy_helper.from_array(array, "w")]
+    nodes = [helper.make_node("Cast", ["w"], ["d"], to=TensorProto.FLOAT), helper.make_node("Add", ["x", "d"], ["y"])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * array.ndim)
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def values_of(model: onnx.ModelProto, folder: Path, level: Any) -> tuple[NDArray[Any], list[str]]:
+    """Return what a model gives at 0, and the operators that are left once its session is made."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level, options.log_severity_level = level, 4
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    (values,) = session.run(None, {"x": np.zeros(1, np.float32)})
+    return values, [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.filterwarnings("ignore")
+def test_packed_is_the_same_and_folded(name: str, tmp_path: Path) -> None:
+    array = TENSORS[name]
+    packed = model_with(array)
+    before = packed.ByteSize()
+    saved = pack_initializers(packed)
+    onnx.checker.check_model(packed, full_check=True)
+    level = onnxruntime.GraphOptimizationLevel
+    for unoptimised in (True, False):
+        values, operators = values_of(packed, tmp_path, level.ORT_DISABLE_ALL if unoptimised else level.ORT_ENABLE_ALL)
+        np.testing.assert_array_equal(values, array.astype(np.float32))
+    assert operators == ["Add"], "a decoding operator would run at every call"
+    assert packed.ByteSize() <= before
+    assert (saved > 0) == (packed.ByteSize() < before)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("2 values", 0.6), ("16 values", 0.9), ("60 % zeros of 15 values", 0.36), ("96 % zeros of 255 values", 0.11)],
+)
+def test_packed_takes_few_bits(name: str, share: float) -> None:
+    packed = model_with(TENSORS[name])
+    pack_initializers(packed)
+    assert packed.ByteSize() < share * TENSORS[name].nbytes
+
+
+def test_what_gains_nothing_is_left() -> None:
+    for name in ("every code", "few"):
+        packed = model_with(TENSORS[name])
+        assert pack_initializers(packed) == 0
+        assert [tensor.name for tensor in packed.graph.initializer] == ["w"]
+
+
+def test_constants_are_shared_between_tensors() -> None:
+    two = model_with(TENSORS["16 values"])
+    again = numpy_helper.from_array(codes((37, 5, 3, 3), 16), "again")
+    two.graph.initializer.append(again)
+    pack_initializers(two)
+    contents = [tensor.raw_data + repr(tensor.dims).encode() for tensor in two.graph.initializer]
+    assert len(set(contents)) == len(contents)
