@@ -23,6 +23,7 @@ from torch.nn import functional as F
 import tiny
 from nutlet.errors import ModelError, NutletError, StorageError
 from nutlet.export.onnx import export_onnx
+from nutlet.export.onnx_packing import load_unpacked
 from nutlet.fingerprint import fingerprint
 from nutlet.measurement import Runtime
 from nutlet.method import Method
@@ -187,8 +188,9 @@ def test_weights_come_back_in_float_and_in_layers(files: dict[str, Path]) -> Non
     assert {p.shape for p in stolen.parameters()} == original
     assert all(p.dtype == torch.float32 and p.requires_grad for p in stolen.parameters())
     assert [type(layer) for layer in stolen.layers].count(nn.Conv2d) == 8
-    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(files["cnn int8"]).graph.initializer}
-    node = next(n for n in onnx.load(files["cnn int8"]).graph.node if n.input[0] in stored)
+    graph = load_unpacked(files["cnn int8"].read_bytes()).graph
+    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    node = next(n for n in graph.node if n.input[0] in stored)
     codes, scale = (stored[name] for name in node.input[:2])
     wanted = torch.from_numpy(codes.astype(np.float32) * scale.reshape(-1, 1, 1, 1))
     assert any(torch.equal(p, wanted) for p in stolen.parameters() if p.shape == wanted.shape)

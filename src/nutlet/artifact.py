@@ -54,9 +54,9 @@ class Compressed(Tabled):
         """The methods that were applied, recovery steps included."""
         return [Method.from_dict(step.method) for step in self.steps[1:]]
 
-    def export(self, path: Path | str) -> Path:
+    def export(self, path: Path | str, *, packed: bool = True) -> Path:
         """Write the ONNX file that ships; see :func:`nutlet.export.onnx.export_onnx`."""
-        return export_onnx(self.model, path, self.example)
+        return export_onnx(self.model, path, self.example, packed=packed)
 
     def save(self, folder: Path | str) -> Path:
         """Write tensors, history and recipe into ``folder``.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ExportError, first_line
+from nutlet.export.onnx_packing import pack_initializers
 from nutlet.export.onnx_slim import slim
 from nutlet.graph.finalize import finalize
 from nutlet.storage import LARGEST_ONNX, write_atomic
@@ -23,7 +24,7 @@ __all__ = ["export_onnx"]
 OPSET = 20
 
 
-def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
+def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: bool = True) -> Path:
     """Write ``model`` as an ONNX file with a dynamic batch, one input ``x`` and one output ``y``.
 
     Quantized weights are stored as int8 and quantized activations appear as QuantizeLinear / DequantizeLinear pairs,
@@ -33,6 +34,9 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
         model: any module or result of the chain; constraints are finalized on a copy.
         path: where the file goes; it is written aside and renamed.
         example: two inputs, batch first.
+        packed: weights of few values and weights with many zeros take as few bits as they need, and ordinary operators
+            decode them. ONNX Runtime (1.18 and later) does so once, when a session is made; for a runtime that would do
+            it at every call, or give up its integer kernels (OpenVINO), leave them unpacked.
 
     Raises:
         ExportError: the model cannot be traced, is larger than one ONNX file can be, or gives no valid ONNX.
@@ -50,6 +54,8 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
         )
     proto = _trace(final, example)
     slim(proto)
+    if packed:
+        pack_initializers(proto)
     _strip(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pack_initializers", "unpack_initializers"]
+__all__ = ["load_unpacked", "pack_initializers", "unpack_initializers"]
 
 Array = NDArray[Any]
 
@@ -218,6 +218,15 @@ def _shaped(graph: _Graph, name: str, now: tuple[int, ...], shape: tuple[int, ..
     return name if now == shape else graph.call("Reshape", name, graph.constant(np.array(shape, np.int64)))
 
 
+def load_unpacked(content: bytes) -> Any:
+    """Return the ``onnx.ModelProto`` of a file, its tensors unpacked; see :func:`unpack_initializers`."""
+    import onnx
+
+    proto = onnx.load_model_from_string(content)
+    unpack_initializers(proto)
+    return proto
+
+
 def unpack_initializers(proto: Any) -> None:
     """Store the tensors of a packed model as they are, in place: for readers and runtimes that do not fold constants.
 
@@ -239,15 +248,15 @@ def unpack_initializers(proto: Any) -> None:
     known = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in names}
     left = []
     for node in graph.node:
-        decode = _DECODERS.get(node.op_type)
-        if decode is None or any(name not in known for name in node.input):
+        decode, options = _DECODERS.get(node.op_type, (None, set()))
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        if decode is None or attributes.keys() - options or any(name not in known for name in node.input):
             left.append(node)
             continue
         inputs = [known[name] for name in node.input]
         allowance -= _elements(node.op_type, inputs)
         if allowance < 0:
             raise ValueError("the packed tensors would unfold to more numbers than a file of this size needs")
-        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         known[node.output[0]] = decode(*inputs, **attributes)
     read = {name for node in left for name in node.input} | {output.name for output in graph.output}
     made = [onnx.numpy_helper.from_array(known[name], name) for name in sorted(known.keys() & read)]
@@ -277,16 +286,20 @@ def _scattered(zeros: Array, places: Array, values: Array, *, axis: int = 0) -> 
 _ONLY_HERE = frozenset({"BitShift", "CumSum", "ScatterElements"})
 """Operators that a classifier hardly has and a packed tensor always does."""
 _TYPES = {2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 1: np.float32}
-_DECODERS: dict[str, Callable[..., Array]] = {
-    "Add": np.add,
-    "BitShift": lambda x, by, *, direction: {b"RIGHT": np.right_shift, b"LEFT": np.left_shift}[direction](x, by),
-    "BitwiseAnd": np.bitwise_and,
-    "Cast": lambda x, *, to: x.astype(_TYPES[to]),
-    "CumSum": lambda x, axis: np.cumsum(x, int(axis), dtype=x.dtype),
-    "Expand": lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape))),
-    "Gather": lambda x, places, *, axis=0: np.take(x, places, axis),
-    "Mul": np.multiply,
-    "Reshape": lambda x, shape: x.reshape(tuple(shape)),
-    "ScatterElements": _scattered,
-    "Slice": lambda x, start, end: x[tuple(slice(a, b) for a, b in zip(start, end, strict=True))],
+_DECODERS: dict[str, tuple[Callable[..., Array], set[str]]] = {
+    "Add": (np.add, set()),
+    "BitShift": (
+        lambda x, by, *, direction: np.right_shift(x, by) if direction == b"RIGHT" else x << by,
+        {"direction"},
+    ),
+    "BitwiseAnd": (np.bitwise_and, set()),
+    "Cast": (lambda x, *, to: x.astype(_TYPES[to]), {"to"}),
+    "CumSum": (lambda x, axis: np.cumsum(x, int(axis), dtype=x.dtype), set()),
+    "Expand": (lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape))), set()),
+    "Gather": (lambda x, places, *, axis=0: np.take(x, places, axis), {"axis"}),
+    "Mul": (np.multiply, set()),
+    "Reshape": (lambda x, shape: x.reshape(tuple(shape)), set()),
+    "ScatterElements": (_scattered, {"axis"}),
+    "Slice": (lambda x, start, end: x[tuple(slice(*ends) for ends in zip(start, end, strict=True))], set()),
 }
+"""Each with the attributes that it understands; a node with others is left to the reader."""

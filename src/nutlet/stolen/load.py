@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nutlet.errors import ModelError, NutletError, first_line
+from nutlet.export.onnx_packing import load_unpacked
 from nutlet.measurement.runtime import read_onnx
 from nutlet.stolen.layers import conv_layer, dense_layer
 from nutlet.stolen.module import LARGEST_VALUE, Call, StolenModule
@@ -58,11 +59,10 @@ def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False) -> 
         StorageError: see :func:`nutlet.measurement.runtime.read_onnx`.
         ModelError: the file has operators that are not understood, or its graph cannot run.
     """
-    import onnx
-
     content = read_onnx(path)
     try:
-        reader = _Reader(onnx.load_model_from_string(content), Path(path), 8 * len(content))
+        proto = load_unpacked(content)
+        reader = _Reader(proto, Path(path), 8 * proto.ByteSize())
         module = StolenModule(*reader.parts(), rounding=not drop_activation_quantizers).eval()
         _try(module, reader.input_shape)
     except NutletError:
