@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nutlet.graph.activations import MOVES, WEIGHTED
-from nutlet.graph.fold import foldable
+from nutlet.graph.fold import foldable, is_folded
 from nutlet.graph.modules import replace
 from nutlet.graph.sites import Edited, Record, walk
 from nutlet.predict import evaluating
@@ -56,7 +56,7 @@ def changed_places(before: nn.Module, after: nn.Module, example: Tensor) -> dict
     together: dict[str, tuple[str, ...]] = {}
     for place in places:
         layer = folded.get(place)
-        if layer is None or not isinstance(after.get_submodule(place), nn.Identity):
+        if layer is None or not is_folded(after.get_submodule(place)):
             together.setdefault(place, (place,))
         elif layer in places:
             together[layer] = (layer, place)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from nutlet.graph.activations import ActivationQuantizer, runs_on_integers
 from nutlet.graph.constraints import constrained_layers, constrained_weight, raw_weight, take_off
-from nutlet.graph.fold import fold, foldable
+from nutlet.graph.fold import fold, foldable, without_norms
 from nutlet.graph.quantizers import Binarizer, FewValues, WeightQuantizer, formats
 from nutlet.graph.sites import Edited, walk
 
@@ -69,7 +69,7 @@ def finalize(model: nn.Module) -> nn.Module:
         norms = {norm for _, norm in pairs}
         fold(body, pairs)
         # What was quantized after a norm is now quantized after its layer.
-        moved = {site.name: site.inputs[0] for site in record.sites.values() if site.module in norms}
+        moved = without_norms(record, norms)
         edits = {moved.get(site, site): edit for site, edit in edits.items()}
         record = walk(body, torch.zeros(record.sites["/input/0"].shape))
     return Edited(_bake(body, integers=True), record, edits).eval()
