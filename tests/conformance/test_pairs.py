@@ -26,7 +26,7 @@ from conformance.examples import (
 from nutlet.artifact import Compressed
 from nutlet.data import Data
 from nutlet.errors import NutletError
-from nutlet.graph.activations import runs_on_integers
+from nutlet.graph.placement import runs_on_integers
 from nutlet.graph.constraints import (
     Mask,
     constrained_weight,

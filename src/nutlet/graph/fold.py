@@ -78,6 +78,7 @@ def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
             and _along_outputs(layer, source)
             and _runs_once(record, site)
             and _runs_once(record, source)
+            and len(source.inputs) <= 1  # its weight is its own, not one that the forward made of it
             and record.consumers(source.name) == (site,)
             and has_own_weight(layer)
             and all(constraint.folds for constraint in constraints(layer))

@@ -47,10 +47,12 @@ class Quantize(OnIntegers):
             with them (without norms it may diverge at the usual learning rates). By default at once, but for scales to
             be learned.
         portable: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
-            answers on x86 processors without VNNI; costs a little precision, at 8 bits alone.
+            answers on x86 processors without VNNI; costs a little precision. By default where it matters: integer
+            kernels with weights of 8 bits.
 
     Raises:
-        ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer.
+        ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer, ``portable`` where no
+            integer kernel computes with 8-bit weights.
 
     >>> Quantize(activations=False).to_dict()
     {'Quantize': {'activations': False}}
@@ -72,7 +74,7 @@ class Quantize(OnIntegers):
     activation_ranges: RangeKind = "minmax"
     learn: bool = False
     fold: bool | None = None
-    portable: bool = True
+    portable: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +91,18 @@ class Quantize(OnIntegers):
                 f"Quantize.granularity is {self.granularity!r} with group_size {self.group_size}; expected a positive "
                 "group_size (32 or 128, say) with 'group', and none without"
             )
+
+        if self.portable is not None and not self._saturates:
+            raise ConfigError(
+                "Quantize.portable chooses scales for integer kernels with 8-bit weights; found none here (bits below 8, "
+                "activations: false, groups or zero points): leave it out"
+            )
+
+    @property
+    def _saturates(self) -> bool:
+        """Whether integer kernels compute with weights of 8 bits, whose products some processors let saturate."""
+        kernels = self.activations and self.symmetric and self.granularity != "group"
+        return kernels and 8 in (self.bits, self.edge_bits)
 
     @property
     def folds_norms(self) -> bool:
@@ -141,13 +155,13 @@ class Quantize(OnIntegers):
             symmetric=self.symmetric,
             ranges=self.ranges or ("mean" if self.learn and bits < 8 else usual.ranges),
             learn=self.learn,
-            portable=self.portable,
+            portable=self._saturates if self.portable is None else self.portable,
         )
 
     def gentler(self) -> Quantize | None:
         """Return it with activations in floating point."""
         return (
-            replace(self, activations=False, activation_bits=8, activation_ranges="minmax")
+            replace(self, activations=False, activation_bits=8, activation_ranges="minmax", portable=None)
             if self.activations
             else None
         )
