@@ -22,6 +22,8 @@ class Site:
         shape: shape of the result.
         inplace: whether the result is the first argument itself.
         arguments: all arguments that are no tensors, by position and by name; no part of a comparison of sites.
+        flops: floating-point operations (two for each multiply-accumulate) of the matrix products and convolutions
+            that the call comes down to, as far as torch counts them; at the first result of a call.
         parameters: for each tensor argument the name of the parameter or buffer it is, ``None`` for any other.
     """
 
@@ -34,6 +36,7 @@ class Site:
     inplace: bool = False
     arguments: dict[int | str, Any] = field(default_factory=dict, compare=False)
     parameters: tuple[str | None, ...] = field(default=(), compare=False)
+    flops: int = field(default=0, compare=False)
 
     def argument(self, name: str, position: int, default: Any = None) -> Any:
         """Return an argument that is no tensor, whether the call gave it by name, by position or not at all."""

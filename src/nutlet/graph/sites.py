@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nutlet.errors import ModelError
+from nutlet.graph.counting import FlopCount
 from nutlet.graph.nested import plain_arguments, rebuild, tensors
 from nutlet.graph.record import Record, Site
 from nutlet.predict import evaluating
@@ -144,9 +145,15 @@ class _Recorder(_Visitor):
     origins: dict[int, set[str]] = field(default_factory=dict)
     exact: set[str] = field(default_factory=set)
     arguments: dict[int | str, Any] = field(default_factory=dict)
+    count: FlopCount = field(default_factory=FlopCount)
+    flops: int = 0
+
+    def before(self, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self.count.take()  # what a weight took that was computed since
+        return args, kwargs
 
     def called(self, op: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
-        self.arguments = plain_arguments(args, kwargs)
+        self.arguments, self.flops = plain_arguments(args, kwargs), self.count.take()
         operands = list(tensors((args, kwargs)))
         self.read(operands)
         sources = {self.producer[id(t)] for t in operands if id(t) in self.producer}
@@ -177,7 +184,9 @@ class _Recorder(_Visitor):
             inplace=bool(operands) and tensor is operands[0] and op not in _RETURNS_ITSELF,
             arguments=self.arguments,
             parameters=tuple(self.named.get(id(t)) for t in operands),
+            flops=self.flops,
         )
+        self.flops = 0
         self.producer[id(tensor)] = name
         self.alive.append(tensor)
 
@@ -344,7 +353,7 @@ def _walk_once(model: nn.Module, x: Tensor) -> Record:
             if x.is_floating_point():
                 x = x.clone()  # a forward may write to its input
                 recorder.note("/input/0", "", "input", [], x)
-            with _Mode(state, recorder):
+            with _Mode(state, recorder), recorder.count:
                 output = model(x)
     finally:
         for handle in handles:
