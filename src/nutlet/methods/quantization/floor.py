@@ -8,20 +8,21 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.activations import ActivationQuantizer, attach
+from nutlet.graph.activations import attach
+from nutlet.graph.constraints import constrained_weight, raw_weight
 from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
 from nutlet.graph.quantizers import Grid
 from nutlet.graph.sites import Edited, walk
-from nutlet.graph.statistics import observing
 from nutlet.method import Context, Plan
 from nutlet.predict import evaluating
 
 __all__ = ["hold_to_floor"]
 
 MOST_OF_ALL, MOST_OF_WEIGHTS = 0.1, 0.017
-"""How far outputs may move, ``|ours - original| / |original|`` on calibration inputs: 20 and 35 dB."""
-_INPUTS = 32
+"""How far outputs may move, ``|ours - original| / |original|`` on inputs: 20 and 35 dB."""
+_INPUTS, _FEW = 16, 2
+"""Inputs of each split that the outputs are compared on, and on which the effects of single quantizers are."""
 
 PutWeights = Callable[[nn.Module, Plan], nn.Module]
 
@@ -29,9 +30,9 @@ PutWeights = Callable[[nn.Module, Plan], nn.Module]
 def hold_to_floor(model: nn.Module, plan: Plan, context: Context, put_weights: PutWeights) -> Plan:
     """Return ``plan`` without the noisiest layers and activations, as few as hold the outputs, with notes on them.
 
-    Whether there are any shows on a few calibration inputs at the outputs. Then all are ordered by the noise that
-    rounding adds where they are, against the variance of each channel (a batch norm behind would make all channels
-    equal), and the shortest sufficient beginning of that order is found by doubling and bisection.
+    Whether there are any shows at the outputs, on a few inputs that set the ranges and a few that did not. Then all
+    are ordered by how far each alone moves the outputs, and the shortest sufficient beginning of that order is found by
+    doubling and bisection.
 
     Args:
         model: before the step, without quantizers of activations.
@@ -46,13 +47,14 @@ def hold_to_floor(model: nn.Module, plan: Plan, context: Context, put_weights: P
     asked |= any({"bits", "learn", "power_of_two"} & values.keys() - {"scale"} for values in activations.values())
     if asked or not grids:
         return plan
-    x = context.data.calibration.batch(slice(0, _INPUTS))[0]
+    splits = (context.data.calibration, context.data.validation)
+    inputs = [split.batch(slice(0, _INPUTS))[0] for split in splits]
     most = MOST_OF_ALL if activations else MOST_OF_WEIGHTS
-    original = _outputs(model, x)
+    originals = [_outputs(model, x) for x in inputs]
 
     def moved(left: Collection[str]) -> float:
         trial = _executed(model, without(left), put_weights, context.example)
-        return _relative(_outputs(trial, x), original)
+        return max(_relative(_outputs(trial, x), original) for x, original in zip(inputs, originals, strict=True))
 
     def without(left: Collection[str]) -> Plan:
         return _without(model, plan, left, put_weights, context.example)
@@ -60,7 +62,7 @@ def hold_to_floor(model: nn.Module, plan: Plan, context: Context, put_weights: P
     error = moved(())
     if error <= most:
         return plan
-    order = _by_noise(model, plan, put_weights, x, context.example)
+    order = _by_effect(model, plan, put_weights, torch.cat([part[:_FEW] for part in inputs]), context.example)
     few, enough = 0, 1
     while enough < len(order) and moved(order[:enough]) > most:
         few, enough = enough, 2 * enough
@@ -71,7 +73,7 @@ def hold_to_floor(model: nn.Module, plan: Plan, context: Context, put_weights: P
     left = order[:enough]
     note = (
         f"{', '.join(left[:3])}{f' and {len(left) - 3} more' if len(left) > 3 else ''}: left in floating point, 8 bits "
-        f"are too coarse there (the outputs would move by {error:.1%} on calibration inputs, the most is {most:.1%})"
+        f"are too coarse there (the outputs would move by {error:.1%}, the most is {most:.1%})"
     )
     return {**without(left), "notes": [*plan["notes"], note]}
 
@@ -102,50 +104,27 @@ def _without(
     return {**changed, "activations": kept} if kept else changed
 
 
-def _by_noise(model: nn.Module, plan: Plan, put_weights: PutWeights, x: Tensor, example: Tensor) -> list[str]:
-    """Return all layers and all sites with a scale of their own, the noisiest first."""
+def _by_effect(model: nn.Module, plan: Plan, put_weights: PutWeights, x: Tensor, example: Tensor) -> list[str]:
+    """Return all layers and all sites with a scale of their own, first what moves the outputs most when it is alone."""
     trial = _executed(model, plan, put_weights, example)
     quantizers = trial.by_site if isinstance(trial, Edited) else {}
     body = trial.take_off() if isinstance(trial, Edited) else trial
     plain = copy.deepcopy(model)
     fold(plain, plan["fold"])
-    noise: dict[str, float] = {}
-
-    def note(name: str, module: nn.Module, given: Tensor, output: Tensor) -> None:
-        axis = -1 if isinstance(module, nn.Linear) else 1
-        noise[name] = max(noise.get(name, 0.0), _noise(body.get_submodule(name)(given), output, axis))
-
-    meters = {
-        name: _Meter(quantizer)
-        for name, quantizer in quantizers.items()
-        if "same_as" not in plan["activations"][name] and isinstance(quantizer, ActivationQuantizer)
-    }
-    observed = Edited(plain, walk(plain, example), meters)
-    with observing(plain, plan["weights"], note), evaluating(observed), evaluating(body), torch.no_grad():
-        observed(x)
-    observed.take_off()
-    noise |= {name: meter.noise for name, meter in meters.items()}
-    return sorted(noise, key=lambda name: -noise[name])
-
-
-class _Meter(nn.Module):
-    """Lets values through and says how noisy a quantizer would make them."""
-
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-        self.noise = 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.noise = _noise(self.quantizer(x), x, 1 if x.ndim > 3 else -1)
-        return x
-
-
-def _noise(ours: Tensor, exact: Tensor, axis: int) -> float:
-    """Return the mean over channels of squared error over variance, at most 1 each."""
-    error, signal = ((t.movedim(axis, 0).flatten(1)) for t in (ours - exact, exact))
-    ratio = error.square().mean(1) / (signal.var(1, unbiased=False) + 1e-30)
-    return float(ratio.clamp_max(1.0).mean())
+    record, original = walk(plain, example), _outputs(plain, x)
+    effects = {}
+    for name in plan["weights"]:
+        raw = raw_weight(plain.get_submodule(name)).data
+        kept = raw.clone()
+        raw.copy_(constrained_weight(body.get_submodule(name)))
+        effects[name] = _relative(_outputs(plain, x), original)
+        raw.copy_(kept)
+    for name, quantizer in quantizers.items():
+        if "same_as" not in plan["activations"][name]:
+            alone = Edited(plain, record, {name: quantizer})
+            effects[name] = _relative(_outputs(alone, x), original)
+            alone.take_off()
+    return sorted(effects, key=lambda name: -effects[name])
 
 
 def _relative(ours: Tensor, original: Tensor) -> float:
