@@ -148,7 +148,5 @@ def is_folded(module: nn.Module) -> bool:
 def without_norms(record: Record, norms: set[str]) -> dict[str, str]:
     """Return for the call of each folded norm the site that takes its place: that of the layer before it."""
     return {
-        site.name: site.inputs[0]
-        for site in record.sites.values()
-        if site.op == "batch_norm" and site.module in norms
+        site.name: site.inputs[0] for site in record.sites.values() if site.op == "batch_norm" and site.module in norms
     }

@@ -30,7 +30,7 @@ MOVES = frozenset(
 )
 """Operations whose results are values of their input."""
 STEADY = frozenset({"add", "sub", "mul", "div", "neg", "abs", "clamp", "relu", "to", "float", "double", "type"})
-"""Operations that carry a small change of their input on as a small change: what decides behind them reads the input."""
+"""Operations that carry a small change of their input on as a small change: what decides behind them decides by it."""
 
 
 def runs_on_integers(layer: nn.Module | None) -> bool:

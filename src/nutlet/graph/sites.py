@@ -191,9 +191,7 @@ class _Recorder(_Visitor):
         self.alive.append(tensor)
 
 
-_LEAVES = frozenset(
-    {"item", "tolist", "numpy", "bool", "int", "float", "index", "equal", "allclose", "is_nonzero"}
-)
+_LEAVES = frozenset({"item", "tolist", "numpy", "bool", "int", "float", "index", "equal", "allclose", "is_nonzero"})
 """Calls that hand values to Python, unless they return a tensor (``x.float()``)."""
 _JUMPS = frozenset(
     {"round", "floor", "ceil", "trunc", "fix", "frac", "sign", "heaviside", "fmod", "remainder", "floor_divide"}

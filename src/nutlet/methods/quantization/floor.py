@@ -83,9 +83,7 @@ def _executed(model: nn.Module, plan: Plan, put_weights: PutWeights, example: Te
     return attach(trial, plan["activations"], example) if "activations" in plan else trial
 
 
-def _without(
-    model: nn.Module, plan: Plan, left: Collection[str], put_weights: PutWeights, example: Tensor
-) -> Plan:
+def _without(model: nn.Module, plan: Plan, left: Collection[str], put_weights: PutWeights, example: Tensor) -> Plan:
     """Return the plan without the layers and sites ``left``, and without activations that nothing reads then."""
     if not left:
         return plan

@@ -27,7 +27,7 @@ class Quantize(OnIntegers):
     """Store weights as integers of 2 to 8 bits, and compute with unsigned integer activations.
 
     Where 8 bits are too coarse for a layer or an activation (the outputs would move by more than a tenth, or by more than
-    1.7 % with weights alone), those that move them most stay in floating point, and the history says which.
+    1.7 % with weights alone), those that move them most stay in floating point; the history says which.
 
     Batch norms are folded (Jacob et al. 2018, arXiv:1712.05877). Ranges of activations come from the calibration
     examples. Fine-tuning afterwards is quantization-aware training; with ``learn`` it trains the scales as well.
@@ -43,7 +43,8 @@ class Quantize(OnIntegers):
         edge_bits: bits of the first and the last layer; by default those of the others.
         activations: quantize activations as well; without, the file is as small but computes in floating point.
         activation_bits: bits of an activation, 2 to 8, by default 8; the input has 8.
-        activation_ranges: what an activation's scale covers: ``minmax`` (the default); ``moving`` averages of it over batches;
+        activation_ranges: what an activation's scale covers: ``minmax``, the default; ``moving`` averages of it over
+            batches;
             ``percentile`` all but one value in 10,000; ``mse`` and ``entropy`` (KL divergence) the best on calibration.
         learn: later training learns the scales of weights and activations (LSQ, Esser et al. 2020, arXiv:1902.08153).
         fold: fold batch norms at once; otherwise when a file with integer activations is made, and training goes on
@@ -98,8 +99,8 @@ class Quantize(OnIntegers):
 
         if self.portable is not None and not self._saturates:
             raise ConfigError(
-                "Quantize.portable chooses scales for integer kernels with 8-bit weights; found none here (bits below 8, "
-                "activations: false, groups or zero points): leave it out"
+                "Quantize.portable chooses scales for integer kernels with 8-bit weights; found none here (bits below "
+                "8, activations: false, groups or zero points); expected it to be left out"
             )
 
     @property

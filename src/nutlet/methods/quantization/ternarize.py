@@ -57,7 +57,10 @@ class Ternarize(Method):
         """Return the layers that become ternary."""
         order = (WeightQuantizer if self.scales == 1 else TrainedTernarizer).order
         layers, notes = layers_to_code(self, model, context, 3, order, edges=self.edges)
-        return {"ternary": dict.fromkeys(layers, "signs" if self.scales == 2 else self.granularity or "channel"), "notes": notes}
+        return {
+            "ternary": dict.fromkeys(layers, "signs" if self.scales == 2 else self.granularity or "channel"),
+            "notes": notes,
+        }
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
