@@ -26,8 +26,8 @@ __all__ = ["Quantize"]
 class Quantize(OnIntegers):
     """Store weights as integers of 2 to 8 bits, and compute with unsigned integer activations.
 
-    Where 8 bits are too coarse for a layer or an activation (the outputs would move by more than a tenth, or by more than
-    1.7 % with weights alone), those that move them most stay in floating point; the history says which.
+    Where 8 bits are too coarse for a layer or an activation (the outputs would move by more than a tenth, or
+    by more than 1.7 % with weights alone), those that move them most stay in floating point; the history says which.
 
     Batch norms are folded (Jacob et al. 2018, arXiv:1712.05877). Ranges of activations come from the calibration
     examples. Fine-tuning afterwards is quantization-aware training; with ``learn`` it trains the scales as well.
