@@ -60,7 +60,7 @@ class Factorize(Method):
     Args:
         decomposition: one of the above.
         energy: keep the cheapest ranks that keep this share of the squared norm of each weight (of its outputs, where
-            ``whitened``).
+            ``whitened``); 0.9 where none of the five is given.
         rank: keep this rank everywhere.
         parameters: share of the parameters of the whole model that is left. Each step goes to the layer that loses
             least for what it saves: of the squared norm of its weight (where ``whitened``, the share of its outputs'
@@ -87,7 +87,7 @@ class Factorize(Method):
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
     decomposition: Literal["svd", "whitened", "spatial", "tucker", "cp", "nmf"] = "svd"
-    energy: float = 0.9
+    energy: float | None = None
     rank: int | None = None
     parameters: float | None = None
     macs: float | None = None
@@ -96,14 +96,13 @@ class Factorize(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in ("rank", "parameters", "macs", "drop") if getattr(self, name) is not None]
-        if self.energy != type(self).energy:
-            given.append("energy")
+        ways = ("energy", "rank", "parameters", "macs", "drop")
+        given = [name for name in ways if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(
                 f"Factorize has {' and '.join(given)}; expected one of energy, rank, parameters, macs and drop"
             )
-        if not 0 < self.energy <= 1:
+        if not 0 < self._energy <= 1:
             raise ConfigError(f"Factorize.energy is {self.energy}; expected a share above 0 up to 1")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"Factorize.rank is {self.rank}; expected 1 or more")
@@ -117,6 +116,10 @@ class Factorize(Method):
             raise ConfigError(
                 f"Factorize.signed is for decomposition='nmf'; found {self.decomposition!r}, which takes any weight"
             )
+
+    @property
+    def _energy(self) -> float:
+        return 0.9 if self.energy is None else self.energy
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the ranks of each layer that gets cheaper, and the values of the factors."""
@@ -271,9 +274,9 @@ class Factorize(Method):
             return self._searched(self.drop, model, layers, context, notes)
         chosen = {}
         for name, layer in layers.items():
-            choice = cheapest(layer.choices[1:], (1 - self.energy + 1e-7) * layer.norm)
+            choice = cheapest(layer.choices[1:], (1 - self._energy + 1e-7) * layer.norm)
             if choice is None:
-                notes.append(f"{name}: {self.energy:.0%} of it take no fewer parameters, left as it is")
+                notes.append(f"{name}: {self._energy:.0%} of it take no fewer parameters, left as it is")
             else:
                 chosen[name] = choice
         return chosen

@@ -9,13 +9,15 @@ from functools import partial
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
-from nutlet.graph.activations import ActivationGrid, attach, calibrate, runs_on_integers
+from nutlet.graph.activations import ActivationGrid, attach, calibrate
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.fold import fold, foldable
+from nutlet.graph.placement import read_exactly, runs_on_integers
 from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.method import Context, Method, Plan
+from nutlet.methods.quantization.floor import hold_to_floor
 from nutlet.methods.quantization.formats import put_format
 
 __all__ = ["OnIntegers", "check_bits", "grid_for", "grouped", "integer_plan", "put_grid", "usual_grid", "with_integers"]
@@ -93,10 +95,16 @@ def integer_plan(
         )
     if activations is not None:
         trial = with_integers(copy.deepcopy(model), plan)
+        record = walk(trial, context.example)
         inputs = (x for x, _ in context.data.calibration.batches())
-        ranges = calibrate(trial, walk(trial, context.example), inputs, activations)
+        ranges = calibrate(trial, record, inputs, activations)
         if ranges:
             plan["activations"] = ranges
+        if exact := sorted(read_exactly(record)):
+            plan["notes"].append(
+                f"{', '.join(exact[:3])}{' and others' if len(exact) > 3 else ''}: the forward decides by these values "
+                "(indices, conditions), they are not rounded"
+            )
         plan["notes"] += [
             f"{name}: no integer kernel takes such weights, it computes in floating point"
             for name, layer in trial.named_modules()
@@ -104,7 +112,7 @@ def integer_plan(
         ]
     untouched = [n for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
     plan["notes"] += [f"{name}: its inner weights stay in floating point" for name in untouched]
-    return plan
+    return hold_to_floor(model, plan, context, with_integers)
 
 
 def with_integers(model: nn.Module, plan: Plan) -> nn.Module:
