@@ -26,7 +26,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "history", "progress"},
-    {"data", "registry", "storage", "table"},
+    {"data", "reading", "registry", "storage", "table"},
     {"catalogue", "fingerprint", "predict"},
     {"graph", "jobs"},
     {"method"},
