@@ -92,7 +92,9 @@ def decode(sources: Sequence[Path | bytes], names: Sequence[str]) -> np.ndarray:
             try:
                 pixels[k] = np.asarray(image.convert("L" if grey else "RGB"))
             except Exception as error:  # decoders raise many kinds on damaged files
-                raise DataError(f"{name} cannot be decoded ({first_line(error)}); expected an intact image: replace it") from error
+                raise DataError(
+                    f"{name} cannot be decoded ({first_line(error)}); expected an intact image: replace it"
+                ) from error
     return pixels
 
 
@@ -107,7 +109,9 @@ def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
         try:
             image: Any = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
         except Exception as error:
-            raise DataError(f"{name} cannot be read as an image ({first_line(error)}); expected an intact one, {', '.join(_FORMATS)}") from error
+            raise DataError(
+                f"{name} cannot be read as an image ({first_line(error)}); expected an intact one, {', '.join(_FORMATS)}"
+            ) from error
         with image:
             yield image
 

@@ -92,10 +92,14 @@ class Endpoint:
         for name, (kind, least, most) in _NUMBERS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-                raise ConfigError(f"{name} of the endpoint is {shown(value)}; expected a number from {least} to {most:,}")
+                raise ConfigError(
+                    f"{name} of the endpoint is {shown(value)}; expected a number from {least} to {most:,}"
+                )
         for name, known in (("outputs", ("probabilities", "logits", "labels")), ("method", ("POST", "PUT"))):
             if getattr(self, name) not in known:
-                raise ConfigError(f"{name} of the endpoint is {shown(getattr(self, name))}; expected {' or '.join(known)}")
+                raise ConfigError(
+                    f"{name} of the endpoint is {shown(getattr(self, name))}; expected {' or '.join(known)}"
+                )
         self._check_headers()
         if self.i_own_this_endpoint is not True:
             raise ConfigError(
@@ -110,7 +114,9 @@ class Endpoint:
             if not isinstance(name, str) or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
                 raise ConfigError(f"found a header named {shown(name)}; expected letters, digits and hyphens")
             if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-                raise ConfigError(f"the header {shown(name)} holds what no header can; expected printable ASCII, in quotes")
+                raise ConfigError(
+                    f"the header {shown(name)} holds what no header can; expected printable ASCII, in quotes"
+                )
             if _SECRET.search(name) and not re.fullmatch(rf"(\w+ )?{_FROM_ENVIRONMENT.pattern}", value):
                 raise ConfigError(
                     f"the header {shown(name)} holds a secret in plain sight; expected `env:NAME`: put the secret into an "
