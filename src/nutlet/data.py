@@ -170,7 +170,8 @@ def _labels(values: np.ndarray | Tensor) -> Tensor:
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise DataError(
             f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected one class index "
-            "per example, shape (N,), integers (whole numbers as floats: y.astype(int); one-hot labels: take argmax over the last axis)"
+            "per example, shape (N,), integers (whole numbers as floats: y.astype(int); one-hot labels: take argmax "
+            "over the last axis)"
         )
     if labels.dtype == torch.uint64 and bool((labels.long() < 0).any()):
         raise DataError("found a label above 2**63; expected class indices from 0 up")

@@ -74,8 +74,8 @@ def read_program(path: Path) -> Program:
         raise
     except Exception as error:  # a damaged or hostile archive may raise anything
         raise StorageError(
-            f"{path} cannot be read as an exported program ({type(error).__name__}: {first_line(error)}); expected a file written "
-            "by torch.export.save of PyTorch 2.9 or later: write it anew"
+            f"{path} cannot be read as an exported program ({type(error).__name__}: {first_line(error)}); expected a "
+            "file written by torch.export.save of PyTorch 2.9 or later: write it anew"
         ) from error
 
 

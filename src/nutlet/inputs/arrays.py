@@ -59,8 +59,8 @@ def read_npz(path: Path) -> Arrays:
                 wanted = ["x", "y"]
             else:
                 raise DataError(
-                    f"{path} holds the arrays {', '.join(sorted(names))[:200] or '(none)'}; expected x and y, or x_train, "
-                    "y_train, x_test and y_test: save it with numpy.savez(path, x=..., y=...)"
+                    f"{path} holds the arrays {', '.join(sorted(names))[:200] or '(none)'}; expected x and y, or "
+                    "x_train, y_train, x_test and y_test: save it with numpy.savez(path, x=..., y=...)"
                 )
             _check_sizes(archive, wanted, path)
             return Arrays(*(_member(archive, name, path) for name in wanted))
@@ -68,8 +68,8 @@ def read_npz(path: Path) -> Arrays:
         raise
     except Exception as error:  # zip, LZMA, bzip2 and npy readers raise many kinds on damaged files
         raise StorageError(
-            f"{path} cannot be read as .npz ({type(error).__name__}: {first_line(error)}); expected a whole file from numpy.savez, "
-            "this one is damaged or of another kind: copy or save it anew"
+            f"{path} cannot be read as .npz ({type(error).__name__}: {first_line(error)}); expected a whole file from "
+            "numpy.savez, this one is damaged or of another kind: copy or save it anew"
         ) from error
 
 
@@ -106,7 +106,8 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
         held = info.file_size - file.tell()
         if min(shape, default=0) < 0 or size != held:
             raise StorageError(
-                f"{path}: {name} declares {shown(shape)} of {dtype}, {size:,} bytes, but holds {held:,}; the file is damaged"
+                f"{path}: {name} declares {shown(shape)} of {dtype}, {size:,} bytes, but holds {held:,}; the file is "
+                "damaged"
             )
         # Grows with what really comes out, whatever was declared.
         data = bytearray()

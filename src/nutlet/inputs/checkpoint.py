@@ -115,7 +115,8 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
             for key, size in storages.items():
                 if size > members.get(f"{name.removesuffix('data.pkl')}data/{key}", 0):
                     raise StorageError(
-                        f"{path} declares {size:,} bytes for the storage {shown(key)}, more than it holds; it is damaged"
+                        f"{path} declares {size:,} bytes for the storage {shown(key)}, more than it holds; "
+                        "it is damaged"
                     )
 
 

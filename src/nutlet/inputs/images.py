@@ -110,7 +110,8 @@ def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
             image: Any = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
         except Exception as error:
             raise DataError(
-                f"{name} cannot be read as an image ({first_line(error)}); expected an intact one, {', '.join(_FORMATS)}"
+                f"{name} cannot be read as an image ({first_line(error)}); expected an intact one, "
+                f"{', '.join(_FORMATS)}"
             ) from error
         with image:
             yield image

@@ -119,8 +119,8 @@ class Endpoint:
                 )
             if _SECRET.search(name) and not re.fullmatch(rf"(\w+ )?{_FROM_ENVIRONMENT.pattern}", value):
                 raise ConfigError(
-                    f"the header {shown(name)} holds a secret in plain sight; expected `env:NAME`: put the secret into an "
-                    "environment variable of that name"
+                    f"the header {shown(name)} holds a secret in plain sight; expected `env:NAME`: put the secret into "
+                    "an environment variable of that name"
                 )
         parts = urlsplit(self.url)
         if self._secrets() and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
