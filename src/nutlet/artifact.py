@@ -158,7 +158,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise StorageError(f"{path} has more than {_MANIFEST_LIMIT:,} bytes; expected at most that: not from nutlet")
     manifest: dict[str, Any] = json.loads(content.decode("utf-8"))
     if manifest["format"] != FORMAT:
-        raise StorageError(f"{path} has format {shown(manifest['format'])}; expected {FORMAT}: use the version that wrote it")
+        raise StorageError(
+            f"{path} has format {shown(manifest['format'])}; expected {FORMAT}: use the version that wrote it"
+        )
     return manifest
 
 

@@ -98,26 +98,29 @@ def check_tensor(name: str, tensor: Tensor, path: Path) -> None:
 
 def _check_archive(file: IO[bytes], path: Path) -> None:
     try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # torch.load says so
-    with archive:
-        check_stored(archive, path)
-        members = {info.filename: info.file_size for info in archive.infolist()}
-        for name in [name for name in members if name.rpartition("/")[2] == "data.pkl"]:
-            if members[name] > _LARGEST_PICKLE:
-                raise StorageError(
-                    f"{path} has a table of {members[name]:,} bytes; expected at most {_LARGEST_PICKLE:,} beside the "
-                    "tensors: save the state dict alone"
-                )
-            with archive.open(name) as table:
-                storages = _inspect(table, path, count=1)
-            for key, size in storages.items():
-                if size > members.get(f"{name.removesuffix('data.pkl')}data/{key}", 0):
-                    raise StorageError(
-                        f"{path} declares {size:,} bytes for the storage {shown(key)}, more than it holds; "
-                        "it is damaged"
-                    )
+        with zipfile.ZipFile(file) as archive:
+            check_stored(archive, path)
+            for name in [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]:
+                _check_table(archive, name, path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
+        return  # a damaged archive: torch.load says so
+
+
+def _check_table(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    """Check the pickle ``name``, and that the archive holds as many bytes for each storage as it declares."""
+    members = {info.filename: info.file_size for info in archive.infolist()}
+    if members[name] > _LARGEST_PICKLE:
+        raise StorageError(
+            f"{path} has a table of {members[name]:,} bytes; expected at most {_LARGEST_PICKLE:,} beside the tensors: "
+            "save the state dict alone"
+        )
+    with archive.open(name) as table:
+        storages = _inspect(table, path, count=1)
+    for key, size in storages.items():
+        if size > members.get(f"{name.removesuffix('data.pkl')}data/{key}", 0):
+            raise StorageError(
+                f"{path} declares {size:,} bytes for the storage {shown(key)}, more than it holds; it is damaged"
+            )
 
 
 def _check_legacy(file: IO[bytes], path: Path) -> None:
