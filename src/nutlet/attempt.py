@@ -55,7 +55,7 @@ def attempt(content: bytes, shape: list[int] | None) -> dict[str, Any]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     (given,) = session.get_inputs()
     if shape is None:
         first, *rest = given.shape

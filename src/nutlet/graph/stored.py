@@ -100,7 +100,8 @@ def pack(model: nn.Module) -> Packed:
 
 def most_bytes(model: nn.Module) -> int:
     """Return the most bytes that :func:`pack` makes of tensors like those of ``model``: each as it is, and its form."""
-    return _SIGNATURE + sum(tensor.nbytes + _FORMS for tensor in model.state_dict().values())
+    tensors: list[Tensor] = list(model.state_dict().values())
+    return _SIGNATURE + sum(tensor.numel() * tensor.element_size() + _FORMS for tensor in tensors)
 
 
 def unpack(model: nn.Module, content: bytes) -> None:

@@ -125,7 +125,9 @@ class Runtime:
         # Idle threads of one session would otherwise go on spinning while another session is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
                 f"ONNX Runtime {ort.__version__} refuses {self.path}: {first_line(error)}; expected a file it can "
