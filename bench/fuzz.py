@@ -11,6 +11,7 @@ resident memory is measured too) and 20 seconds, and must end in a result or a `
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -26,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz_cases import CANARY, READERS, Reader, after_random, copy_of
-from rows import Rows
 
+from fuzz_cases import CANARY, READERS, Reader, after_random, copy_of
 from nutlet.errors import NutletError
+from rows import Rows
 
 GIB = 2**30
 SECONDS = 20.0
@@ -120,10 +121,8 @@ def case(reader: Reader, good: Path, root: Path, seed: int, *, structured: bool)
         content = os.read(receiver, 65_536) if ready else b""
         os.close(receiver)
         if not content:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         _, code, used = os.wait4(pid, 0)
         spent = used.ru_utime + used.ru_stime
         found: dict[str, Any] = (
