@@ -215,7 +215,8 @@ def change_npz(rng: random.Random, path: Path) -> None:
             if rng.random() < 0.3:
                 choices = [np.arange(40).astype(kind) for kind in ("u2", "u8", "g", "?", "i1", "f4", "c8", ">i4")]
                 values = rng.choice([*choices, np.full(40, 10**9), -np.arange(40), np.full(40, 2**64 - 1, "u8"),
-                                     np.zeros(40, "i4,f4"), arrays()[0], np.asfortranarray(arrays()[0][:, 0])])  # fmt: skip
+                                     np.zeros(40, "i4,f4"), arrays()[0],
+                                     np.asfortranarray(arrays()[0][:, 0])])  # fmt: skip
                 buffer = io.BytesIO()
                 np.save(buffer, values)
                 archive.writestr(f"{name}.npy", buffer.getvalue())

@@ -129,7 +129,7 @@ class Kept:
                 f"could not read or write {self.path}: {first_line(error)}; expected a file that can grow, on a disk "
                 "that can lock it: free some space, or choose another folder"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # text that is none, in a table or a message
             raise StorageError(
                 f"{self.path} is damaged: {first_line(error)}; expected the answers that were kept there: get back "
                 "what is left with `sqlite3 FILE .recover`, or move it away and pay for them again"
