@@ -103,6 +103,7 @@ def change_tree(rng: random.Random, value: Any) -> Any:
         else:
             for _ in range(rng.choice([10, 200, 3000])):
                 holder[key] = [holder[key]]
+            return value  # too deep to be walked through again
     return value
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from nutlet.errors import DataError, MissingExtra, first_line
 from nutlet.inputs.arrays import MAX_BYTES, Arrays, natural
+from nutlet.reading import read_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,6 +27,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
 # Pillow goes by the content, not by the suffix, and for some other formats it starts programs (EPS: Ghostscript).
 _MAX_PIXELS = 32 * 2**20
 # Decoding takes up to 12 bytes for a pixel.
+_MAX_FILE = 8 * _MAX_PIXELS
 
 
 def read_image_folder(root: Path) -> Arrays:
@@ -107,7 +109,9 @@ def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warning of huge images: our own bound is lower
         try:
-            image: Any = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+            # From memory: a file would be asked for as many bytes as a damaged chunk says it has.
+            content = source if isinstance(source, bytes) else read_bytes(source, _MAX_FILE)[:_MAX_FILE]
+            image: Any = Image.open(io.BytesIO(content), formats=_FORMATS)
         except Exception as error:
             raise DataError(
                 f"{name} cannot be read as an image ({first_line(error)}); expected an intact one, "
