@@ -26,7 +26,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "history", "progress"},
-    {"data", "registry", "storage", "table"},
+    {"attempt", "data", "reading", "registry", "storage", "table", "trial"},
     {"catalogue", "fingerprint", "predict"},
     {"graph", "jobs"},
     {"method"},
@@ -46,7 +46,7 @@ EXCEPTIONS = {
     ("nutlet.method", "nutlet.methods"),
     ("nutlet.attack", "nutlet.attacks"),
 }
-PROGRAMS = {"nutlet.__main__", "nutlet.measurement.probe"}
+PROGRAMS = {"nutlet.__main__", "nutlet.attempt", "nutlet.measurement.probe"}
 """Modules that are run and not imported: they have no public names."""
 LONG: dict[str, str] = {}
 """Files of more than 400 lines, and why they are not split."""

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import StorageError
+from nutlet.errors import StorageError, first_line, shown
 from nutlet.export.onnx import export_onnx
 from nutlet.graph.activations import carry
 from nutlet.graph.sites import Edited
-from nutlet.graph.stored import pack, unpack
+from nutlet.graph.stored import most_bytes, pack, unpack
 from nutlet.history import Step
 from nutlet.method import Method, Plan
+from nutlet.reading import read_bytes
 from nutlet.recipe import dump_recipe
 from nutlet.storage import write_atomic, write_json, write_text
 from nutlet.table import Table, Tabled
@@ -30,7 +31,8 @@ FORMAT = 2
 MANIFEST = "compressed.json"
 TENSORS = "model.packed"
 _MANIFEST_LIMIT = 64 << 20
-_EXAMPLE_LIMIT = 1 << 24
+_EXAMPLE_LIMIT = 1 << 23
+_EXAMPLE_ROWS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,7 @@ class Compressed(Tabled):
             model = copy.deepcopy(original).eval()
             for step in steps[1:]:
                 model = replay(type(Method.from_dict(step.method)), model, step.plan, example)
-            unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"]))
+            unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"], most_bytes(model)))
             with torch.no_grad():
                 model.eval()(example)  # a zero point out of its range, say, would be found out only in use
             seed = int(manifest["seed"])
@@ -110,7 +112,7 @@ class Compressed(Tabled):
             raise StorageError(f"could not read {folder}: {error.strerror or error}; expected a saved model") from error
         except Exception as error:  # a hostile plan can make every library below us raise anything
             raise StorageError(
-                f"{folder} does not hold a compressed form of this {type(original).__name__}: {error}; "
+                f"{folder} does not hold a compressed form of this {type(original).__name__}: {first_line(error)}; "
                 "expected files written by Compressed.save, and the architecture they came from"
             ) from error
         return Compressed(model, steps, seed, example)
@@ -151,21 +153,26 @@ def replay(kind: type[Method], model: nn.Module, plan: Plan, example: Tensor) ->
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    if size > _MANIFEST_LIMIT:
-        raise StorageError(f"{path} is {size:,} bytes; expected at most {_MANIFEST_LIMIT:,}: it is not from nutlet")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = read_bytes(path, _MANIFEST_LIMIT)
+    if len(content) > _MANIFEST_LIMIT:
+        raise StorageError(f"{path} has more than {_MANIFEST_LIMIT:,} bytes; expected at most that: not from nutlet")
+    manifest: dict[str, Any] = json.loads(content.decode("utf-8"))
     if manifest["format"] != FORMAT:
-        raise StorageError(f"{path} has format {manifest['format']}; expected {FORMAT}: use the version that wrote it")
+        raise StorageError(
+            f"{path} has format {shown(manifest['format'])}; expected {FORMAT}: use the version that wrote it"
+        )
     return manifest
 
 
-def _read_tensors(path: Path, sha256: str) -> bytes:
-    content = path.read_bytes()
+def _read_tensors(path: Path, sha256: str, most: int) -> bytes:
+    """Return the packed tensors, no more bytes than those of the architecture can take."""
+    content = read_bytes(path, most)
+    if len(content) > most:
+        raise StorageError(f"{path} has more than {most:,} bytes; expected at most that for this architecture")
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise StorageError(
-            f"{path} has the SHA-256 {found[:12]}…; expected {str(sha256)[:12]}… as {MANIFEST} says: one of the two is "
+            f"{path} has the SHA-256 {found[:12]}…; expected {shown(sha256, 14)} as {MANIFEST} says: one of the two is "
             "damaged, or saving was cut off between them. Save or copy the folder anew"
         )
     return content
@@ -189,7 +196,7 @@ def _step(value: dict[str, Any]) -> Step:
         and isinstance(step.method, dict)
         and isinstance(step.plan, dict)
     ):
-        raise ValueError(f"the step {step.method!r} has a figure or a text of the wrong type")
+        raise ValueError(f"the step {shown(step.method)} has a figure or a text of the wrong type")
     return step
 
 
@@ -198,8 +205,8 @@ def _example(spec: dict[str, Any]) -> Tensor:
     size = 1
     for n in shape:
         size *= n
-    if not shape or min(shape) < 1 or size > _EXAMPLE_LIMIT:
-        raise ValueError(f"an example input of shape {shape}")
+    if not shape or min(shape) < 1 or shape[0] > _EXAMPLE_ROWS or size > _EXAMPLE_LIMIT:
+        raise ValueError(f"found an example input of shape {shown(shape)}; expected one or two rows of moderate size")
     if spec["dtype"] != "float32":
-        raise ValueError(f"an example input of dtype {spec['dtype']!r}")
+        raise ValueError(f"an example input of dtype {shown(spec['dtype'])}")
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -32,6 +32,7 @@ __all__ = [
     "StorageError",
     "first_line",
     "nearest",
+    "shown",
 ]
 
 
@@ -116,3 +117,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Return how ``value`` is written in Python, cut: what came from a file may be long.
+
+    >>> shown("ab"), shown(list(range(100)), most=12)
+    ("'ab'", '[0, 1, 2, 3…')
+    """
+    # Of long text no more is quoted than can be shown.
+    text = repr(value[: most + 1] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.data import Data
-from nutlet.errors import ConfigError, nearest
+from nutlet.errors import ConfigError, nearest, shown
 from nutlet.graph.modules import put_values
 from nutlet.graph.reasons import scope_reasons
 from nutlet.graph.sites import body_of
@@ -186,20 +186,20 @@ class Method:
             spec = {spec: {}}
         if not isinstance(spec, Mapping) or len(spec) != 1:
             raise ConfigError(
-                f"found the step {spec!r}; expected one method name with its options, as `Quantize: {{}}`"
+                f"found the step {shown(spec)}; expected one method name with its options, as `Quantize: {{}}`"
             )
         ((name, options),) = spec.items()
         known = known_methods()
         if name not in known:
-            raise ConfigError(f"found the method {name!r}, which does not exist; {nearest(str(name), known)}")
+            raise ConfigError(f"found the method {shown(name)}, which does not exist; {nearest(str(name), known)}")
         kind = known[name]
         options = {} if options is None else options
         if not isinstance(options, Mapping):
-            raise ConfigError(f"the options of {name} are {options!r}; expected a mapping of option to value")
+            raise ConfigError(f"the options of {name} are {shown(options)}; expected a mapping of option to value")
         accepted = {option.name for option in dataclasses.fields(kind)}
         for option in options:
             if option not in accepted:
-                raise ConfigError(f"{name} has no option {option!r}; {nearest(str(option), accepted)}")
+                raise ConfigError(f"{name} has no option {shown(option)}; {nearest(str(option), accepted)}")
         missing = [
             option.name
             for option in dataclasses.fields(kind)
@@ -259,7 +259,7 @@ def _check_type(method: str, option: str, value: Any, hint: Any) -> None:
     """Raise ConfigError unless ``value`` fits the annotation (str, int, float, bool, tuples and unions of them)."""
     if not _fits(value, hint):
         wanted = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
-        raise ConfigError(f"{method}.{option} is {value!r} ({type(value).__name__}); expected {wanted}")
+        raise ConfigError(f"{method}.{option} is {shown(value)} ({type(value).__name__}); expected {wanted}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

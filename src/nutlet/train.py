@@ -162,7 +162,7 @@ def train_on(
     Raises:
         ModelError: the loss became NaN or infinite.
         ConfigError: ``settings.patience`` without validation examples.
-        StorageError: the checkpoint is damaged or cannot be written.
+        StorageError: the checkpoint is of another training, or cannot be written. One that is damaged is made anew.
     """
     from accelerate import Accelerator
 
@@ -318,11 +318,14 @@ class _Checkpoint:
             return 0, _Best()
         try:
             saved = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception:  # a damaged file may raise anything; it is written anew after the first epoch
+            return 0, _Best()
+        try:
             self.model.load_state_dict(saved["model"])
             self.along.load_state_dict(saved["along"])
             self.optimizer.load_state_dict(saved["optimizer"])
             return saved["epoch"], _Best(**saved["best"])
-        except Exception as error:  # a damaged file may raise anything
+        except Exception as error:  # whatever does not fit
             raise StorageError(
                 f"{self.path} is no checkpoint of this training ({type(error).__name__}); expected what an interrupted "
                 "run left there: delete it, and the training starts anew"

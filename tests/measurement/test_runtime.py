@@ -88,7 +88,7 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_every_truncation_is_refused(tmp_path: Path, linear: Linear) -> None:
     whole = linear(np.eye(4)).SerializeToString()
     path = tmp_path / "model.onnx"
-    for length in range(0, len(whole), 3):
+    for length in range(0, len(whole), 12):
         path.write_bytes(whole[:length])
         # Cut within the last field (the opset) the graph is whole, and the runtime is who refuses.
         with pytest.raises((StorageError, ModelError)):
@@ -99,7 +99,7 @@ def test_flipped_bytes_never_crash(tmp_path: Path, linear: Linear, examples: Exa
     whole = linear(np.eye(4)).SerializeToString()
     random = np.random.default_rng(0)
     path = tmp_path / "model.onnx"
-    for _ in range(60):
+    for _ in range(15):
         broken = bytearray(whole)
         for place in random.integers(0, len(whole), 3):
             broken[place] = random.integers(256)

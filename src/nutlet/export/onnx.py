@@ -18,6 +18,7 @@ from nutlet.export.onnx_packing import pack_initializers
 from nutlet.export.onnx_slim import slim
 from nutlet.graph.finalize import finalize
 from nutlet.storage import LARGEST_ONNX, write_atomic
+from nutlet.trial import trust
 
 __all__ = ["export_onnx"]
 
@@ -61,7 +62,9 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: 
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    write_atomic(path, lambda aside: aside.write_bytes(proto.SerializeToString(deterministic=True)))
+    content = proto.SerializeToString(deterministic=True)
+    write_atomic(path, lambda aside: aside.write_bytes(content))
+    trust(content)
     return path
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ModelError, StorageError, nearest
+from nutlet.errors import ModelError, StorageError, first_line, nearest, shown
+from nutlet.inputs.checkpoint import check_checkpoint, check_header, check_tensor
 
 __all__ = ["check_finite_weights", "load_into", "read_weights"]
 
@@ -46,8 +47,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise StorageError(f"{path} holds a {type(loaded).__name__}; expected a state dict, names mapped to tensors")
     odd = [key for key, value in loaded.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if odd or not loaded:
-        found = f"the entry {odd[0]!r}, which is no named tensor" if odd else "no tensors"
+        found = f"the entry {shown(odd[0])}, which is no named tensor" if odd else "no tensors"
         raise StorageError(f"{path} holds {found}; expected a state dict, as `torch.save(model.state_dict(), path)`")
+    for name, tensor in loaded.items():
+        check_tensor(name, tensor, path)
     if all(name.startswith("module.") for name in loaded):
         return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
     return dict(loaded)
@@ -57,13 +60,17 @@ def _read_safetensors(path: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_header(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise StorageError(f"{path} is not a safetensors file or is damaged: {error}; write or copy it anew") from error
+        raise StorageError(
+            f"{path} is not a safetensors file or is damaged: {first_line(error)}; write or copy it anew"
+        ) from error
 
 
 def _read_checkpoint(path: Path) -> Any:
+    check_checkpoint(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said in our own words below

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import torch
-import yaml
 from torch import Tensor
 
-from nutlet.errors import ConfigError, DataError, OracleError, nearest
+from nutlet.errors import ConfigError, DataError, OracleError, nearest, shown
 from nutlet.oracle.answers import Answers
 from nutlet.oracle.transport import Transient, beginning, send
+from nutlet.reading import load_yaml
 from nutlet.storage import digest
 
 __all__ = ["Endpoint", "load_endpoint"]
@@ -92,10 +92,14 @@ class Endpoint:
         for name, (kind, least, most) in _NUMBERS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-                raise ConfigError(f"{name} of the endpoint is {value!r}; expected a number from {least} to {most:,}")
+                raise ConfigError(
+                    f"{name} of the endpoint is {shown(value)}; expected a number from {least} to {most:,}"
+                )
         for name, known in (("outputs", ("probabilities", "logits", "labels")), ("method", ("POST", "PUT"))):
             if getattr(self, name) not in known:
-                raise ConfigError(f"{name} of the endpoint is {getattr(self, name)!r}; expected {' or '.join(known)}")
+                raise ConfigError(
+                    f"{name} of the endpoint is {shown(getattr(self, name))}; expected {' or '.join(known)}"
+                )
         self._check_headers()
         if self.i_own_this_endpoint is not True:
             raise ConfigError(
@@ -108,13 +112,15 @@ class Endpoint:
             raise ConfigError(f"headers of the endpoint are a {type(self.headers).__name__}; expected name: value")
         for name, value in self.headers.items():
             if not isinstance(name, str) or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
-                raise ConfigError(f"found a header named {name!r}; expected letters, digits and hyphens")
+                raise ConfigError(f"found a header named {shown(name)}; expected letters, digits and hyphens")
             if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-                raise ConfigError(f"the header {name!r} holds what no header can; expected printable ASCII, in quotes")
+                raise ConfigError(
+                    f"the header {shown(name)} holds what no header can; expected printable ASCII, in quotes"
+                )
             if _SECRET.search(name) and not re.fullmatch(rf"(\w+ )?{_FROM_ENVIRONMENT.pattern}", value):
                 raise ConfigError(
-                    f"the header {name!r} holds a secret in plain sight; expected `env:NAME`: put the secret into an "
-                    "environment variable of that name"
+                    f"the header {shown(name)} holds a secret in plain sight; expected `env:NAME`: put the secret into "
+                    "an environment variable of that name"
                 )
         parts = urlsplit(self.url)
         if self._secrets() and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
@@ -293,28 +299,18 @@ def load_endpoint(
     Raises:
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
     """
-    fields: Any = {} if path is None else _read_yaml(Path(path))
+    fields: Any = {} if path is None else load_yaml(Path(path), "the endpoint", "its fields, one a line")
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} holds {type(fields).__name__}; expected the fields of an endpoint, `url: …` first")
     known = {option.name for option in dataclasses.fields(Endpoint)} - {"sleep", "i_own_this_endpoint"}
     for key in fields:
         if key == "i_own_this_endpoint":
             raise ConfigError(f"{path} says {key}; expected your word with each run: --i-own-this-endpoint")
         if key not in known:
-            raise ConfigError(f"{path} has the unknown key {key!r}; {nearest(str(key), known)}")
+            raise ConfigError(f"{path} has the unknown key {shown(key)}; {nearest(str(key), known)}")
     given = {name: value for name, value in (("url", url), ("classes", classes)) if value is not None}
     fields = {**fields, **given}
     for name in ("url", "classes"):
         if name not in fields:
             raise ConfigError(f"the endpoint has no {name}; expected it in the file or on the command line")
     return Endpoint(**fields, i_own_this_endpoint=i_own_this_endpoint)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"could not read {path}: {error.strerror}; expected a YAML file of an endpoint") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML; expected the fields of an endpoint, one a line") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path} holds {type(fields).__name__}; expected the fields of an endpoint, `url: …` first")
-    return fields

@@ -74,14 +74,32 @@ class Kept:
         x = x.detach().float().cpu().contiguous()
         keys = [bytes.fromhex(digest(repr(tuple(row.shape)), row.numpy().tobytes())) for row in x]
         with self._opened() as answers:
-            known = {key: scores for key in set(keys) if (scores := _read(answers, key)) is not None}
+            known = {
+                key: scores
+                for key in set(keys)
+                if (scores := _read(answers, key)) is not None and self._could_answer(scores)
+            }
             missing = sorted({key: index for index, key in enumerate(keys) if key not in known}.values())
             for start in range(0, len(missing), self._batch):
                 part = missing[start : start + self._batch]
                 fresh = dict(zip([keys[index] for index in part], self._ask(x[part]), strict=True))
                 _write(answers, fresh)
                 known.update(fresh)
+        if len({len(scores) for scores in known.values()}) > 1:
+            raise StorageError(
+                f"{self.path} holds answers with different numbers of classes; expected one number: it was changed, or "
+                "another source answered. Move it away, and pay for them again"
+            )
         return torch.stack([known[key] for key in keys])
+
+    def _could_answer(self, scores: Tensor) -> bool:
+        """Whether the source could have given these scores: who changes a record can put its checksum right."""
+        if bool((scores.isnan() | scores.isposinf()).any()) or not len(scores):
+            return False
+        if not isinstance(self.source, Endpoint):
+            return True
+        probabilities = abs(float(scores.sum()) - 1) <= 1e-3 and bool((scores >= -1e-6).all())
+        return len(scores) == self.source.classes and (self.source.outputs == "logits" or probabilities)
 
     def _ask(self, x: Tensor) -> Tensor:
         try:
@@ -111,7 +129,7 @@ class Kept:
                 f"could not read or write {self.path}: {first_line(error)}; expected a file that can grow, on a disk "
                 "that can lock it: free some space, or choose another folder"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # text that is none, in a table or a message
             raise StorageError(
                 f"{self.path} is damaged: {first_line(error)}; expected the answers that were kept there: get back "
                 "what is left with `sqlite3 FILE .recover`, or move it away and pay for them again"
@@ -120,9 +138,14 @@ class Kept:
 
 def _read(answers: sqlite3.Connection, key: bytes) -> Tensor | None:
     found = answers.execute("SELECT scores, checksum FROM answers WHERE input = ?", (key,)).fetchone()
-    if found is None or found[1] != zlib.crc32(key + found[0]):
+    return None if found is None else _scores(key, *found)
+
+
+def _scores(key: bytes, content: object, checksum: object) -> Tensor | None:
+    """Return the scores of one record, or None where it is damaged: SQLite holds any type in any column."""
+    if not isinstance(content, bytes) or len(content) % 4 or checksum != zlib.crc32(key + content):
         return None
-    return torch.from_numpy(np.frombuffer(found[0], "<f4").astype(np.float32))
+    return torch.from_numpy(np.frombuffer(content, "<f4").astype(np.float32))
 
 
 def _write(answers: sqlite3.Connection, fresh: dict[bytes, Tensor]) -> None:
