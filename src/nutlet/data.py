@@ -5,6 +5,7 @@ Images stay ``uint8`` as they were read; a batch is turned into normalised ``flo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -97,8 +98,10 @@ class Examples:
         for name, values in (("mean", examples.mean), ("std", examples.std)):
             if len(values) not in (0, 1, channels):
                 raise DataError(f"{name} has {len(values)} values; expected 1 or {channels}, one per channel")
-        if any(value == 0 for value in examples.std):
-            raise DataError("std holds a zero; expected positive numbers")
+        if not all(map(math.isfinite, examples.mean)):
+            raise DataError(f"mean is {examples.mean}; expected finite numbers")
+        if not all(0 < value < math.inf for value in examples.std):
+            raise DataError(f"std is {examples.std}; expected positive, finite numbers")
         return examples
 
     def __len__(self) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nutlet.auditing.materials import thief_of
+from nutlet.auditing.materials import evaluation_of, thief_of
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.result import Audit
 from nutlet.auditing.run import audit
@@ -17,7 +17,7 @@ from nutlet.data import Data, Examples
 from nutlet.jobs import Workers, layout
 from nutlet.measurement import cores
 from nutlet.method import Method
-from nutlet.oracle import Source
+from nutlet.oracle import Oracle, Source, source_of
 from nutlet.progress import Progress
 from nutlet.report import write_audit
 from nutlet.storage import write_json
@@ -72,15 +72,18 @@ def audit_files(
         NutletError: see :func:`nutlet.audit`.
     """
     folder, protocol, progress = Path(folder), protocol or Protocol(), progress or Progress(quiet=True)
-    examples = transfer if transfer is not None else data.train
-    thief = thief_of(data, tuple(examples.x.shape[1:]), data.classes, protocol.effort, architecture)
+    examples = (transfer if transfer is not None else data.train).subset(slice(0, 256))
+    source = source_of(victim)
+    # By the victim's outputs, which may be more than the labels that were seen. The judge asks about this input too.
+    outputs = Oracle(source).judge(evaluation_of(data).batch(slice(0, 1))[0]).shape[1]
+    thief = thief_of(data, tuple(examples.x.shape[1:]), outputs, protocol.effort, architecture)
 
     def step() -> object:
-        return thief.train(examples.subset(slice(0, 256)), _guesses(examples, data.classes), seed=0, steps=4)
+        return thief.train(examples, torch.full((len(examples), outputs), 1 / outputs), seed=0, steps=4)
 
     many, threads = (processes, 1) if processes else _layout(folder / "jobs" / _LAYOUT, step)
     result = audit(
-        victim,
+        source,
         data,
         against,
         protocol=protocol,
@@ -95,10 +98,6 @@ def audit_files(
     )
     write_audit(result.value, folder)
     return result
-
-
-def _guesses(examples: Examples, classes: int) -> Tensor:
-    return torch.full((min(256, len(examples)), classes), 1 / classes)
 
 
 def _layout(path: Path, step: Callable[[], object]) -> tuple[int, int]:

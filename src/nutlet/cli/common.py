@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import shlex
 import signal
 import sys
@@ -20,7 +21,7 @@ from nutlet.errors import ConfigError, NutletError
 __all__ = [
     "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Owned", "Quiet",
     "Seconds", "Seed", "Std", "TeacherSpec", "TestSpec", "Validation", "Weights", "app", "command_line",
-    "loading", "main", "numbers", "print_found", "reported", "short", "show", "show_result",
+    "counts", "loading", "main", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -151,9 +152,26 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
     """Read numbers with commas between them.
 
     Raises:
-        ConfigError: a part is no number.
+        ConfigError: a part is no finite number.
     """
     try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
+        found = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5") from None
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5")
+    return found
+
+
+def counts(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers with commas between them.
+
+    Raises:
+        ConfigError: a part is no whole number above 0.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isascii() and part.isdecimal() and 0 < len(part) < 10 and int(part) for part in parts):
+        raise ConfigError(
+            f"{option} is {text!r}; expected numbers with commas between them, whole and above 0, as 1,32"
+        )
+    return tuple(map(int, parts))
