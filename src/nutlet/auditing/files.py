@@ -12,7 +12,7 @@ from torch import nn
 from nutlet.auditing.materials import evaluation_of, thief_of
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.result import Audit
-from nutlet.auditing.run import audit
+from nutlet.auditing.run import audit, named_output
 from nutlet.data import Data, Examples
 from nutlet.jobs import Workers, layout
 from nutlet.measurement import cores
@@ -36,6 +36,7 @@ def audit_files(
     protocol: Protocol | None = None,
     transfer: Examples | None = None,
     same_task: bool = False,
+    output: str | None = None,
     architecture: nn.Module | None = None,
     recipe: Sequence[Method] = (),
     retrained: bool | None = None,
@@ -58,6 +59,7 @@ def audit_files(
         protocol: budgets, seeds, attacks.
         transfer: inputs the thief asks with.
         same_task: whether their labels are of the victim's task.
+        output: name of the output of ``victim``, a file, that holds the scores, where several may.
         architecture: what the thief trains, where he knows the victim's; one of our own otherwise.
         recipe: how the file was made from the original, where that is known.
         retrained: whether training data were used again after compression; by default what ``recipe`` says.
@@ -73,7 +75,7 @@ def audit_files(
     """
     folder, protocol, progress = Path(folder), protocol or Protocol(), progress or Progress(quiet=True)
     examples = (transfer if transfer is not None else data.train).subset(slice(0, 256))
-    source = source_of(victim)
+    source = source_of(victim) if output is None else named_output(victim, output)
     # By the victim's outputs, which may be more than the labels that were seen. The judge asks about this input too.
     outputs = Oracle(source).judge(evaluation_of(data).batch(slice(0, 1))[0]).shape[1]
     thief = thief_of(data, tuple(examples.x.shape[1:]), outputs, protocol.effort, architecture)

@@ -62,6 +62,7 @@ class Artifact:
         accuracy: on them.
         white_box: the file as a module, where it was read; see :func:`read_artifact`.
         unread: why it could not be read, as the end of a sentence; empty where it was, or was not to be.
+        output: name of the output of the file that holds the scores.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Artifact:
     accuracy: Estimate
     white_box: nn.Module | None = None
     unread: str = ""
+    output: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,8 @@ def open_artifact(
         return Artifact(name, role, oracle, None, None, None, outputs, accuracy)
     content = source.content
     sha256 = hashlib.sha256(content).hexdigest()
-    return Artifact(source.path.name, role, oracle, source.path, len(content), sha256, outputs, accuracy)
+    size, output = len(content), source.output
+    return Artifact(source.path.name, role, oracle, source.path, size, sha256, outputs, accuracy, output=output)
 
 
 def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
@@ -123,7 +126,7 @@ def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
     if artifact.path is None:
         return artifact
     try:
-        module = load_onnx(artifact.path)
+        module = load_onnx(artifact.path, output=artifact.output)
         _compare(module, artifact, evaluation)
     except NutletError as error:
         return replace(artifact, unread=f"which cannot be read: {error}")

@@ -37,12 +37,12 @@ from nutlet.errors import ConfigError, printable
 from nutlet.jobs import Workers
 from nutlet.measurement import environment
 from nutlet.method import Method
-from nutlet.oracle import Ledger, Source
+from nutlet.oracle import FileSource, Ledger, Source
 from nutlet.progress import Progress
 from nutlet.report import findings
 from nutlet.thief import Thief
 
-__all__ = ["audit"]
+__all__ = ["audit", "named_output"]
 
 
 def audit(
@@ -53,6 +53,7 @@ def audit(
     protocol: Protocol | None = None,
     transfer: Examples | None = None,
     same_task: bool = False,
+    output: str | None = None,
     thief: Thief | None = None,
     recipe: Sequence[Method] = (),
     retrained: bool | None = None,
@@ -72,6 +73,7 @@ def audit(
         protocol: budgets, seeds, attacks; see :class:`nutlet.Protocol`.
         transfer: inputs the thief asks with; by default the training inputs, the best that a thief could hold.
         same_task: whether the labels of ``transfer`` are of the victim's task, so that a thief could do without it.
+        output: name of the output of ``victim``, a file, that holds the scores, where several may.
         thief: who copies; by default a network of our own, for the victim's architecture is not known to him.
         recipe: how ``victim`` was made from ``against``, where that is known: the attacker makes his shadow models so.
         retrained: whether training data were used again after compression; by default what ``recipe`` says.
@@ -90,6 +92,8 @@ def audit(
     protocol, progress = protocol or Protocol(), progress or Progress(quiet=True)
     ledger = Ledger()
     evaluation = evaluation_of(data)
+    if output is not None:
+        victim = named_output(victim, output)
     sides = [("before", against)] if against is not None else []
     artifacts = tuple(
         open_artifact(release, role, evaluation, ledger)  # type: ignore[arg-type]
@@ -144,6 +148,19 @@ def audit(
     }
     value["findings"] = findings(value)
     return Audit(value)
+
+
+def named_output(victim: nn.Module | Path | str | Source, output: str) -> Source:
+    """Return the file ``victim`` as a source that answers by one of its outputs.
+
+    Raises:
+        ConfigError: it is no file, or has no such output.
+    """
+    if not isinstance(victim, (str, Path)):
+        raise ConfigError(
+            f"output is {output!r}, but the victim is no path; expected it for a file alone: leave it out"
+        )
+    return FileSource(victim, output=output)
 
 
 def _trained(recipe: Sequence[Method]) -> bool:

@@ -19,7 +19,7 @@ import typer
 from nutlet.errors import ConfigError, NutletError
 
 __all__ = [
-    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Owned", "Quiet",
+    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Output", "Owned", "Quiet",
     "Seconds", "Seed", "Std", "TeacherSpec", "TestSpec", "Validation", "Weights", "app", "command_line",
     "counts", "loading", "main", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
@@ -45,6 +45,7 @@ Std = Annotated[str, typer.Option("--std", help="Per-channel standard deviation,
 TeacherSpec = Annotated[str | None, typer.Option("--teacher", help="For Distill: an .onnx, an address, or as MODEL.")]
 EndpointConfig = Annotated[Path | None, typer.Option("--endpoint-config", help="YAML: how the endpoint is asked.")]
 Owned = Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")]
+Output = Annotated[str | None, typer.Option("--output", help="The output with the scores, of a file with several.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.01, help="Time for each latency setting.")]
 Augmented = Annotated[str, typer.Option("--augment", help="none, crop or flip-crop, applied while training.")]
 Calibration = Annotated[int, typer.Option("--calibration", help="Training examples used for ranges and scores.")]
@@ -171,7 +172,5 @@ def counts(option: str, text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(part.isascii() and part.isdecimal() and 0 < len(part) < 10 and int(part) for part in parts):
-        raise ConfigError(
-            f"{option} is {text!r}; expected numbers with commas between them, whole and above 0, as 1,32"
-        )
+        raise ConfigError(f"{option} is {text!r}; expected numbers, whole and above 0, as 1,32")
     return tuple(map(int, parts))

@@ -12,6 +12,7 @@ from nutlet.cli.common import (
     AsJson,
     DataSpec,
     Mean,
+    Output,
     Quiet,
     Seconds,
     Seed,
@@ -40,6 +41,7 @@ def measure(
     test: TestSpec = None,
     mean: Mean = "",
     std: Std = "",
+    output: Output = None,
     batches: Annotated[
         str, typer.Option(help="Batch sizes for latency and memory, as 1,32; by default that, or the file's own.")
     ] = "",
@@ -56,7 +58,7 @@ def measure(
     examples = load_examples(data, test, mean=numbers("--mean", mean), std=numbers("--std", std))
     sizes = counts("--batches", batches) or None
     progress = Progress(quiet=quiet or as_json)
-    figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, progress=progress)
+    figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, output=output, progress=progress)
     print_found(figures, as_json=as_json, quiet=quiet)
 
 

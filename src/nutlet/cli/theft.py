@@ -12,6 +12,7 @@ from nutlet.cli.common import (
     DataSpec,
     EndpointConfig,
     Mean,
+    Output,
     Owned,
     Quiet,
     Seed,
@@ -65,6 +66,7 @@ def audit(
     retrained: Annotated[
         bool | None, typer.Option("--retrained/--not-retrained", help="Whether training data were used again.")
     ] = None,
+    output: Output = None,
     endpoint: EndpointConfig = None,
     owned: Owned = False,
     processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
@@ -110,6 +112,7 @@ def audit(
         protocol=protocol,
         transfer=asked,
         same_task=same_task,
+        output=output,
         architecture=None if model is None else load_model(model),
         recipe=() if recipe is None else load_recipe(recipe),
         retrained=retrained,

@@ -31,6 +31,7 @@ def measure(
     batches: Sequence[int] | None = None,
     threads: Sequence[int] = (1, 0),
     seconds: float = 2.0,
+    output: str | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure a shipped ONNX file in ONNX Runtime: bytes, accuracy, latency and peak memory.
@@ -43,6 +44,7 @@ def measure(
         batches: batch sizes for latency and memory; by default 1 and 32, or the only size that a file takes.
         threads: numbers of threads for latency; 0 for all cores. Those that come to the same are timed once.
         seconds: time for one latency setting, all files together.
+        output: name of the output that holds the scores, where ``path`` has several that may.
         progress: shows bars; nothing by default.
 
     Raises:
@@ -58,7 +60,7 @@ def measure(
         raise DataError("the examples to measure with have no labels; expected some: accuracy is counted by them")
     if against is not None and not isinstance(against, (str, Path, nn.Module)):
         raise ConfigError(f"against is {type(against).__name__}; expected the path of an ONNX file, a module or None")
-    runtimes = [Runtime(path)]
+    runtimes = [Runtime(path, output=output)]
     if isinstance(against, (str, Path)):
         runtimes.append(Runtime(against))
     batches = _batches(runtimes) if batches is None else batches
@@ -105,8 +107,8 @@ def _batches(runtimes: Sequence[Runtime]) -> tuple[int, ...]:
     fixed = sorted({runtime.fixed_batch for runtime in runtimes if runtime.fixed_batch is not None})
     if len(fixed) > 1:
         raise DataError(
-            f"one file takes batches of {fixed[0]} only, the other of {fixed[1]}; expected a size that both take: export "
-            "one of them with a dynamic batch dimension, or measure them apart"
+            f"one file takes batches of {fixed[0]} only, the other of {fixed[1]}; expected a size that both take: "
+            "export one of them with a dynamic batch dimension, or measure them apart"
         )
     return tuple(fixed) or _BATCHES
 
