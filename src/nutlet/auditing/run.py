@@ -157,9 +157,7 @@ def named_output(victim: nn.Module | Path | str | Source, output: str) -> Source
         ConfigError: it is no file, or has no such output.
     """
     if not isinstance(victim, (str, Path)):
-        raise ConfigError(
-            f"output is {output!r}, but the victim is no path; expected it for a file alone: leave it out"
-        )
+        raise ConfigError(f"output is {output!r}, but the victim is no path; expected a file: leave it out")
     return FileSource(victim, output=output)
 
 
