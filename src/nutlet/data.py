@@ -102,8 +102,8 @@ class Examples:
                 raise DataError(f"{name} has {len(values)} values; expected 1 or {channels}, one per channel")
             if not all(math.isfinite(value) for value in values):
                 raise DataError(f"{name} is {shown(values)}; expected finite numbers")
-        if any(value == 0 for value in examples.std):
-            raise DataError("std holds a zero; expected positive numbers")
+        if not all(value > 0 for value in examples.std):
+            raise DataError(f"std is {shown(examples.std)}; expected positive numbers")
         return examples
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ Splitting deciding from doing is what lets a compressed model be rebuilt from JS
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from nutlet.graph.sites import body_of
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["Answering", "Context", "Method", "Plan", "carried_out", "known_methods", "register"]
+__all__ = ["Answering", "Context", "Method", "Plan", "carried_out", "check_type", "known_methods", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -124,7 +125,7 @@ class Method:
         for option in dataclasses.fields(self):
             if isinstance(getattr(self, option.name), list):  # as JSON, YAML and people write a tuple
                 object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
-            _check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
+            check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is to be done to ``model``; must not change it."""
@@ -255,11 +256,14 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _check_type(method: str, option: str, value: Any, hint: Any) -> None:
-    """Raise ConfigError unless ``value`` fits the annotation (str, int, float, bool, tuples and unions of them)."""
+def check_type(owner: str, option: str, value: Any, hint: Any) -> None:
+    """Raise ConfigError unless ``value`` fits the annotation (str, int, float, bool, tuples and unions of them).
+
+    Numbers are finite: NaN would pass every comparison that means to refuse it.
+    """
     if not _fits(value, hint):
         wanted = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
-        raise ConfigError(f"{method}.{option} is {shown(value)} ({type(value).__name__}); expected {wanted}")
+        raise ConfigError(f"{owner}.{option} is {shown(value)} ({type(value).__name__}); expected {wanted}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -271,7 +275,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if arguments:  # a union
         return any(_fits(value, choice) for choice in arguments)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)

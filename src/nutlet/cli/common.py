@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import shlex
 import signal
 import sys
@@ -18,9 +19,9 @@ import typer
 from nutlet.errors import ConfigError, NutletError
 
 __all__ = [
-    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Owned", "Quiet",
+    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Output", "Owned", "Quiet",
     "Seconds", "Seed", "Std", "TeacherSpec", "TestSpec", "Validation", "Weights", "app", "command_line",
-    "loading", "main", "numbers", "print_found", "reported", "short", "show", "show_result",
+    "counts", "loading", "main", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ Std = Annotated[str, typer.Option("--std", help="Per-channel standard deviation,
 TeacherSpec = Annotated[str | None, typer.Option("--teacher", help="For Distill: an .onnx, an address, or as MODEL.")]
 EndpointConfig = Annotated[Path | None, typer.Option("--endpoint-config", help="YAML: how the endpoint is asked.")]
 Owned = Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")]
+Output = Annotated[str | None, typer.Option("--output", help="The output with the scores, of a file with several.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.01, help="Time for each latency setting.")]
 Augmented = Annotated[str, typer.Option("--augment", help="none, crop or flip-crop, applied while training.")]
 Calibration = Annotated[int, typer.Option("--calibration", help="Training examples used for ranges and scores.")]
@@ -151,9 +153,24 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
     """Read numbers with commas between them.
 
     Raises:
-        ConfigError: a part is no number.
+        ConfigError: a part is no finite number.
     """
     try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
+        found = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5") from None
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5")
+    return found
+
+
+def counts(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers with commas between them.
+
+    Raises:
+        ConfigError: a part is no whole number above 0.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isascii() and part.isdecimal() and 0 < len(part) < 10 and int(part) for part in parts):
+        raise ConfigError(f"{option} is {text!r}; expected numbers, whole and above 0, as 1,32")
+    return tuple(map(int, parts))

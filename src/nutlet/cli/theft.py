@@ -12,6 +12,7 @@ from nutlet.cli.common import (
     DataSpec,
     EndpointConfig,
     Mean,
+    Output,
     Owned,
     Quiet,
     Seed,
@@ -19,12 +20,14 @@ from nutlet.cli.common import (
     TestSpec,
     app,
     command_line,
+    counts,
     loading,
     numbers,
     print_found,
     reported,
     short,
 )
+from nutlet.errors import AttackFault
 
 __all__ = ["audit"]
 
@@ -51,7 +54,9 @@ def audit(
     answers: Annotated[str, typer.Option(help="What is shown: probabilities, labels, logits, top-3, rounded-2.")] = (
         "probabilities"
     ),
-    attacks: Annotated[str, typer.Option(help="Names, as Knockoff,RMIA, or all; see `nutlet attacks`.")] = "",
+    attacks: Annotated[
+        str, typer.Option(help="Names, with options: Knockoff,RMIA(models=16); or all. See `nutlet attacks`.")
+    ] = "",
     effort: Annotated[float, typer.Option(help="Scales the thief's training; below 1 overstates safety.")] = 1.0,
     shadow_models: Annotated[int, typer.Option(help="Most models trained for membership inference.")] = 16,
     price: Annotated[float, typer.Option(help="Price of one answer in USD.")] = 0.001,
@@ -61,6 +66,7 @@ def audit(
     retrained: Annotated[
         bool | None, typer.Option("--retrained/--not-retrained", help="Whether training data were used again.")
     ] = None,
+    output: Output = None,
     endpoint: EndpointConfig = None,
     owned: Owned = False,
     processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
@@ -71,7 +77,7 @@ def audit(
 ) -> None:
     """Measure how hard a shipped file is to steal, before and after compression."""
     with loading():
-        from nutlet.auditing import Protocol, audit_files
+        from nutlet.auditing import Protocol, audit_files, split_attacks
         from nutlet.inputs import load_data, load_inputs, load_model
         from nutlet.oracle import Answers, Kept, load_endpoint
         from nutlet.progress import Progress
@@ -80,11 +86,11 @@ def audit(
 
     progress = Progress(quiet=quiet or as_json)
     protocol = Protocol(
-        queries=tuple(int(number) for number in numbers("--queries", queries)),
+        queries=counts("--queries", queries),
         seeds=seeds,
         first_seed=seed,
         answers=Answers.parse(answers),
-        attacks=tuple(name for name in attacks.split(",") if name),
+        attacks=split_attacks(attacks),
         effort=effort,
         shadow_models=shadow_models,
         price_per_query=price,
@@ -106,6 +112,7 @@ def audit(
         protocol=protocol,
         transfer=asked,
         same_task=same_task,
+        output=output,
         architecture=None if model is None else load_model(model),
         recipe=() if recipe is None else load_recipe(recipe),
         retrained=retrained,
@@ -118,3 +125,7 @@ def audit(
     print_found(result, as_json=as_json, quiet=quiet)
     if not (as_json or quiet):
         typer.echo(f"report: {out / 'audit.html'}")
+    if result.faults:
+        raise AttackFault(
+            f"{'; '.join(result.faults)}; expected attacks that run or say why they cannot: everything else was audited"
+        )

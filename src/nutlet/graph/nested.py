@@ -40,8 +40,8 @@ def rebuild(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def plain_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int | str, Any]:
     """Return the arguments of a call by position and by name, with ``None`` in the place of every tensor."""
-    given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
-    return {key: _plain(value) for key, value in given.items()}
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return {key: _plain(value) for key, value in given}
 
 
 def _plain(value: Any) -> Any:

@@ -40,12 +40,14 @@ class Pool(NamedTuple):
     lost: Callable[[BaseException], bool]
 
 
-def spread(jobs: dict[str, Job], pool: Pool) -> Iterator[tuple[str, Result]]:
+def spread(jobs: dict[str, Job], pool: Pool) -> Iterator[tuple[str, Result | Exception]]:
     """Yield results as they come, with no more jobs pickled at a time than the pool has slots for.
 
+    In the place of the result of a job that failed stands its error: what it raised, or a ConfigError where it cannot
+    be sent or lost its worker too often.
+
     Raises:
-        ConfigError: a job cannot be sent, or lost its worker too often.
-        Exception: what a job raised.
+        ConfigError: no job can begin.
     """
     todo = list(reversed(jobs))
     waiting: dict[Future[bytes], str] = {}
@@ -54,31 +56,40 @@ def spread(jobs: dict[str, Job], pool: Pool) -> Iterator[tuple[str, Result]]:
         while todo or waiting:
             while todo and len(waiting) < pool.slots:
                 key = todo.pop()
-                waiting[pool.submit(jobs[key].pickled())] = key
+                try:
+                    payload = jobs[key].pickled()
+                except ConfigError as refused:
+                    yield key, refused
+                else:
+                    waiting[pool.submit(payload)] = key
+            if not waiting:
+                continue
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 key = waiting.pop(future)
                 error = future.exception()
                 if error is None:
                     outcome = cloudpickle.loads(future.result())
-                    if isinstance(outcome, _Failure):
-                        raise outcome.error()
-                    yield key, outcome
+                    yield key, outcome.error() if isinstance(outcome, _Failure) else outcome
                 elif not pool.lost(error):
                     raise ConfigError(
                         f"a worker could not begin a job: {first_line(error.__cause__ or error)}; expected nutlet "
                         "installed there as here"
                     ) from error
                 elif losses[key] == _LOSSES:
-                    raise ConfigError(
-                        f"the worker of the job {jobs[key].title!r} was killed {_LOSSES + 1} times, by the system for "
-                        "want of memory or by somebody; expected it to finish: run fewer processes at a time"
-                    ) from error
+                    yield key, _lost(jobs[key].title)
                 else:
                     losses[key] += 1
                     todo.append(key)
     except BaseException:  # Ctrl-C, and a caller who stops listening: nothing is to go on unseen
         pool.stop(waiting)
         raise
+
+
+def _lost(title: str) -> ConfigError:
+    return ConfigError(
+        f"the worker of the job {title!r} was killed {_LOSSES + 1} times, by the system for want of memory or by "
+        "somebody; expected it to finish: run fewer processes at a time"
+    )
 
 
 def processes(count: int, threads: int) -> Pool:

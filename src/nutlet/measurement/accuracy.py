@@ -77,6 +77,12 @@ def top1(outputs: Array, labels: Array) -> Estimate:
     """
     if len(outputs) != len(labels):
         raise DataError(f"found {len(outputs)} rows of outputs for {len(labels)} labels; expected as many of each")
+    if outputs.shape[1] == 1:
+        raise DataError(
+            "the model gives one output for each example; expected one for each class, so give two: end the module in "
+            "torch.cat([torch.zeros_like(z), z], 1) where its output z is a logit, in torch.cat([1 - p, p], 1) where p "
+            "is a probability, and export it again"
+        )
     if int(labels.max()) >= outputs.shape[1]:
         raise DataError(
             f"the largest label is {int(labels.max())}, but the model gives {outputs.shape[1]} classes; "

@@ -14,6 +14,7 @@ from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
 from nutlet.measurement.accuracy import check_finite
 from nutlet.measurement.machine import cores
+from nutlet.measurement.outputs import chosen_output
 from nutlet.progress import Progress
 from nutlet.storage import LARGEST_ONNX
 from nutlet.trial import Trials
@@ -85,30 +86,32 @@ class Runtime:
     Args:
         path: the ONNX file: one input ``(N, ...)``, one output ``(N, classes)``.
         threads: threads for one operator; 0 for all cores. ``self.threads`` holds the true count.
+        output: name of the output that holds the scores; by default the only one that can.
 
     Raises:
         StorageError: see :func:`read_onnx`.
-        ModelError: ONNX Runtime refuses the file, or it has not one floating-point input and one output.
+        ModelError: ONNX Runtime refuses the file, or it has not one floating-point input and one output of scores.
+        ConfigError: there is no such output.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 0, output: str | None = None) -> None:
         self.path = Path(path)
         content = read_onnx(path)
-        self._open(content, threads, Trials.of(content, self.path))
+        self._open(content, threads, output, Trials.of(content, self.path))
 
     def reopened(self, threads: int) -> Runtime:
         """Return the same bytes opened with another number of threads."""
-        return Runtime.from_bytes(self.content, self.path, threads=threads)
+        return Runtime.from_bytes(self.content, self.path, threads=threads, output=self.output)
 
     @staticmethod
-    def from_bytes(content: bytes, path: Path, *, threads: int = 0) -> Runtime:
+    def from_bytes(content: bytes, path: Path, *, threads: int = 0, output: str | None = None) -> Runtime:
         """Open what :func:`read_onnx` returned for ``path``."""
         runtime = object.__new__(Runtime)
         runtime.path = path
-        runtime._open(content, threads, Trials.of(content, path))
+        runtime._open(content, threads, output, Trials.of(content, path))
         return runtime
 
-    def _open(self, content: bytes, threads: int, trials: Trials) -> None:
+    def _open(self, content: bytes, threads: int, output: str | None, trials: Trials) -> None:
         import onnxruntime as ort
 
         self.content = content
@@ -134,10 +137,10 @@ class Runtime:
                 "run on the CPU: export it again, with operators and an opset this version knows"
             ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
+        if len(inputs) != 1:
             raise ModelError(
-                f"{self.path} has the inputs {[i.name for i in inputs]} and the outputs {[o.name for o in outputs]}; "
-                "expected one of each: export a module that takes one tensor and returns one, (N, classes)"
+                f"{self.path} has the inputs {[i.name for i in inputs]}; "
+                "expected one: export a module that takes one tensor and returns one, (N, classes)"
             )
         if inputs[0].type not in _DTYPES or not inputs[0].shape:
             raise ModelError(
@@ -147,7 +150,7 @@ class Runtime:
         self.input_name: str = inputs[0].name
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
         self.dtype: str = _DTYPES[inputs[0].type]
-        self._output: str = outputs[0].name
+        self.output = chosen_output(self.path, outputs, output)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -205,7 +208,7 @@ class Runtime:
         """
         self._trials.check(x.shape)
         try:
-            return self._session.run([self._output], {self.input_name: x})[0]
+            return self._session.run([self.output], {self.input_name: x})[0]
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
                 f"{self.path} fails on a batch of {len(x)}: {first_line(error)}; expected it to run: export it "

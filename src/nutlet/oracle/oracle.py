@@ -183,21 +183,23 @@ class FileSource:
     Args:
         path: the file.
         threads: threads of the runtime; more than one only where nothing else computes at that time.
+        output: name of the output that holds the scores; by default the only one that can.
 
     Raises:
         StorageError, ModelError: see :class:`nutlet.measurement.Runtime`.
     """
 
-    def __init__(self, path: Path | str, *, threads: int = 1) -> None:
+    def __init__(self, path: Path | str, *, threads: int = 1, output: str | None = None) -> None:
         self.path = Path(path)
         self.threads = threads
-        self._runtime: Runtime | None = Runtime(self.path, threads=threads)
+        self._runtime: Runtime | None = Runtime(self.path, threads=threads, output=output)
+        self.output = self._runtime.output
         self.content = self._runtime.content
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the file's scores; a file of fixed batch size is fed that many, the last ones padded."""
         if self._runtime is None:
-            self._runtime = Runtime.from_bytes(self.content, self.path, threads=self.threads)
+            self._runtime = Runtime.from_bytes(self.content, self.path, threads=self.threads, output=self.output)
         size = self._runtime.fixed_batch or len(x)
         rows = []
         for part in torch.split(x, size):
@@ -209,8 +211,8 @@ class FileSource:
         return {**self.__dict__, "_runtime": None}
 
     def fingerprint(self) -> str:
-        """Return a hash of the file's content."""
-        return digest(self.content)
+        """Return a hash of the file's content, and of which output is asked for."""
+        return digest(self.content, self.output)
 
 
 def source_of(victim: nn.Module | Path | str | Source) -> Source:

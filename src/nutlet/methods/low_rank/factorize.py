@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -369,25 +369,31 @@ def _portions(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]
 
 def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> list[str]:
     """Return the layers whose ``weight`` another module reads, as attention reads that of its output projection."""
-    trial, found = copy.deepcopy(model), []
-    for name in names:
-        layer = trial.get_submodule(name)
-        replace(trial, name, _Nameless(layer))
-        try:
-            with evaluating(trial), torch.no_grad():
-                trial(example)
-        except AttributeError:
-            found.append(name)
+    trial = copy.deepcopy(model)
+    watched = {name: _Watched(trial.get_submodule(name)) for name in names}
+    for name, layer in watched.items():
         replace(trial, name, layer)
-    return found
+    with evaluating(trial), torch.no_grad():
+        trial(example)
+    return [name for name, layer in watched.items() if layer.read]
 
 
-class _Nameless(nn.Module):
-    """A layer that runs, and whose weight nobody finds."""
+class _Watched(nn.Module):
+    """A layer that runs, and notes what of it is asked for from outside; a factorized one would not have it."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        """Give what the layer has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            value = getattr(self.layer, name)
+            self.read.add(name)
+            return value
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.layer(x)
