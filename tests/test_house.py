@@ -27,7 +27,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"errors", "history", "progress"},
     {"data", "registry", "storage", "table"},
-    {"catalogue", "fingerprint", "predict"},
+    {"catalogue", "fingerprint", "locks", "predict"},
     {"graph", "jobs"},
     {"method"},
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},

@@ -32,6 +32,7 @@ __all__ = [
     "StorageError",
     "first_line",
     "nearest",
+    "printable",
 ]
 
 
@@ -103,6 +104,15 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300]
+
+
+def printable(text: str, limit: int) -> str:
+    r"""Return the first ``limit`` characters of what a stranger wrote, with nothing in them that acts on a screen.
+
+    >>> printable("\x1b[31mno such model\nat line 3", 18)
+    '?[31mno such model'
+    """
+    return "".join(character if character.isprintable() else "?" for character in text[:limit])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -26,13 +26,14 @@ from nutlet.graph.stored import settle
 from nutlet.history import Size, Step
 from nutlet.inputs.models import check_kinds, check_model
 from nutlet.inputs.weights import check_finite_weights
+from nutlet.locks import locked
 from nutlet.measurement.size import size_of
 from nutlet.method import Answering, Context, Method, carried_out
 from nutlet.order import advise
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import read_steps
-from nutlet.storage import digest, prepare_folder
+from nutlet.storage import digest
 from nutlet.teacher import Teacher, labelled_by, teacher_of
 from nutlet.train import CHECKPOINTS
 
@@ -69,7 +70,7 @@ def compress(
         DataError: the data have labels the model has no output for.
         ModelError: the model has NaN weights or does not take the data, the teacher has another number of classes, or a
             method finds nothing it can work on.
-        StorageError: ``workdir`` cannot be written.
+        StorageError: ``workdir`` cannot be written, or another run is writing there.
     """
     check_kinds(model, data)
     check_seed(seed)
@@ -79,12 +80,10 @@ def compress(
     example = data.calibration.batch(slice(0, 2))[0]
     classes = check_model(original, example, data.classes)
     progress = progress or Progress(quiet=True)
-    if workdir is not None:
-        prepare_folder(Path(workdir))
     advice = advise(steps)
     for found in advice:
         progress.say(f"order: {found.text}")
-    with tempfile.TemporaryDirectory() as passing:
+    with locked(workdir, progress), tempfile.TemporaryDirectory() as passing:
         if teacher is None:
             guide: nn.Module = copy.deepcopy(original).requires_grad_(False)
         else:
