@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from job import Job, invoke
-from nutlet import errors
+from nutlet import errors, signals
 from nutlet.cli.common import loading
 from nutlet.measurement.runtime import Runtime
 from nutlet.method import known_methods
@@ -265,7 +265,7 @@ def test_ctrl_c_while_modules_load() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with loading():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            assert signal.getsignal(signal.SIGINT) is signals._end
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us wants none: it stays so
         with loading():

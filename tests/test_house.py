@@ -25,7 +25,7 @@ SOURCE = ROOT / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "history", "progress"},
+    {"errors", "history", "progress", "redaction", "signals"},
     {"data", "registry", "storage", "table"},
     {"catalogue", "fingerprint", "locks", "predict"},
     {"graph", "jobs"},

@@ -20,6 +20,7 @@ import torch
 
 from nutlet.errors import ConfigError, MissingExtra, first_line
 from nutlet.jobs.job import Job, Result
+from nutlet.signals import blocked_for_children
 
 __all__ = ["Pool", "cluster", "processes", "spread", "versions"]
 
@@ -111,7 +112,8 @@ def processes(count: int, threads: int) -> Pool:
 
     def submit(payload: bytes) -> Future[bytes]:
         while True:
-            with suppress(BrokenProcessPool):  # it broke between being found whole and being asked
+            # It may break between being found whole and being asked.
+            with suppress(BrokenProcessPool), blocked_for_children():
                 future: Future[bytes] = executor().submit(_work, payload, threads, versions())
                 return future
 
