@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import html
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -90,10 +91,8 @@ def _forms(secret: str) -> Iterator[str]:
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + content).decode()
         plain.append(encoded[-(-before * 8 // 6) : (before + len(content)) * 8 // 6])
-    try:  # a secret that is base64 itself, as for basic authentication
+    with contextlib.suppress(binascii.Error, UnicodeDecodeError):  # it may be base64, as for basic authentication
         plain.append(base64.b64decode(content, validate=True).decode())
-    except (binascii.Error, UnicodeDecodeError):
-        pass
     for form in map(_bare, plain):
         if len(form) >= _SHORTEST:
             yield form

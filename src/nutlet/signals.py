@@ -151,7 +151,7 @@ def undeferred() -> Iterator[None]:
 
 @contextlib.contextmanager
 def blocked_for_children() -> Iterator[None]:
-    """Hold SIGINT back during the block; processes started in it never see one, and leave it to their parent to end them.
+    """Hold SIGINT back during the block; processes started in it never see one: their parent ends them.
 
     Ctrl-C goes to every process of a terminal, and each worker would show a trace of its own.
     """

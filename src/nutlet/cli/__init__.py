@@ -27,7 +27,8 @@ def main() -> None:
 def _app() -> typer.Typer:
     for name in _COMMANDS:
         importlib.import_module(f"nutlet.cli.{name}")
-    return importlib.import_module("nutlet.cli.common").app
+    application: typer.Typer = importlib.import_module("nutlet.cli.common").app
+    return application
 
 
 def __getattr__(name: str) -> object:
