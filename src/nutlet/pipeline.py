@@ -226,7 +226,9 @@ def _latest(folders: Sequence[Path | None], original: nn.Module, data: Data, pro
 def _other_threads(workdir: Path) -> int | None:
     """Return the number of threads that steps kept in ``workdir`` were made with, where it is another one than now."""
     for manifest in sorted(workdir.glob(f"*/{MANIFEST}")):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # damaged ones are told when they are read
+        with contextlib.suppress(
+            OSError, ValueError, LookupError, TypeError
+        ):  # damaged ones are told when they are read
             threads = json.loads(manifest.read_text(encoding="utf-8"))["steps"][-1]["threads"]
             if type(threads) is int and threads != torch.get_num_threads():
                 return threads

@@ -105,7 +105,9 @@ def _bare(text: str) -> str:
 
 def _mark(pieces: list[_Piece], forms: set[str], hidden: list[bool]) -> None:
     """Set ``hidden`` where a long enough piece of one of ``forms`` stands."""
-    bare = [(low, start, end) for character, start, end in pieces if character.isalnum() for low in character.casefold()]
+    bare = [
+        (low, start, end) for character, start, end in pieces if character.isalnum() for low in character.casefold()
+    ]
     line = "".join(character for character, _, _ in bare)
     for size in {min(_PIECE, len(form)) for form in forms}:
         sized = [form for form in forms if min(_PIECE, len(form)) == size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -78,12 +79,13 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """Say it in words where standard output is a file on a disk that is full; what a reader left behind is dropped."""
+    """Say it in words where standard output goes to a disk that is full; what no reader waits for is dropped."""
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        if not _is_from_stdout():
+        # Errors about files are errors of ours by now, and name the file.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE):
             raise
         # What is still to be flushed at the end of the process would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,15 +93,6 @@ def _printing() -> Iterator[None]:
             raise StorageError(
                 f"could not write the output: {error.strerror}; expected a place that takes it: free some space"
             ) from error
-
-
-def _is_from_stdout() -> bool:
-    """Whether standard output takes nothing more."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _print_version(wanted: bool) -> None:
