@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,36 +52,52 @@ def send(how: signal.Signals = signal.SIGINT) -> None:
     time.sleep(0.001)  # handlers run between two lines
 
 
+def interrupted(block: Callable[[list[str]], None]) -> tuple[int, list[str]]:
+    """Run a block that is interrupted; return its exit code and what it had done."""
+    done: list[str] = []
+    try:
+        with raising():
+            block(done)
+    except Interrupted as error:
+        return error.exit_code, done
+    return 0, done
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_deferred_signal_waits_for_the_end_of_the_block(how: signal.Signals) -> None:
-    done = []
-    with raising(), pytest.raises(Interrupted) as caught, deferred():
-        send(how)
-        done.append("paid")
-    assert (done, caught.value.exit_code) == (["paid"], 128 + how)
+    def block(done: list[str]) -> None:
+        with deferred():
+            send(how)
+            done.append("paid")
+        done.append("went on")
+
+    assert interrupted(block) == (128 + how, ["paid"])
 
 
 def test_a_second_signal_does_not_wait() -> None:
-    done = []
-    with raising(), pytest.raises(Interrupted), deferred():
-        send()
-        done.append("first")
-        send()
-        done.append("second")
-    assert done == ["first"]
+    def block(done: list[str]) -> None:
+        with deferred():
+            send()
+            done.append("first")
+            send()
+            done.append("second")
+
+    assert interrupted(block) == (130, ["first"])
 
 
 def test_a_pause_within_is_ended() -> None:
-    done = []
-    with raising(), pytest.raises(Interrupted), deferred():
-        with undeferred():
+    def while_it_sleeps(done: list[str]) -> None:
+        with deferred(), undeferred():
             send()
             done.append("still asleep")
-    with raising(), pytest.raises(Interrupted), deferred():
-        send()
-        with undeferred():
-            done.append("asleep")
-    assert done == []
+
+    def before_it_sleeps(done: list[str]) -> None:
+        with deferred():
+            send()
+            with undeferred():
+                done.append("asleep")
+
+    assert interrupted(while_it_sleeps) == interrupted(before_it_sleeps) == (130, [])
 
 
 def test_handlers_are_put_back_and_those_of_others_left_alone() -> None:
@@ -112,6 +129,7 @@ def test_an_interruption_is_found_behind_other_errors() -> None:
 
 WORKERS = """
 import time
+from collections.abc import Callable
 from pathlib import Path
 from nutlet.jobs import Job, Workers
 def slow(number):

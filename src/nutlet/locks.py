@@ -47,9 +47,10 @@ class Mutex:
 
 @contextlib.contextmanager
 def locked(folder: Path | str | None, progress: Progress | None = None) -> Iterator[None]:
-    """Make ``folder`` ready to be written and keep every other run out during the block, those of other threads too.
+    """Make ``folder`` ready and keep every other run out during the block, those of other threads too.
 
-    The block itself may call this again for the same folder. The system lets go of the lock when the process ends, however it does.
+    The block itself may call this again for the same folder. The system lets go of the lock when the process ends,
+    however it does.
 
     Args:
         folder: where files are written; None locks nothing.
