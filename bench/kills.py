@@ -197,6 +197,16 @@ def _begin(subject: Subject) -> None:
         subject.server.deeds = [classify] * 10_000
 
 
+def write(rows: Rows, tally: Tally) -> None:
+    rows.add("tried", tally.tried, "kills")
+    rows.add("same_file", tally.same / tally.series, "share of runs to the end", 1)
+    rows.add("asked_twice", tally.asked_twice, "inputs", 0)
+    rows.add("parts_left", tally.parts_left, "files", 0)
+    rows.add("traces", tally.traces, "kills", 0)
+    rows.add("wrong_exit_codes", tally.wrong_codes, "kills", 0)
+    rows.write()
+
+
 def main() -> None:
     kills = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with tempfile.TemporaryDirectory() as name, subjects(Path(name)) as both:
@@ -207,13 +217,7 @@ def main() -> None:
             ):
                 rows, tally = Rows("kills", case, [0]), run()
                 print(case, tally, flush=True)
-                rows.add("tried", tally.tried, "kills")
-                rows.add("same_file", tally.same / tally.series, "share of runs to the end", 1)
-                rows.add("asked_twice", tally.asked_twice, "inputs", 0)
-                rows.add("parts_left", tally.parts_left, "files", 0)
-                rows.add("traces", tally.traces, "kills", 0)
-                rows.add("wrong_exit_codes", tally.wrong_codes, "kills", 0)
-                rows.write()
+                write(rows, tally)
 
 
 if __name__ == "__main__":
