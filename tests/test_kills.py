@@ -26,5 +26,5 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_a_run_killed_at_its_writes_ends_the_same(kills: ModuleType, tmp_path: Path) -> None:
     with kills.subjects(tmp_path, only=("compress",)) as (compress,):
-        tally = kills.at_writes(compress, tmp_path, 3)
-    assert tally == kills.Tally(tried=3, series=1, same=1)
+        tally = kills.at_writes(compress, tmp_path, 2)
+    assert tally == kills.Tally(tried=2, series=1, same=1)
