@@ -25,9 +25,9 @@ SOURCE = ROOT / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "history", "progress"},
+    {"errors", "history", "progress", "redaction", "signals"},
     {"attempt", "data", "reading", "registry", "storage", "table", "trial"},
-    {"catalogue", "fingerprint", "predict"},
+    {"catalogue", "fingerprint", "locks", "predict"},
     {"graph", "jobs"},
     {"method"},
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},

@@ -192,6 +192,7 @@ def _step(value: dict[str, Any]) -> Step:
     if not (
         all(type(f) in (int, float) and math.isfinite(f) for f in figures)
         and all(type(c) is int for c in counts)
+        and (step.threads is None or type(step.threads) is int)
         and all(isinstance(t, str) for t in texts)
         and isinstance(step.method, dict)
         and isinstance(step.plan, dict)

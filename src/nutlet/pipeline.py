@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -26,13 +27,14 @@ from nutlet.graph.stored import settle
 from nutlet.history import Size, Step
 from nutlet.inputs.models import check_kinds, check_model
 from nutlet.inputs.weights import check_finite_weights
+from nutlet.locks import locked
 from nutlet.measurement.size import size_of
 from nutlet.method import Answering, Context, Method, carried_out
 from nutlet.order import advise
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import read_steps
-from nutlet.storage import digest, prepare_folder
+from nutlet.storage import digest
 from nutlet.teacher import Teacher, labelled_by, teacher_of
 from nutlet.train import CHECKPOINTS
 
@@ -69,7 +71,7 @@ def compress(
         DataError: the data have labels the model has no output for.
         ModelError: the model has NaN weights or does not take the data, the teacher has another number of classes, or a
             method finds nothing it can work on.
-        StorageError: ``workdir`` cannot be written.
+        StorageError: ``workdir`` cannot be written, or another run is writing there.
     """
     check_kinds(model, data)
     check_seed(seed)
@@ -79,12 +81,10 @@ def compress(
     example = data.calibration.batch(slice(0, 2))[0]
     classes = check_model(original, example, data.classes)
     progress = progress or Progress(quiet=True)
-    if workdir is not None:
-        prepare_folder(Path(workdir))
     advice = advise(steps)
     for found in advice:
         progress.say(f"order: {found.text}")
-    with tempfile.TemporaryDirectory() as passing:
+    with locked(workdir, progress), tempfile.TemporaryDirectory() as passing:
         if teacher is None:
             guide: nn.Module = copy.deepcopy(original).requires_grad_(False)
         else:
@@ -93,6 +93,11 @@ def compress(
         keys = _keys(original, data, steps, seed, guide if teacher is not None else None) if workdir is not None else []
         folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
         result = _latest(folders, original, data, progress)
+        if result is None and workdir is not None and (threads := _other_threads(Path(workdir))) is not None:
+            progress.say(
+                f"steps kept in {workdir} were made with {threads} threads, which round otherwise than "
+                f"{torch.get_num_threads()} do: begun anew; to go on from them set OMP_NUM_THREADS={threads}"
+            )
         data, notes = labelled_by(data, guide)
         if result is None:
             first = _measured({}, {}, original, data, example, time.perf_counter(), notes)
@@ -155,7 +160,7 @@ def _measured(
     size = size_of(model, example)
     # Through JSON, so that a plan is the same whether it was just made or read back.
     plan = json.loads(json.dumps(plan))
-    return Step(method, plan, accuracy, size, time.perf_counter() - start, tuple(notes))
+    return Step(method, plan, accuracy, size, time.perf_counter() - start, tuple(notes), torch.get_num_threads())
 
 
 def _smaller(now: Size, before: Size) -> bool:
@@ -187,7 +192,9 @@ def _keys(
     sha.update((repr(augment) if dataclasses.is_dataclass(augment) else source_code(augment)).encode())
     if teacher is not None:
         sha.update(fingerprint(teacher.source if isinstance(teacher, Answering) else teacher).encode())
-    keys = [digest(sha.hexdigest(), str(seed), importlib.metadata.version("nutlet"), torch.__version__)]
+    versions = importlib.metadata.version("nutlet"), torch.__version__
+    # Other numbers of threads add up in another order: another result, in the last digits at first.
+    keys = [digest(sha.hexdigest(), str(seed), *versions, str(torch.get_num_threads()))]
     for step in steps:
         # All options, not only those that differ from defaults: a changed default is another step.
         options = json.dumps(dataclasses.asdict(step), sort_keys=True)
@@ -213,4 +220,16 @@ def _latest(folders: Sequence[Path | None], original: nn.Module, data: Data, pro
                 continue
             progress.say(f"steps 1 to {number} were done before, going on from {folder}")
             return result
+    return None
+
+
+def _other_threads(workdir: Path) -> int | None:
+    """Return the number of threads that steps kept in ``workdir`` were made with, where it is another one than now."""
+    for manifest in sorted(workdir.glob(f"*/{MANIFEST}")):
+        with contextlib.suppress(
+            OSError, ValueError, LookupError, TypeError
+        ):  # damaged ones are told when they are read
+            threads = json.loads(manifest.read_text(encoding="utf-8"))["steps"][-1]["threads"]
+            if type(threads) is int and threads != torch.get_num_threads():
+                return threads
     return None

@@ -15,6 +15,7 @@ from nutlet.auditing.result import Audit
 from nutlet.auditing.run import audit, named_output
 from nutlet.data import Data, Examples
 from nutlet.jobs import Workers, layout
+from nutlet.locks import locked
 from nutlet.measurement import cores
 from nutlet.method import Method
 from nutlet.oracle import Oracle, Source, source_of
@@ -70,7 +71,7 @@ def audit_files(
         progress: shows bars.
 
     Raises:
-        StorageError: ``folder`` cannot be written.
+        StorageError: ``folder`` cannot be written, or another run is writing there.
         NutletError: see :func:`nutlet.audit`.
     """
     folder, protocol, progress = Path(folder), protocol or Protocol(), progress or Progress(quiet=True)
@@ -83,22 +84,23 @@ def audit_files(
     def step() -> object:
         return thief.train(examples, torch.full((len(examples), outputs), 1 / outputs), seed=0, steps=4)
 
-    many, threads = (processes, 1) if processes else _layout(folder / "jobs" / _LAYOUT, step)
-    result = audit(
-        source,
-        data,
-        against,
-        protocol=protocol,
-        transfer=transfer,
-        same_task=same_task,
-        thief=thief,
-        recipe=recipe,
-        retrained=retrained,
-        transfer_name=transfer_name,
-        command=command,
-        workers=Workers(processes=many, threads=threads, folder=folder / "jobs", ray=ray, progress=progress),
-    )
-    write_audit(result.value, folder)
+    with locked(folder, progress):
+        many, threads = (processes, 1) if processes else _layout(folder / "jobs" / _LAYOUT, step)
+        result = audit(
+            source,
+            data,
+            against,
+            protocol=protocol,
+            transfer=transfer,
+            same_task=same_task,
+            thief=thief,
+            recipe=recipe,
+            retrained=retrained,
+            transfer_name=transfer_name,
+            command=command,
+            workers=Workers(processes=many, threads=threads, folder=folder / "jobs", ray=ray, progress=progress),
+        )
+        write_audit(result.value, folder)
     return result
 
 

@@ -137,7 +137,7 @@ def audit(
         "nutlet": importlib.metadata.version("nutlet"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "environment": environment(),
+        "environment": {**environment(), "threads": materials.workers.threads},
         "seconds": round(time.perf_counter() - start, 1),
         "protocol": {**_protocol(materials, ledger), "members": members},
         "artifacts": [_artifact(artifact) for artifact in artifacts],

@@ -79,10 +79,10 @@ def audit(
     with loading():
         from nutlet.auditing import Protocol, audit_files, split_attacks
         from nutlet.inputs import load_data, load_inputs, load_model
+        from nutlet.locks import locked
         from nutlet.oracle import Answers, Kept, load_endpoint
         from nutlet.progress import Progress
         from nutlet.recipe import load_recipe
-        from nutlet.storage import prepare_folder
 
     progress = Progress(quiet=quiet or as_json)
     protocol = Protocol(
@@ -95,33 +95,33 @@ def audit(
         shadow_models=shadow_models,
         price_per_query=price,
     )
-    prepare_folder(out)
-    centre, scale = numbers("--mean", mean), numbers("--std", std)
-    examples = load_data(data, test, mean=centre, std=scale, augment=augment, validation=validation, seed=seed)
-    asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
-    victim: Any = file
-    if file.startswith(("http://", "https://")):
-        victim = Kept(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
-        # One after the other: an endpoint is not to be flooded.
-        processes = 1
-    result = audit_files(
-        victim,
-        examples,
-        against,
-        out,
-        protocol=protocol,
-        transfer=asked,
-        same_task=same_task,
-        output=output,
-        architecture=None if model is None else load_model(model),
-        recipe=() if recipe is None else load_recipe(recipe),
-        retrained=retrained,
-        transfer_name="" if transfer is None else short(transfer),
-        command=command_line(),
-        processes=processes,
-        ray=ray,
-        progress=progress,
-    )
+    with locked(out, progress):
+        centre, scale = numbers("--mean", mean), numbers("--std", std)
+        examples = load_data(data, test, mean=centre, std=scale, augment=augment, validation=validation, seed=seed)
+        asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
+        victim: Any = file
+        if file.startswith(("http://", "https://")):
+            victim = Kept(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
+            # One after the other: an endpoint is not to be flooded.
+            processes = 1
+        result = audit_files(
+            victim,
+            examples,
+            against,
+            out,
+            protocol=protocol,
+            transfer=asked,
+            same_task=same_task,
+            output=output,
+            architecture=None if model is None else load_model(model),
+            recipe=() if recipe is None else load_recipe(recipe),
+            retrained=retrained,
+            transfer_name="" if transfer is None else short(transfer),
+            command=command_line(),
+            processes=processes,
+            ray=ray,
+            progress=progress,
+        )
     print_found(result, as_json=as_json, quiet=quiet)
     if not (as_json or quiet):
         typer.echo(f"report: {out / 'audit.html'}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nutlet.errors import DataError, NutletError, StorageError, first_line, shown
-from nutlet.storage import digest, write_atomic
+from nutlet.storage import digest, sweep, write_atomic
 
 __all__ = ["MAX_BYTES", "Arrays", "cache_folder", "cached", "natural", "read_npz", "read_npz_folder"]
 
@@ -187,6 +187,7 @@ def cached(source: Path, files: list[Path], read: Callable[[], Arrays]) -> Array
         return Arrays(**found)
     except (OSError, ValueError, EOFError, MemoryError):  # a damaged entry
         arrays = read()
+    sweep(folder)
     # Labels of the training set last: without them the entry does not count as complete.
     for name in ("test_x", "test_y", "x", "y"):
         array = getattr(arrays, name)

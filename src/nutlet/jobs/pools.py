@@ -20,6 +20,7 @@ import torch
 
 from nutlet.errors import ConfigError, MissingExtra, first_line
 from nutlet.jobs.job import Job, Result
+from nutlet.signals import blocked_for_children
 
 __all__ = ["Pool", "cluster", "processes", "spread", "versions"]
 
@@ -27,6 +28,7 @@ _LOSSES = 2
 """How often a job is begun again after its worker was killed."""
 _IDLE = 300
 """Seconds for which processes wait for more work: starting one takes seconds, as it loads torch."""
+_OLDEST_RAY = (2, 40)
 _STOPPING = 10
 """Seconds for which the end of processes that were told to end is waited for."""
 
@@ -122,7 +124,8 @@ def processes(count: int, threads: int) -> Pool:
 
     def submit(payload: bytes) -> Future[bytes]:
         while True:
-            with suppress(BrokenProcessPool):  # it broke between being found whole and being asked
+            # It may break between being found whole and being asked.
+            with suppress(BrokenProcessPool), blocked_for_children():
                 future: Future[bytes] = executor().submit(_work, payload, threads, versions())
                 return future
 
@@ -150,12 +153,17 @@ def cluster(address: str, count: int, threads: int) -> Pool:
 
     Raises:
         MissingExtra: Ray is not installed.
-        ConfigError: no cluster answers there.
+        ConfigError: Ray is too old, or no cluster answers there.
     """
     try:
         ray: Any = importlib.import_module("ray")  # half of it is typed
     except ImportError:
         raise MissingExtra("ray", "ray", "running jobs on a cluster") from None
+    if tuple(map(int, ray.__version__.split(".")[:2])) < _OLDEST_RAY:
+        raise ConfigError(
+            f"found Ray {ray.__version__}; expected {'.'.join(map(str, _OLDEST_RAY))} or later: install it with: "
+            "pip install 'nutlet[ray]'"
+        )
     if not ray.is_initialized():
         own = {"num_cpus": count * threads, "include_dashboard": False} if address == "local" else {}
         try:

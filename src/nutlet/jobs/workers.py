@@ -17,8 +17,9 @@ from nutlet.errors import ConfigError, StorageError
 from nutlet.fingerprint import fingerprint
 from nutlet.jobs.job import Job, Result
 from nutlet.jobs.pools import cluster, processes, spread, versions
+from nutlet.locks import locked
 from nutlet.progress import Progress
-from nutlet.storage import prepare_folder, write_atomic
+from nutlet.storage import write_atomic
 
 __all__ = ["Workers", "layout"]
 
@@ -62,7 +63,8 @@ class Workers:
 
         Raises:
             ConfigError: a job cannot be sent to another process, or its worker was killed three times.
-            StorageError: a result cannot be written, or what lies in its place is damaged.
+            StorageError: a result cannot be written, what lies in its place is damaged, or another run works in this
+                folder.
             MissingExtra: Ray is not installed.
             Exception: whatever a job raised; the results of those that had finished are kept.
         """
@@ -85,8 +87,10 @@ class Workers:
 
     def _outcomes(self, jobs: Sequence[Job], title: str, *, lenient: bool) -> list[Result | Exception]:
         """Do the jobs; the first error ends them all, unless ``lenient``."""
-        if self.folder is not None:
-            prepare_folder(self.folder)
+        with locked(self.folder, self.progress):
+            return self._done(jobs, title, lenient=lenient)
+
+    def _done(self, jobs: Sequence[Job], title: str, *, lenient: bool) -> list[Result | Exception]:
         keys = [self._key(job) for job in jobs]
         todo = dict(zip(keys, jobs, strict=True))
         results: dict[str, Result | Exception] = {key: found for key in todo if (found := self._read(key)) is not None}
