@@ -27,11 +27,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"errors", "history", "progress"},
     {"data", "registry", "storage", "table"},
-    {"catalogue", "fingerprint", "predict"},
+    {"catalogue", "fingerprint", "outputs", "predict"},
     {"graph", "jobs"},
     {"method"},
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},
-    {"artifact", "estimate", "membership", "methods", "oracle", "stolen", "thief"},
+    {"artifact", "estimate", "gate", "membership", "methods", "oracle", "stolen", "thief"},
     {"teacher"},
     {"attack", "pipeline", "shadows"},
     {"attacks", "delivery", "diagnosis", "preflight", "recompress"},

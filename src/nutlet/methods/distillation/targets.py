@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.sites import walk
+from nutlet.graph.training_path import takes_channels_last
 from nutlet.method import Answering, Context
 from nutlet.train import LossTerm, Training, cross_entropy
 
@@ -79,7 +80,7 @@ def teaching(context: Context, *, folded: bool = True) -> nn.Module:
     teacher = copy.deepcopy(context.teacher).eval().requires_grad_(False)
     if folded:
         fold(teacher, foldable(teacher, walk(teacher, context.example)))
-    if context.example.ndim == 4:
+    if takes_channels_last(teacher, context.example):
         teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return teacher
 
