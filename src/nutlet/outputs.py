@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["OutputKind", "TwoLogits", "class_loss", "kind_of", "to_logits"]
+__all__ = ["TWO_OUTPUTS", "OutputKind", "class_loss", "kind_of", "to_logits"]
 
 OutputKind = Literal["logits", "log-probabilities", "probabilities", "independent probabilities"]
 """What a row of outputs holds. Independent probabilities are those of one sigmoid for each class."""
 
 _TOLERANCE = 1e-3
 
-TwoLogits = """\
-    class TwoLogits(torch.nn.Module):
+TWO_OUTPUTS = """\
+    class TwoOutputs(torch.nn.Module):
         def __init__(self, net):
             super().__init__()
             self.net = net
         def forward(self, x):
             z = self.net(x).reshape(len(x), 1)
             return torch.cat([{low}, z], 1)
-    model = TwoLogits(model)"""
+    model = TwoOutputs(model)"""
 """Python that makes a classifier of two classes of a model with one output ``z``; ``low`` is that of class 0."""
 
 
