@@ -151,8 +151,8 @@ def train_on(
         model: changed in place; in evaluation mode afterwards.
         examples: what it is trained on.
         settings: how long and how.
-        loss: sees inputs, outputs as logits, and labels of a batch. Where targets are no class indices, let the labels be
-            the numbers of the examples and look the targets up.
+        loss: sees inputs, outputs as logits, and labels of a batch. Where targets are no class indices, let the labels
+            be the numbers of the examples and look the targets up.
         validation: told after each epoch; what ``settings.patience`` goes by.
         augment: applied to each batch.
         along: what the loss uses and is trained with the model, as a projection of its features is.

@@ -24,8 +24,6 @@ _INSTEAD = {
     "adaptive_max_pool3d": "max_pool3d with a fixed kernel and stride, where the sizes divide",
     "rrelu": "leaky_relu with the slope (lower + upper) / 2, which is what rrelu is in evaluation mode",
     "fractional_max_pool2d": "max_pool2d with a fixed kernel",
-    "median": "sort, and the middle of it",
-    "bernoulli": "no random numbers in evaluation mode",
 }
 """What to write in the place of operators that have no ONNX form."""
 _DEPENDS_ON_DATA = re.compile(r"data-dependent|guard on|Unsupported dynamic|control flow", re.IGNORECASE)
@@ -73,9 +71,13 @@ def explain(error: BaseException) -> str:
 
 
 def _without_form(operator: str) -> str:
-    plain = operator.strip("_").removesuffix("_with_noise").removesuffix("_functional").removesuffix("_with_noise")
-    instead = _INSTEAD.get(plain, "operators that have one")
-    return f"aten.{operator} has no ONNX form; expected operators that have one: use {instead}"
+    instead = _INSTEAD.get(_plain(operator))
+    mend = f"use {instead}" if instead else "write it with others, or leave it out of the forward"
+    return f"aten.{operator} has no ONNX form; expected operators that have one: {mend}"
+
+
+def _plain(operator: str) -> str:
+    return operator.strip("_").removesuffix("_functional").removesuffix("_with_noise")
 
 
 def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -94,8 +96,13 @@ def _operators(program: torch.export.ExportedProgram) -> list[str]:
     return [
         str(target._schema.name).partition("::")[2]
         for target in atens
-        if target.namespace == "aten" and target not in decomposed and not known(target)
+        if target.namespace == "aten" and not known(target) and not _is_made_of_others(target, decomposed)
     ]
+
+
+def _is_made_of_others(target: torch._ops.OpOverload, decomposed: frozenset[Any]) -> bool:
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    return (composite or target in decomposed) and _plain(target._schema.name.partition("::")[2]) not in _INSTEAD
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """How a model has to be run while it is trained, found out by a trial on two examples.
 
 A forward is free Python that may do otherwise in training mode: return auxiliary heads beside the logits, skip blocks
-at random, call a head whose width an earlier step left behind, or take a path without activation quantizers. Where training mode fails, only the layers of torch itself are put in training mode: batch norms and dropout train
-as ever, while the modules around them run as in evaluation, along the path that is exported.
+at random, call a head whose width an earlier step left behind, or take a path without activation quantizers. Where
+training mode fails, only the layers of torch itself are put in training mode: batch norms and dropout train as ever,
+while the modules around them run as in evaluation, along the path that is exported.
 """
 
 from __future__ import annotations
