@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from nutlet.errors import ModelError, NutletError, first_line
 from nutlet.predict import evaluating
 
-__all__ = ["TrainingPath", "takes_channels_last", "training_path"]
+__all__ = ["TrainingPath", "runs_channels_last", "takes_channels_last", "training_path"]
 
 _TORCH = ("torch.nn.", "nutlet.")
 """Where layers come from whose training mode changes values and not the path."""
@@ -69,6 +69,19 @@ def takes_channels_last(model: nn.Module, x: Tensor) -> bool:
     convolutions = [m.weight for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     others = any(tensor.ndim == 5 for tensor in itertools.chain(model.parameters(), model.buffers()))
     return x.ndim == 4 and not others and bool(convolutions) and all(weight.ndim == 4 for weight in convolutions)
+
+
+def runs_channels_last(model: nn.Module, x: Tensor) -> bool:
+    """Tell whether ``model`` runs in evaluation mode with its channels last: a forward that takes views may not."""
+    if not takes_channels_last(model, x):
+        return False
+    with _left_as_it_is(model), evaluating(model), torch.no_grad():
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        try:
+            model(x.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:  # torch has no other class for views that do not fit
+            return False
+    return True
 
 
 def training_path(model: nn.Module, x: Tensor) -> TrainingPath:
