@@ -110,6 +110,7 @@ HANDED_IN: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
 @pytest.mark.parametrize("kind", HANDED_IN)
 def test_a_clean_copy_answers_as_the_model_in_evaluation_mode(kind: str, data: Data) -> None:
     make, says = HANDED_IN[kind]
@@ -160,6 +161,7 @@ def locked() -> nn.Module:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
 @pytest.mark.parametrize(
     ("make", "says"),
     [

@@ -101,7 +101,7 @@ def _operators(program: torch.export.ExportedProgram) -> list[str]:
 
 
 def _is_made_of_others(target: torch._ops.OpOverload, decomposed: frozenset[Any]) -> bool:
-    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(target._name, "CompositeImplicitAutograd")
     return (composite or target in decomposed) and _plain(target._schema.name.partition("::")[2]) not in _INSTEAD
 
 
@@ -124,5 +124,5 @@ def _translated() -> tuple[Any, frozenset[Any]]:
 
     with silence():
         registry = ONNXRegistry.from_torchlib()
-    tables = (torch.export.default_decompositions().keys(), torch._decomp.decomposition_table.keys())
-    return registry.is_registered, frozenset(target for table in tables for target in table)
+    tables = (torch.export.default_decompositions(), torch._decomp.decomposition_table)
+    return registry.is_registered, frozenset(target for table in tables for target in iter(table))

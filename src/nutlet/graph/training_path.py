@@ -105,14 +105,14 @@ def training_path(model: nn.Module, x: Tensor) -> TrainingPath:
                 return _tried(path, model, x, wanted, problems)
             except Exception as error:  # the forward is the user's code
                 problems.append(error)
-    error = problems[len(layouts) - 1]  # of full training mode in the ordinary layout
-    if isinstance(error, NutletError):
-        raise error
+    problem = problems[len(layouts) - 1]  # of full training mode in the ordinary layout
+    if isinstance(problem, NutletError):
+        raise problem
     raise ModelError(
-        f"in training mode the model raised {type(error).__name__} on a batch of shape {tuple(x.shape)}: "
-        f"{first_line(error)}; expected a forward that runs in training mode as in evaluation: mend it, or leave out "
+        f"in training mode the model raised {type(problem).__name__} on a batch of shape {tuple(x.shape)}: "
+        f"{first_line(problem)}; expected a forward that runs in training mode as in evaluation: mend it, or leave out "
         "the steps that train"
-    ) from error
+    ) from problem
 
 
 def _tried(path: TrainingPath, model: nn.Module, x: Tensor, wanted: Tensor, problems: list[Exception]) -> TrainingPath:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedBuffer, is_lazy
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
-from torch.overrides import TorchFunctionMode
 
 from nutlet.errors import ModelError, first_line
+from nutlet.graph.detaching import Detaching
 
 __all__ = ["clean_copy"]
 
@@ -84,25 +84,10 @@ def _refuse(model: nn.Module) -> None:
         )
 
 
-class _Detaching(TorchFunctionMode):
-    """Lets ``copy.deepcopy`` copy the values of tensors that are results: kept features, weights made by hooks."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is Tensor.__deepcopy__:
-            tensor, memo = args
-            if is_lazy(tensor):  # torch copies lazy parameters, but not lazy buffers
-                return memo.setdefault(id(tensor), UninitializedBuffer(device=tensor.device, dtype=tensor.dtype))
-            if not tensor.is_leaf:
-                return memo.setdefault(id(tensor), tensor.detach().clone())
-        return func(*args, **(kwargs or {}))
-
-
 def _copied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     try:
-        with _Detaching():
+        with Detaching():
             # The innermost first: what is put into the memo takes the place of the wrapper in all that holds it.
             for module in reversed(list(model.modules())):
                 inner = _inside(module)
@@ -131,7 +116,7 @@ def _culprit(model: nn.Module) -> str:
             if attribute in ("_modules", "_parameters", "_buffers"):
                 continue
             try:
-                with _Detaching():
+                with Detaching():
                     copy.deepcopy(value)
             except Exception:  # this is the one that is looked for
                 return f"the attribute {f'{name}.{attribute}'.lstrip('.')!r} of the model"
