@@ -27,11 +27,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"errors", "history", "progress", "redaction", "signals"},
     {"attempt", "data", "reading", "registry", "storage", "table", "trial"},
-    {"catalogue", "fingerprint", "locks", "predict"},
+    {"catalogue", "fingerprint", "locks", "outputs", "predict"},
     {"graph", "jobs"},
     {"method"},
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},
-    {"artifact", "estimate", "membership", "methods", "oracle", "stolen", "thief"},
+    {"artifact", "estimate", "gate", "membership", "methods", "oracle", "stolen", "thief"},
     {"teacher"},
     {"attack", "pipeline", "shadows"},
     {"attacks", "delivery", "diagnosis", "preflight", "recompress"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ from nutlet.graph.activations import carry
 from nutlet.graph.sites import Edited
 from nutlet.graph.stored import most_bytes, pack, unpack
 from nutlet.history import Step
+from nutlet.inputs.copies import clean_copy
 from nutlet.method import Method, Plan
 from nutlet.reading import read_bytes
 from nutlet.recipe import dump_recipe
@@ -99,7 +99,7 @@ class Compressed(Tabled):
             manifest = _read_manifest(folder / MANIFEST)
             steps = tuple(_step(step) for step in manifest["steps"])
             example = _example(manifest["example"])
-            model = copy.deepcopy(original).eval()
+            model, _ = clean_copy(original, example)
             for step in steps[1:]:
                 model = replay(type(Method.from_dict(step.method)), model, step.plan, example)
             unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"], most_bytes(model)))

@@ -27,6 +27,7 @@ from nutlet.errors import ConfigError, nearest, shown
 from nutlet.graph.modules import put_values
 from nutlet.graph.reasons import scope_reasons
 from nutlet.graph.sites import body_of
+from nutlet.outputs import OutputKind, class_loss
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
@@ -83,6 +84,7 @@ class Context:
         seed: the only source of randomness.
         workdir: where long training keeps its checkpoints; ``None`` keeps none.
         progress: shows bars.
+        outputs: what the model's outputs hold; the teacher gives logits always.
     """
 
     data: Data
@@ -90,11 +92,16 @@ class Context:
     seed: int = 0
     workdir: Path | None = None
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+    outputs: OutputKind = "logits"
 
     @property
     def example(self) -> Tensor:
         """Two calibration inputs, the example every walk and export uses."""
         return self.data.calibration.batch(slice(0, 2))[0]
+
+    def loss(self, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the mean cross entropy of the model's outputs ``(B, classes)`` and labels ``(B,)``, in nats."""
+        return class_loss(outputs, y, self.outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +123,9 @@ class Method:
 
     kinds: ClassVar[tuple[type[nn.Module], ...]] = ()
     """Classes of layers it works on; empty: all dense layers and convolutions."""
+
+    sample: ClassVar[Mapping[str, Any]] = {}
+    """Values for the options that have no default, to ask the method about a model without a recipe."""
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()

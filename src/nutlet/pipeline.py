@@ -21,12 +21,11 @@ from nutlet.artifact import MANIFEST, Compressed
 from nutlet.data import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
+from nutlet.gate import admit
 from nutlet.graph.activations import calibrate, carry, grid_of
 from nutlet.graph.sites import Edited, walk
 from nutlet.graph.stored import settle
 from nutlet.history import Size, Step
-from nutlet.inputs.models import check_kinds, check_model
-from nutlet.inputs.weights import check_finite_weights
 from nutlet.locks import locked
 from nutlet.measurement.size import size_of
 from nutlet.method import Answering, Context, Method, carried_out
@@ -35,7 +34,7 @@ from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import read_steps
 from nutlet.storage import digest
-from nutlet.teacher import Teacher, labelled_by, teacher_of
+from nutlet.teacher import Teacher, as_teacher, labelled_by, teacher_of
 from nutlet.train import CHECKPOINTS
 
 __all__ = ["compress"]
@@ -73,23 +72,23 @@ def compress(
             method finds nothing it can work on.
         StorageError: ``workdir`` cannot be written, or another run is writing there.
     """
-    check_kinds(model, data)
     check_seed(seed)
     steps = read_steps(recipe, recover)
-    original = copy.deepcopy(model).cpu().eval()
-    check_finite_weights(original)
-    example = data.calibration.batch(slice(0, 2))[0]
-    classes = check_model(original, example, data.classes)
     progress = progress or Progress(quiet=True)
+    admitted = admit(model, data, steps)
+    original = admitted.model
+    example = data.calibration.batch(slice(0, 2))[0]
+    for note in admitted.notes:
+        progress.say(f"model: {note}")
     advice = advise(steps)
     for found in advice:
         progress.say(f"order: {found.text}")
     with locked(workdir, progress), tempfile.TemporaryDirectory() as passing:
         if teacher is None:
-            guide: nn.Module = copy.deepcopy(original).requires_grad_(False)
+            guide = as_teacher(original, admitted.outputs)
         else:
             answers = Path(passing if workdir is None else workdir) / "answers"
-            guide = teacher_of(teacher, answers, example, classes)
+            guide = teacher_of(teacher, answers, example, admitted.classes)
         keys = _keys(original, data, steps, seed, guide if teacher is not None else None) if workdir is not None else []
         folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
         result = _latest(folders, original, data, progress)
@@ -99,12 +98,15 @@ def compress(
                 f"{torch.get_num_threads()} do: begun anew; to go on from them set OMP_NUM_THREADS={threads}"
             )
         data, notes = labelled_by(data, guide)
+        notes = [*admitted.notes, *notes]
         if result is None:
             first = _measured({}, {}, original, data, example, time.perf_counter(), notes)
             result = Compressed(copy.deepcopy(original), (first,), seed, example)
         for number in range(len(result.steps), len(steps) + 1):
             folder = folders[number]
-            context = Context(data=data, teacher=guide, seed=seed, workdir=folder, progress=progress)
+            context = Context(
+                data=data, teacher=guide, seed=seed, workdir=folder, progress=progress, outputs=admitted.outputs
+            )
             with torch.random.fork_rng():  # the caller's stream of random numbers is the caller's
                 told = [found.text for found in advice if found.step == number]
                 result = _step(result, steps[number - 1], context, told)

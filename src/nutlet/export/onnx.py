@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ExportError, first_line
+from nutlet.errors import ExportError
 from nutlet.export.onnx_packing import pack_initializers
 from nutlet.export.onnx_slim import slim
+from nutlet.export.trial import explain, silence
 from nutlet.graph.finalize import finalize
 from nutlet.storage import LARGEST_ONNX, write_atomic
 from nutlet.trial import trust
@@ -77,7 +73,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
 
     batch = torch.export.Dim("batch")
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -93,14 +89,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
             # As torch would, but that weights stay as they are stored.
             onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_FOLDED)
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # the exporter wraps the reason several times
-            cause = cause.__cause__
-        raise ExportError(
-            f"torch could not export this model to ONNX: {first_line(cause)}\n"
-            "Expected a forward that torch.export can trace with a dynamic batch (no shapes read into Python numbers, "
-            "no branches on data). Try torch.export.export(model, (x,)) for the full explanation"
-        ) from error
+        raise ExportError(f"torch could not export this model to ONNX: {explain(error)}") from error
     proto = program.model_proto
     if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
         raise ExportError(
@@ -115,19 +104,6 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
                 "batch of any size: take it from x.shape[0], and do not compare it with a number"
             )
     return proto
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's chatter off both streams: what a user has to know, the error says."""
-    noise, disabled = io.StringIO(), logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _strip(proto: Any) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError
+from nutlet.outputs import TWO_OUTPUTS
 from nutlet.predict import predict
 
 __all__ = ["Estimate", "agreement", "difference", "predict_module", "top1", "wilson"]
@@ -79,9 +80,8 @@ def top1(outputs: Array, labels: Array) -> Estimate:
         raise DataError(f"found {len(outputs)} rows of outputs for {len(labels)} labels; expected as many of each")
     if outputs.shape[1] == 1:
         raise DataError(
-            "the model gives one output for each example; expected one for each class, so give two: end the module in "
-            "torch.cat([torch.zeros_like(z), z], 1) where its output z is a logit, in torch.cat([1 - p, p], 1) where p "
-            "is a probability, and export it again"
+            "the model gives one output for each example; expected one for each class: give it two before it is "
+            f"exported\n{TWO_OUTPUTS.format(low='torch.zeros_like(z)')}"
         )
     if int(labels.max()) >= outputs.shape[1]:
         raise DataError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class PruneChannels(Method):
     """
 
     effect: ClassVar[str] = "width"
+    sample: ClassVar[Mapping[str, Any]] = {"ratio": 0.25}
     when: ClassVar[str] = "the model must be smaller and faster on any runtime, and you can fine-tune after"
     recoverable: ClassVar[bool] = True
 
@@ -99,7 +101,7 @@ class PruneChannels(Method):
             scores = {group.root: group.importance for group in groups}
         else:
             producers = dict.fromkeys(name for group in groups for name in group.producers)
-            own = channel_scores(model, producers, self.criterion, context.data.calibration)
+            own = channel_scores(model, producers, self.criterion, context.data.calibration, context.loss)
             scores = {group.root: group.summed(own) for group in groups}
         if self.criterion in ("magnitude", "activation"):
             return {root: score / score.mean().clamp_min(1e-12) for root, score in scores.items()}

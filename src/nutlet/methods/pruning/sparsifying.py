@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from nutlet.method import Context, Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
+from nutlet.outputs import to_logits
 from nutlet.predict import predict
 
 __all__ = ["Sparsifying"]
@@ -37,6 +39,8 @@ class Sparsifying(Method):
             at six levels, measures how far the outputs on the calibration examples move, and spends where that costs
             least: six passes over them for each layer.
     """
+
+    sample: ClassVar[Mapping[str, Any]] = {"sparsity": 0.5}
 
     sparsity: float | None = None
     pattern: str = "weight"
@@ -144,7 +148,7 @@ class Sparsifying(Method):
     def _measured(self, model: nn.Module, saliency: Mapping[str, Tensor], context: Context) -> dict[str, int]:
         assert self.sparsity is not None
         trial, examples, pattern = copy.deepcopy(model), context.data.calibration, self.positions
-        before = predict(trial, examples).log_softmax(1)
+        before = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
         sizes = {name: scores.numel() // prod(pattern.block) for name, scores in saliency.items()}
         with context.progress.task("measuring layers", total=len(sizes) * len(LEVELS)) as task:
 
@@ -153,7 +157,7 @@ class Sparsifying(Method):
                 mask = pattern.mask(layer, saliency[name], keep) & (saliency[name] > 0)
                 earlier = take_off(layer)
                 constrain(layer, [*(c for c in earlier if not isinstance(c, Mask)), Mask(mask)])
-                after = predict(trial, examples).log_softmax(1)
+                after = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
                 take_off(layer)
                 constrain(layer, earlier)
                 task.advance()
