@@ -30,6 +30,7 @@ LAYERS = (
     {"catalogue", "fingerprint", "predict"},
     {"graph", "jobs"},
     {"method"},
+    {"comparison"},
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},
     {"artifact", "estimate", "membership", "methods", "oracle", "stolen", "thief"},
     {"teacher"},

@@ -15,16 +15,14 @@ from torch import Tensor, nn
 
 from nutlet.errors import StorageError
 from nutlet.export.onnx import export_onnx
-from nutlet.graph.activations import carry
-from nutlet.graph.sites import Edited
 from nutlet.graph.stored import pack, unpack
 from nutlet.history import Step
-from nutlet.method import Method, Plan
+from nutlet.method import Method, apply_plan
 from nutlet.recipe import dump_recipe
 from nutlet.storage import write_atomic, write_json, write_text
 from nutlet.table import Table, Tabled
 
-__all__ = ["Compressed", "replay"]
+__all__ = ["Compressed"]
 
 FORMAT = 2
 MANIFEST = "compressed.json"
@@ -99,7 +97,7 @@ class Compressed(Tabled):
             example = _example(manifest["example"])
             model = copy.deepcopy(original).eval()
             for step in steps[1:]:
-                model = replay(type(Method.from_dict(step.method)), model, step.plan, example)
+                model = apply_plan(type(Method.from_dict(step.method)), model, step.plan, example)
             unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"]))
             with torch.no_grad():
                 model.eval()(example)  # a zero point out of its range, say, would be found out only in use
@@ -137,17 +135,6 @@ class Compressed(Tabled):
     def __repr__(self) -> str:
         chain = " → ".join(step.name for step in self.steps)
         return f"<Compressed {chain}: {self.steps[-1].size.bytes:,} bytes>"
-
-
-def replay(kind: type[Method], model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-    """Carry out one step's plan on ``model``, and put activation quantizers that were there back on.
-
-    A structural step that moved sites brings new ranges in its plan; otherwise the old quantizers are carried.
-    """
-    if not isinstance(model, Edited):
-        return kind.execute(model, plan, example)
-    result = kind.execute(model.take_off(), plan, example)
-    return carry(model, result, plan.get("activations"), example)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

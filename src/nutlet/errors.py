@@ -9,6 +9,7 @@
     ├── ExportError      the file could not be written as a runtime would read it
     ├── StorageError     a file could not be written or is not what it claims to be
     ├── MissingExtra     an optional package is not installed
+    ├── ComparisonError  a step did something else to the model than it says
     ├── OracleError      a victim does not answer, or not as it promised
     └── BudgetError      an attack asked for more answers than it may have
 
@@ -22,6 +23,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "BudgetError",
+    "ComparisonError",
     "ConfigError",
     "DataError",
     "ExportError",
@@ -93,6 +95,12 @@ class BudgetError(NutletError):
     """An attack asked for more answers than it may have."""
 
     exit_code = 9
+
+
+class ComparisonError(NutletError):
+    """What a step made does not answer as it has to, and no part of it could be left out to mend that."""
+
+    exit_code = 10
 
 
 def first_line(error: BaseException) -> str:

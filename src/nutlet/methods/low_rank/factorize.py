@@ -20,6 +20,7 @@ from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, chain, fits, limits, pieces
+from nutlet.methods.low_rank.products import products, unlike_weights
 from nutlet.methods.low_rank.ranks import Call, Choice, Cost, candidates, cheapest, costs, descent, spread, within
 from nutlet.predict import evaluate, evaluating
 
@@ -81,6 +82,7 @@ class Factorize(Method):
     [16.8481, 1.0684]
     """  # noqa: E501
 
+    separable: ClassVar[tuple[str, ...]] = ("ranks",)
     effect: ClassVar[str] = "rank"
     when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
     recoverable: ClassVar[bool] = True
@@ -174,6 +176,24 @@ class Factorize(Method):
         """Return the largest rank that the decomposition can give ``layer``."""
         shape = tuple(constrained_weight(layer).shape)
         return min(limits(fits(self.decomposition, shape), shape))
+
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the chains, whose quantizers are fitted anew."""
+        return list(plan["ranks"])
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model with each weight the product of its factors."""
+        expected = copy.deepcopy(model)
+        for name, weight in products(model, plan).items():
+            layer = expected.get_submodule(name)
+            take_off(layer, bake=True)
+            with torch.no_grad():
+                raw_weight(layer).copy_(weight)
+        return expected
+
+    def faults(self, model: nn.Module, plan: Plan) -> dict[str, str]:
+        """Return the layers whose product is no projection of the weight, or worse than the best of its rank."""
+        return unlike_weights(model, plan)
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
