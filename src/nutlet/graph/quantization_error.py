@@ -33,7 +33,11 @@ HALF = 0.51
 WIDEST = 2.02
 """How much wider than its weights a range may be: a portable scale, and a power of two, take up to one bit."""
 MORE = 1.1
-"""How many times the least error that another scale would make a fitted one may have."""
+"""How many times the least squared error that other scales would make those of a layer may have."""
+SCARCE = 1.7
+"""The same of a single scale, which few weights may share."""
+SHARED = 1.7
+"""The same of values that weights share: a zero that is held takes weights from the values beside it."""
 CHOSEN = 8.0
 """How many times the squared error of the nearest codes chosen ones may have: they serve the outputs."""
 WASTED = 64.0
@@ -43,7 +47,7 @@ SHARES = 64
 
 
 def weight_problem(layer: nn.Module, chosen_for: Tensor | None = None) -> str:
-    """Return what is wrong with the quantizers of a layer that were just fitted to its weight; nothing if they are right.
+    """Return what is wrong with quantizers that were just fitted to the weight of a layer; nothing if they are right.
 
     Args:
         layer: under any constraints; trained scales are no longer what their range says.
@@ -124,7 +128,7 @@ def _not_the_mean(cells: Tensor, weight: Tensor, values: Tensor) -> str:
     sums, sizes = torch.zeros(2, count, dtype=torch.float64, device=weight.device)
     means = sums.index_add(0, cells, towards) / sizes.index_add(0, cells, torch.ones_like(towards)).clamp_min(1)
     found, least = (weight - values).square().sum(), (towards - means[cells]).square().sum()
-    if found <= MORE * least + 1e-8 * weight.square().sum():
+    if found <= SHARED * least + 1e-8 * weight.square().sum():
         return ""
     return f"its shared values have {float(found / least.clamp_min(1e-30)):.3g} times the least squared error"
 
@@ -188,7 +192,9 @@ def _scale_problem(quantizer: WeightQuantizer, weight: Tensor, values: Tensor) -
         slack = 1e-9 * reduced(flat.square(), "sum")
         # A portable scale is as wide as its neighbours need, whatever the error.
         wide = quantizer.portable & (step >= span * (1 - 1e-3))
-        wrong = used & ~wide & (errors > MORE * least + slack)
+        wrong = used & ~wide & (errors > SCARCE * least + slack)
+        if not bool(wrong.any()) and bool(errors[~wide].sum() > MORE * least[~wide].sum() + slack.sum()):
+            wrong = used & ~wide & (errors > MORE * least + slack)
         what = "has more than the least error of its grid"
     else:
         if grid.ranges == "mean":

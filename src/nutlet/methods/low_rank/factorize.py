@@ -20,8 +20,19 @@ from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, chain, fits, limits, pieces
-from nutlet.methods.low_rank.products import products, unlike_weights
-from nutlet.methods.low_rank.ranks import Call, Choice, Cost, candidates, cheapest, costs, descent, spread, within
+from nutlet.methods.low_rank.products import multiplied_out, unlike_weights
+from nutlet.methods.low_rank.ranks import (
+    Call,
+    Choice,
+    Cost,
+    candidates,
+    cheapest,
+    costs,
+    descent,
+    portions,
+    spread,
+    within,
+)
 from nutlet.predict import evaluate, evaluating
 
 __all__ = ["Factorize"]
@@ -30,8 +41,6 @@ ITERATIVE = ("cp", "nmf")
 """Decompositions without a spectrum: their error at a rank is known once they are made."""
 TRIED = 8
 """How many ranks of these are tried for each layer, from a sixteenth of the largest that pays."""
-MOMENTS = 2**27
-"""How many numbers the input moments may hold at a time (1 GiB)."""
 
 
 @register
@@ -183,13 +192,7 @@ class Factorize(Method):
 
     def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
         """Return the model with each weight the product of its factors."""
-        expected = copy.deepcopy(model)
-        for name, weight in products(model, plan).items():
-            layer = expected.get_submodule(name)
-            take_off(layer, bake=True)
-            with torch.no_grad():
-                raw_weight(layer).copy_(weight)
-        return expected
+        return multiplied_out(model, plan)
 
     def faults(self, model: nn.Module, plan: Plan) -> dict[str, str]:
         """Return the layers whose product is no projection of the weight, or worse than the best of its rank."""
@@ -260,7 +263,7 @@ class Factorize(Method):
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> Iterator[tuple[str, Decomposed]]:
         """Yield each layer with its decomposition."""
-        for some in _portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
+        for some in portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
             moments = {}
             if self.decomposition == "whitened":
                 moments = input_moments(model, some, context.data.calibration.batches())
@@ -368,20 +371,6 @@ def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decompos
         again = (constraint.anew(raw_weight(factor).detach()) for constraint in earlier)
         constrain(factor, [constraint for constraint in again if constraint is not None])
     return factors.train(layer.training)
-
-
-def _portions(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    """Yield the layers in portions whose input moments fit into memory."""
-    portion: dict[str, nn.Module] = {}
-    numbers = 0
-    for name, layer in layers.items():
-        more = constrained_weight(layer)[0].numel() ** 2
-        if portion and numbers + more > MOMENTS:
-            yield portion
-            portion, numbers = {}, 0
-        portion[name] = layer
-        numbers += more
-    yield portion
 
 
 def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> list[str]:

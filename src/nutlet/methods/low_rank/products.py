@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constrained_weight
+from nutlet.graph.constraints import constrained_weight, raw_weight, take_off
 from nutlet.methods.low_rank.decompositions import Shape, fits, pieces
 
-__all__ = ["product", "products", "unlike_weights"]
+__all__ = ["multiplied_out", "product", "products", "unlike_weights"]
 
 EXPLAINED = 0.25
 """Of its own length, how far a product of factors points along the weight at least; a projection does all the way."""
@@ -80,3 +81,19 @@ def unlike_weights(model: nn.Module, plan: dict[str, Any]) -> dict[str, str]:
             away = float((error / size).sqrt())
             found[name] = f"the product of the factors is {away:.2g} of the weight's norm away from it"
     return found
+
+
+def multiplied_out(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
+    """Return a copy of ``model`` with each factorized weight replaced by its product, free of constraints.
+
+    Args:
+        model: before the factorization.
+        plan: see :func:`products`.
+    """
+    dense = copy.deepcopy(model)
+    for name, weight in products(model, plan).items():
+        layer = dense.get_submodule(name)
+        take_off(layer, bake=True)
+        with torch.no_grad():
+            raw_weight(layer).copy_(weight)
+    return dense
