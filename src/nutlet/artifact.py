@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import StorageError
+from nutlet.errors import ComparisonError, StorageError
 from nutlet.export.onnx import export_onnx
+from nutlet.graph.packing import same_bits
+from nutlet.graph.quantizers import shapes_only
 from nutlet.graph.stored import pack, unpack
 from nutlet.history import Step
 from nutlet.method import Method, apply_plan
@@ -24,11 +27,13 @@ from nutlet.table import Table, Tabled
 
 __all__ = ["Compressed"]
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "compressed.json"
 TENSORS = "model.packed"
+INPUTS = "inputs.f32"
 _MANIFEST_LIMIT = 64 << 20
-_EXAMPLE_LIMIT = 1 << 24
+_INPUTS_LIMIT = 256 << 20
+"""Bytes of the two inputs that are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +44,7 @@ class Compressed(Tabled):
         model: a module in evaluation mode that can be trained on and exported.
         steps: what each step did; the first is the original.
         seed: seed of the run.
-        example: two inputs of the shape the model takes; their values do not matter.
+        example: two real inputs, of the calibration examples: walks, exports and comparisons are made with them.
     """
 
     model: nn.Module
@@ -57,13 +62,23 @@ class Compressed(Tabled):
         return export_onnx(self.model, path, self.example)
 
     def save(self, folder: Path | str) -> Path:
-        """Write tensors, history and recipe into ``folder``.
+        """Write tensors, history, recipe and the two inputs of :attr:`example` into ``folder``.
+
+        The inputs are examples of yours: whoever has the folder can see them. The exported file does not hold them.
 
         Raises:
-            StorageError: the folder cannot be written.
+            StorageError: the folder cannot be written, or the inputs are too large to be kept.
+            ComparisonError: what was packed does not come back the same.
         """
         folder = Path(folder)
+        inputs = self.example.contiguous().numpy().astype("<f4").tobytes()
+        if len(inputs) > _INPUTS_LIMIT:
+            raise StorageError(
+                f"two inputs of the model take {len(inputs):,} bytes; expected at most {_INPUTS_LIMIT:,} to keep"
+            )
         content = pack(self.model).content
+        _check_packed(self.model, content)
+        write_atomic(folder / INPUTS, lambda aside: aside.write_bytes(inputs))
         write_atomic(folder / TENSORS, lambda aside: aside.write_bytes(content))
         write_text(folder / "recipe.yaml", dump_recipe(self.recipe))
         # Last, because its presence says that the rest is there.
@@ -73,7 +88,7 @@ class Compressed(Tabled):
                 "format": FORMAT,
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "seed": self.seed,
-                "example": {"shape": list(self.example.shape), "dtype": str(self.example.dtype).removeprefix("torch.")},
+                "inputs": {"shape": list(self.example.shape), "sha256": hashlib.sha256(inputs).hexdigest()},
                 "steps": [step.to_dict() for step in self.steps],
             },
         )
@@ -94,10 +109,11 @@ class Compressed(Tabled):
         try:
             manifest = _read_manifest(folder / MANIFEST)
             steps = tuple(_step(step) for step in manifest["steps"])
-            example = _example(manifest["example"])
+            example = _inputs(folder / INPUTS, manifest["inputs"])
             model = copy.deepcopy(original).eval()
-            for step in steps[1:]:
-                model = apply_plan(type(Method.from_dict(step.method)), model, step.plan, example)
+            with shapes_only():  # every value is read from the file
+                for step in steps[1:]:
+                    model = apply_plan(type(Method.from_dict(step.method)), model, step.plan, example)
             unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"]))
             with torch.no_grad():
                 model.eval()(example)  # a zero point out of its range, say, would be found out only in use
@@ -180,13 +196,32 @@ def _step(value: dict[str, Any]) -> Step:
     return step
 
 
-def _example(spec: dict[str, Any]) -> Tensor:
+def _inputs(path: Path, spec: dict[str, Any]) -> Tensor:
+    """Read the two inputs of a saved model: as many bytes as their shape says, looked at before any is read."""
     shape = [int(n) for n in spec["shape"]]
-    size = 1
-    for n in shape:
-        size *= n
-    if not shape or min(shape) < 1 or size > _EXAMPLE_LIMIT:
-        raise ValueError(f"an example input of shape {shape}")
-    if spec["dtype"] != "float32":
-        raise ValueError(f"an example input of dtype {spec['dtype']!r}")
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = 4 * math.prod(shape)
+    if not shape or min(shape) < 1 or expected > _INPUTS_LIMIT:
+        raise ValueError(f"inputs of shape {shape}")
+    if (size := path.stat().st_size) != expected:
+        raise ValueError(f"{size:,} bytes of inputs, where their shape {shape} takes {expected:,}")
+    values = np.frombuffer(_read_tensors(path, spec["sha256"]), "<f4").astype(np.float32)
+    return torch.from_numpy(values).view(shape)
+
+
+def _check_packed(model: nn.Module, content: bytes) -> None:
+    """Raise ComparisonError unless ``content`` gives the tensors of ``model`` back, bit for bit."""
+    again = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in again.state_dict().values():
+            tensor.zero_()
+    try:
+        unpack(again, content)
+        state = again.state_dict()
+        wrong = next((name for name, value in model.state_dict().items() if not same_bits(state[name], value)), "")
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise ComparisonError(
+            f"the packed tensors do not come back as they were ({wrong}); expected the same bits: nothing was saved. "
+            "Please report it with the model and the recipe"
+        )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ExportError, first_line
+from nutlet.export.comparison import agreeing
 from nutlet.export.onnx_slim import slim
 from nutlet.graph.finalize import finalize
 from nutlet.storage import LARGEST_ONNX, write_atomic
@@ -32,15 +33,22 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
     Args:
         model: any module or result of the chain; constraints are finalized on a copy.
         path: where the file goes; it is written aside and renamed.
-        example: two inputs, batch first.
+        example: two real inputs, batch first: what the file answers to them is compared with what the module does.
 
     Raises:
-        ExportError: the model cannot be traced, is larger than one ONNX file can be, or gives no valid ONNX.
+        ExportError: the model cannot be traced, is larger than one ONNX file can be, gives no valid ONNX, or a file
+            that answers otherwise, see :func:`nutlet.export.comparison.agreeing`.
         StorageError: the file cannot be written.
     """
+    content = agreeing(model, example, _content)
+    write_atomic(Path(path), lambda aside: aside.write_bytes(content))
+    return Path(path)
+
+
+def _content(model: nn.Module, example: Tensor) -> bytes:
+    """Return the content of the file of ``model``."""
     import onnx
 
-    path = Path(path)
     final = finalize(model)
     size = sum(tensor.nbytes for tensor in final.state_dict().values())
     if size > LARGEST_ONNX:
@@ -55,8 +63,8 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    write_atomic(path, lambda aside: aside.write_bytes(proto.SerializeToString(deterministic=True)))
-    return path
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 _FOLDED = 256
