@@ -30,6 +30,7 @@ LAYERS = (
     {"catalogue", "fingerprint", "locks", "outputs", "predict"},
     {"graph", "jobs"},
     {"method"},
+    {"comparison"},
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},
     {"artifact", "estimate", "gate", "membership", "methods", "oracle", "stolen", "thief"},
     {"teacher"},

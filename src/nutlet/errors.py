@@ -9,6 +9,7 @@
     ├── ExportError      the file could not be written as a runtime would read it
     ├── StorageError     a file could not be written or is not what it claims to be
     ├── MissingExtra     an optional package is not installed
+    ├── ComparisonError  a step did something else to the model than it says
     ├── OracleError      a victim does not answer, or not as it promised
     ├── BudgetError      an attack asked for more answers than it may have
     └── AttackFault      the code of an attack failed; the rest of the audit is done and written
@@ -24,6 +25,7 @@ from collections.abc import Iterable
 __all__ = [
     "AttackFault",
     "BudgetError",
+    "ComparisonError",
     "ConfigError",
     "DataError",
     "ExportError",
@@ -113,6 +115,12 @@ class AttackFault(NutletError):
     """The code of an attack failed in an audit, which went on without it and is written."""
 
     exit_code = 10
+
+
+class ComparisonError(NutletError):
+    """What a step made does not answer as it has to, and no part of it could be left out to mend that."""
+
+    exit_code = 11
 
 
 def first_line(error: BaseException) -> str:

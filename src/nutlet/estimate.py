@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nutlet.comparison import carried_out
 from nutlet.data import Data, Examples
 from nutlet.measurement.size import size_of
-from nutlet.method import Context, Method, carried_out
+from nutlet.method import Context, Method
 from nutlet.outputs import OutputKind
 from nutlet.predict import evaluate
 from nutlet.train import Training

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -24,14 +24,15 @@ from torch import Tensor, nn
 
 from nutlet.data import Data
 from nutlet.errors import ConfigError, nearest, shown
+from nutlet.graph.activations import Activations, carry
 from nutlet.graph.modules import put_values
 from nutlet.graph.reasons import scope_reasons
-from nutlet.graph.sites import body_of
+from nutlet.graph.sites import Edited, body_of
 from nutlet.outputs import OutputKind, class_loss
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["Answering", "Context", "Method", "Plan", "carried_out", "check_type", "known_methods", "register"]
+__all__ = ["Answering", "Context", "Method", "Plan", "apply_plan", "check_type", "known_methods", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -127,6 +128,10 @@ class Method:
     sample: ClassVar[Mapping[str, Any]] = {}
     """Values for the options that have no default, to ask the method about a model without a recipe."""
 
+    separable: ClassVar[tuple[str, ...]] = ()
+    """Keys of a plan whose entries are carried out each for itself: where one turns out wrong, it can be left out.
+    An entry is the name of a module, alone, as the key of a mapping, or last in a list."""
+
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
@@ -148,6 +153,50 @@ class Method:
         ``example`` has the shape of two inputs, for walking the model; its values do not matter.
         """
         return model
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return what the executed model has to answer like within rounding, or None where nothing is promised.
+
+        It is made in another way than :meth:`execute` makes its result, or the comparison would prove nothing: where
+        a step changes nothing, the model as it is; where it removes something, the model with that silenced. Where the
+        step fits weight quantizers (:meth:`fitted`), they are switched off on both sides, and judged by themselves.
+
+        Args:
+            model: the model before the step, without activation quantizers; not changed.
+            plan: what :meth:`decide` returned, ``values`` included.
+            example: two inputs, batch first.
+        """
+        return None
+
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the modules whose weight quantizers the step fits to their weights, new ones or those there were."""
+        return []
+
+    def faults(self, model: nn.Module, plan: Plan) -> dict[str, str]:
+        """Return what values in ``plan`` break of the promises of the method, by part.
+
+        Args:
+            model: the model before the step; not changed.
+            plan: what :meth:`decide` returned, ``values`` included.
+        """
+        return {}
+
+    def parts(self, plan: Plan) -> list[str]:
+        """Return what of ``plan`` can be left out by itself, see :attr:`separable`."""
+        return list(dict.fromkeys(_part(entry) for key in self.separable for entry in plan.get(key, ())))
+
+    def without(self, plan: Plan, gone: Collection[str]) -> Plan:
+        """Return ``plan`` without the parts ``gone``."""
+        left = dict(plan)
+        for key in self.separable:
+            if isinstance(entries := plan.get(key), dict):
+                left[key] = {name: entry for name, entry in entries.items() if name not in gone}
+            elif entries is not None:
+                left[key] = [entry for entry in entries if _part(entry) not in gone]
+        if "values" in plan:
+            owners = tuple(f"{name}." for name in gone)
+            left["values"] = {name: value for name, value in plan["values"].items() if not name.startswith(owners)}
+        return left
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Change the values of ``model``, not its structure; return notes for the history."""
@@ -234,19 +283,38 @@ def register(kind: Kind) -> Kind:
     return kind
 
 
-def carried_out(method: Method, model: nn.Module, context: Context) -> tuple[nn.Module, Plan, list[str]]:
-    """Return the model after all that ``method`` does but training, the plan that leads there, and notes on it.
+def apply_plan(
+    kind: type[Method],
+    model: nn.Module,
+    plan: Plan,
+    example: Tensor,
+    *,
+    ranges: Callable[[Edited, nn.Module], Activations | None] | None = None,
+) -> nn.Module:
+    """Return ``model`` after all of a step but its training; runs and the loading of saved models share this.
+
+    Activation quantizers that were there are taken off, and put back on afterwards: a step that moved their sites has
+    new ranges in its plan.
 
     Args:
-        method: the step.
+        kind: the method of the step.
         model: may be changed in place.
-        context: of the step.
+        plan: what the method decided; ``values`` are written where there are some (loading reads them from the file).
+        example: two inputs, batch first.
+        ranges: given the model before and the one after, returns new ranges where the old ones no longer hold; they
+            are written into ``plan``.
+
+    Raises:
+        ModelError: the plan does not fit the model.
     """
-    plan = method.decide(model, context)
-    notes, values = plan.pop("notes", []), plan.pop("values", {})
-    model = method.execute(model, plan, context.example)
-    put_values(body_of(model), values)
-    return model, plan, notes
+    earlier = model if isinstance(model, Edited) else None
+    model = kind.execute(model if earlier is None else earlier.take_off(), plan, example)
+    put_values(body_of(model), plan.get("values", {}))
+    if earlier is None:
+        return model
+    if ranges is not None and "activations" not in plan and (found := ranges(earlier, model)) is not None:
+        plan["activations"] = found
+    return carry(earlier, model, plan.get("activations"), example)
 
 
 def known_methods() -> dict[str, type[Method]]:
@@ -254,6 +322,10 @@ def known_methods() -> dict[str, type[Method]]:
     import nutlet.methods  # noqa: F401  registers ours
 
     return _registry.known()
+
+
+def _part(entry: str | list[str]) -> str:
+    return entry if isinstance(entry, str) else entry[-1]
 
 
 def _default(option: dataclasses.Field[Any]) -> Any:

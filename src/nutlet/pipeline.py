@@ -18,17 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.artifact import MANIFEST, Compressed
+from nutlet.comparison import carried_out, probe, trained
 from nutlet.data import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.gate import admit
-from nutlet.graph.activations import calibrate, carry, grid_of
-from nutlet.graph.sites import Edited, walk
-from nutlet.graph.stored import settle
+from nutlet.graph.sites import Edited
 from nutlet.history import Size, Step
 from nutlet.locks import locked
 from nutlet.measurement.size import size_of
-from nutlet.method import Answering, Context, Method, carried_out
+from nutlet.method import Answering, Context, Method
 from nutlet.order import advise
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
@@ -121,29 +120,19 @@ def compress(
 def _step(before: Compressed, method: Method, context: Context, advice: Sequence[str]) -> Compressed:
     start = time.perf_counter()
     torch.manual_seed(context.seed)
-    model = before.model
-    earlier = model if isinstance(model, Edited) else None
-    if earlier is not None:
-        model = earlier.take_off()
-    model, plan, notes = carried_out(method, model, context)
+    quantized = len(before.model.by_site) if isinstance(before.model, Edited) else None
+    model, plan, notes = carried_out(method, before.model, context)
     notes = [*advice, *notes]
-    if earlier is not None:
-        now = walk(model, context.example)
-        moved = now.sites != earlier.record.sites or method.effect == "values"
-        if moved and not isinstance(model, Edited):
-            inputs = (x for x, _ in context.data.calibration.batches())
-            plan["activations"] = calibrate(model, now, inputs, grid_of(earlier))
-            notes.append("activation quantizers were placed and calibrated anew")
-        model = carry(earlier, model, plan.get("activations"), context.example)
-        kept = model.by_site if isinstance(model, Edited) else {}
-        if "activations" not in plan and len(kept) < len(earlier.by_site):
-            lost = len(earlier.by_site) - len(kept)
-            notes.append(f"{lost} activations are in floating point again: no integer kernel takes the weights there")
+    kept = len(model.by_site) if isinstance(model, Edited) else 0
+    if quantized is not None and "activations" not in plan and kept < quantized:
+        lost = quantized - kept
+        notes.append(f"{lost} activations are in floating point again: no integer kernel takes the weights there")
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     notes += method.train(model, context)
-    settle(model.eval())
+    trained(method, shapes, model, probe(model, context))
     step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)
     promised = method.effect != "values" and type(method).train is Method.train
-    faster = isinstance(model, Edited) and earlier is None  # integer kernels take its activations now
+    faster = isinstance(model, Edited) and quantized is None  # integer kernels take its activations now
     if promised and not faster and not _smaller(step.size, before.steps[-1].size):
         step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
     return Compressed(model, (*before.steps, step), before.seed, before.example)

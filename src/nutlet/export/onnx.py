@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ExportError
+from nutlet.export.comparison import agreeing
 from nutlet.export.onnx_packing import pack_initializers
 from nutlet.export.onnx_slim import slim
 from nutlet.export.trial import explain, silence
@@ -30,18 +32,26 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: 
     Args:
         model: any module or result of the chain; constraints are finalized on a copy.
         path: where the file goes; it is written aside and renamed.
-        example: two inputs, batch first.
+        example: two real inputs, batch first: what the file answers to them is compared with what the module does.
         packed: weights of few values and weights with many zeros take as few bits as they need, and ordinary operators
             decode them. ONNX Runtime (1.18 and later) does so once, when a session is made; for a runtime that would do
             it at every call, or give up its integer kernels (OpenVINO), leave them unpacked.
 
     Raises:
-        ExportError: the model cannot be traced, is larger than one ONNX file can be, or gives no valid ONNX.
+        ExportError: the model cannot be traced, is larger than one ONNX file can be, gives no valid ONNX, or a file
+            that answers otherwise, see :func:`nutlet.export.comparison.agreeing`.
         StorageError: the file cannot be written.
     """
+    content = agreeing(model, example, partial(_content, packed=packed))
+    write_atomic(Path(path), lambda aside: aside.write_bytes(content))
+    trust(content)
+    return Path(path)
+
+
+def _content(model: nn.Module, example: Tensor, *, packed: bool) -> bytes:
+    """Return the content of the file of ``model``."""
     import onnx
 
-    path = Path(path)
     final = finalize(model)
     size = sum(tensor.nbytes for tensor in final.state_dict().values())
     if size > LARGEST_ONNX:
@@ -58,10 +68,8 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: 
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    content = proto.SerializeToString(deterministic=True)
-    write_atomic(path, lambda aside: aside.write_bytes(content))
-    trust(content)
-    return path
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 _FOLDED = 256

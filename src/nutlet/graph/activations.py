@@ -22,6 +22,7 @@ from nutlet.predict import evaluating
 __all__ = [
     "ActivationGrid",
     "ActivationQuantizer",
+    "Activations",
     "attach",
     "calibrate",
     "carry",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nutlet.errors import ModelError, StorageError, nearest, shown
+from nutlet.errors import ModelError, StorageError, first_line, nearest, shown
 from nutlet.inputs.checkpoint import check_checkpoint, check_header, check_tensor
 from nutlet.inputs.pickled import refusal
 

@@ -20,7 +20,19 @@ from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, chain, fits, limits, pieces
-from nutlet.methods.low_rank.ranks import Call, Choice, Cost, candidates, cheapest, costs, descent, spread, within
+from nutlet.methods.low_rank.products import multiplied_out, unlike_weights
+from nutlet.methods.low_rank.ranks import (
+    Call,
+    Choice,
+    Cost,
+    candidates,
+    cheapest,
+    costs,
+    descent,
+    portions,
+    spread,
+    within,
+)
 from nutlet.predict import evaluate, evaluating
 
 __all__ = ["Factorize"]
@@ -29,8 +41,6 @@ ITERATIVE = ("cp", "nmf")
 """Decompositions without a spectrum: their error at a rank is known once they are made."""
 TRIED = 8
 """How many ranks of these are tried for each layer, from a sixteenth of the largest that pays."""
-MOMENTS = 2**27
-"""How many numbers the input moments may hold at a time (1 GiB)."""
 
 
 @register
@@ -81,6 +91,7 @@ class Factorize(Method):
     [16.8481, 1.0684]
     """  # noqa: E501
 
+    separable: ClassVar[tuple[str, ...]] = ("ranks",)
     effect: ClassVar[str] = "rank"
     when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
     recoverable: ClassVar[bool] = True
@@ -178,6 +189,18 @@ class Factorize(Method):
         shape = tuple(constrained_weight(layer).shape)
         return min(limits(fits(self.decomposition, shape), shape))
 
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the chains, whose quantizers are fitted anew."""
+        return list(plan["ranks"])
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model with each weight the product of its factors."""
+        return multiplied_out(model, plan)
+
+    def faults(self, model: nn.Module, plan: Plan) -> dict[str, str]:
+        """Return the layers whose product is no projection of the weight, or worse than the best of its rank."""
+        return unlike_weights(model, plan)
+
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Replace each layer of the plan by its chain; the weights in it are set after."""
@@ -243,7 +266,7 @@ class Factorize(Method):
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> Iterator[tuple[str, Decomposed]]:
         """Yield each layer with its decomposition."""
-        for some in _portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
+        for some in portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
             moments = {}
             if self.decomposition == "whitened":
                 moments = input_moments(model, some, context.data.calibration.batches())
@@ -351,20 +374,6 @@ def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decompos
         again = (constraint.anew(raw_weight(factor).detach()) for constraint in earlier)
         constrain(factor, [constraint for constraint in again if constraint is not None])
     return factors.train(layer.training)
-
-
-def _portions(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    """Yield the layers in portions whose input moments fit into memory."""
-    portion: dict[str, nn.Module] = {}
-    numbers = 0
-    for name, layer in layers.items():
-        more = constrained_weight(layer)[0].numel() ** 2
-        if portion and numbers + more > MOMENTS:
-            yield portion
-            portion, numbers = {}, 0
-        portion[name] = layer
-        numbers += more
-    yield portion
 
 
 def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> list[str]:

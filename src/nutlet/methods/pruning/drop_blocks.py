@@ -39,6 +39,7 @@ class DropBlocks(Method):
         ConfigError: ``drop`` is not positive, or larger than the number of blocks that can go.
     """
 
+    separable: ClassVar[tuple[str, ...]] = ("dropped",)
     effect: ClassVar[str] = "depth"
     when: ClassVar[str] = "the model must be fast at batch 1: latency follows depth more than work"
     recoverable: ClassVar[bool] = True
@@ -101,6 +102,13 @@ class DropBlocks(Method):
         if self.drop > len(candidates):
             which = "; ".join([", ".join(candidates), *notes])
             raise ConfigError(f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {which}")
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model with each block in its place, and giving back what it was given."""
+        silenced = copy.deepcopy(model)
+        for name in plan["dropped"]:
+            setattr(silenced.get_submodule(name), "forward", _first)  # noqa: B010  a method, says mypy
+        return silenced
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
@@ -168,6 +176,10 @@ def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if name and not isinstance(module, Layer) and any(isinstance(child, Layer) for child in module.modules()):
             yield name, module
+
+
+def _first(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return x
 
 
 def _trials(candidates: int, drop: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import weighted_layers
@@ -56,3 +56,11 @@ class PruneWeights(Sparsifying):
             for name, scores in saliency.items()
         }
         return {"masked": list(masks), "values": mask_values(model, masks), "notes": [DENSE, *notes, *unseen, *short]}
+
+    def remaining(self, layer: nn.Module, mask: Tensor) -> Tensor:
+        """Return the largest weights, as many as the mask keeps, where size alone decides; ties as it has them."""
+        if (self.criterion, self.pattern) != ("magnitude", "weight"):
+            return mask
+        sizes, count = constrained_weight(layer).abs(), int(mask.sum())
+        least = sizes.flatten().kthvalue(sizes.numel() - count + 1).values if count else sizes.max() + 1
+        return (sizes > least) | ((sizes == least) & mask)

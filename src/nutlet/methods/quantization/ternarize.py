@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.quantizers import Grid, TrainedTernarizer, WeightQuantizer
-from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.formats import layers_to_code, put_format
+from nutlet.method import Context, Plan, register
+from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 from nutlet.methods.quantization.integers import put_grid
 
 __all__ = ["Ternarize"]
@@ -18,7 +18,7 @@ __all__ = ["Ternarize"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Ternarize(Method):
+class Ternarize(Coding):
     """Keep zero and one value of either sign, in less than two bits a weight; training learns the values.
 
     Accuracy is lost until the model has been trained again. ``Quantize`` after it makes the activations integers as
@@ -38,6 +38,7 @@ class Ternarize(Method):
     {'Ternarize': {'scales': 2}}
     """
 
+    separable: ClassVar[tuple[str, ...]] = ("ternary",)
     effect: ClassVar[str] = "grid"
     when: ClassVar[str] = "less than two bits for a weight on disk, with training after it"
     recoverable: ClassVar[bool] = True
