@@ -144,7 +144,7 @@ def test_the_history_says_what_each_step_did(mlp: tuple[nn.Module, Data]) -> Non
     assert dropped.size.macs == original.size.macs - 2 * 16 * 16
     assert dropped.plan["dropped"][0] in dropped.notes[0]
     assert pruned.size.bytes == dropped.size.bytes
-    assert pruned.size.bytes_zstd < dropped.size.bytes_zstd
+    assert pruned.size.bytes_packed < dropped.size.bytes_packed
     assert pruned.size.effective_macs == round(pruned.size.macs * 0.5)
     assert quantized.size.bytes < 0.5 * pruned.size.bytes
     assert {layer.bits for layer in quantized.size.layers} == {8}

@@ -139,7 +139,6 @@ class Compressed(Tabled):
                 step.name,
                 f"{step.accuracy:.2%}",
                 f"{step.size.bytes:,}",
-                f"{step.size.bytes_zstd:,}",
                 f"{step.size.bytes_packed:,}",
                 f"{step.size.macs:,}",
                 f"{step.size.effective_macs:,}",
@@ -147,7 +146,7 @@ class Compressed(Tabled):
             )
             for step in self.steps
         )
-        columns = ("step", "validation accuracy", "bytes", "after zstd", "packed", "MACs", "effective MACs", "seconds")
+        columns = ("step", "validation accuracy", "bytes", "packed", "MACs", "effective MACs", "seconds")
         notes = [f"{step.name}: {note}" for step in self.steps for note in step.notes]
         return Table("What each step did to the model in memory", columns, rows, tuple(notes))
 
@@ -186,7 +185,7 @@ def _step(value: dict[str, Any]) -> Step:
     """Read one step and check that its figures are figures, for tables and reports calculate with them."""
     step = Step.from_dict(value)
     figures = [step.accuracy, step.seconds]
-    counts: list[Any] = [step.size.parameters, step.size.bytes, step.size.bytes_zstd]
+    counts: list[Any] = [step.size.parameters, step.size.bytes]
     counts += [step.size.bytes_packed, step.size.macs, step.size.effective_macs]
     texts: list[Any] = [*step.notes]
     for layer in step.size.layers:

@@ -40,7 +40,6 @@ class Size:
     Args:
         parameters: number of stored values.
         bytes: bytes of the stored tensors; zeros count in full, for a mask over dense zeros saves nothing.
-        bytes_zstd: the same after zstd, where zeros and repeated codes do save.
         bytes_packed: bytes of the tensors as ``Compressed.save`` writes them: codes in as few bits as they need,
             nothing where a mask removed weights.
         macs: multiply-accumulates for one example.
@@ -50,7 +49,6 @@ class Size:
 
     parameters: int
     bytes: int
-    bytes_zstd: int
     bytes_packed: int
     macs: int
     effective_macs: int
@@ -92,5 +90,6 @@ class Step:
     def from_dict(value: dict[str, Any]) -> Step:
         """Rebuild from :meth:`to_dict`."""
         size = dict(value["size"])
+        size.pop("bytes_zstd", None)  # earlier versions packed every step with it; now only the shipped file is
         size["layers"] = tuple(LayerSize(**{**layer, "shape": tuple(layer["shape"])}) for layer in size["layers"])
         return Step(**{**value, "size": Size(**size), "notes": tuple(value["notes"])})

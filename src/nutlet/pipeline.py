@@ -157,7 +157,6 @@ def _measured(
 def _smaller(now: Size, before: Size) -> bool:
     return (
         now.bytes < before.bytes
-        or now.bytes_zstd < before.bytes_zstd
         or now.bytes_packed < before.bytes_packed
         or now.macs < before.macs
         or now.effective_macs < before.effective_macs

@@ -26,7 +26,7 @@ def sample_report(layers: int = 21, blocks: int = 7) -> dict[str, Any]:
         macs = sum(row.macs for row in rows)
         parameters = sum(row.bytes * 8 // bits for row in rows)
         packed = int(total * (0.92 - 0.8 * sparsity))
-        return Size(parameters, total, packed, packed + 16, macs, int(macs * (1 - sparsity)), tuple(rows))
+        return Size(parameters, total, packed + 16, macs, int(macs * (1 - sparsity)), tuple(rows))
 
     steps = [
         Step({}, {}, 0.9176, size(32, 1.0, 0.0), 0.0),

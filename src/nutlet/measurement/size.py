@@ -13,7 +13,6 @@ from nutlet.graph.sites import Edited, walk
 from nutlet.graph.stored import Packed, pack
 from nutlet.graph.work import site_macs
 from nutlet.history import LayerSize, Size
-from nutlet.storage import packed_size
 
 __all__ = ["size_of"]
 
@@ -38,7 +37,6 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     body, prefix = (final.model, "model.") if isinstance(final, Edited) else (final, "")
     seen: set[int] = set()
     layers = []
-    content = bytearray()
     parameters = 0
     effective = sum(work.values())
     for name, module in body.named_modules():
@@ -54,8 +52,6 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
         if not own:
             continue
         parameters += sum(t.numel() for t in own)
-        for tensor in own:
-            content += tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
         layers.append(
             LayerSize(
                 name=name,
@@ -70,8 +66,7 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
         )
     return Size(
         parameters=parameters,
-        bytes=len(content),
-        bytes_zstd=packed_size(bytes(content)),
+        bytes=sum(layer.bytes for layer in layers),
         bytes_packed=len(packed.content),
         macs=sum(work.values()),
         effective_macs=effective,

@@ -190,7 +190,6 @@ def _steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "accuracy": percent(step["accuracy"]),
             "change": f"{points(step['accuracy'] - previous['accuracy'], sign=True)}" if previous else "",
             "bytes": size(figures["bytes"]),
-            "zstd": size(figures["bytes_zstd"]),
             "packed": size(figures["bytes_packed"]),
             "macs": count(figures["macs"]),
             "effective": count(figures["effective_macs"]),
@@ -214,12 +213,14 @@ def _accuracy_chart(history: list[dict[str, Any]]) -> Markup:
 def _size_chart(history: list[dict[str, Any]]) -> Markup:
     groups = []
     for index, step in enumerate(history):
-        raw, packed = step["size"]["bytes"], step["size"]["bytes_zstd"]
+        raw, packed = step["size"]["bytes"], step["size"]["bytes_packed"]
         name = next(iter(step["method"]), "original")
         label = f"{index}  {name[:40]}" if index else "original"
         series = "after" if index else "before"
-        groups.append((label, [Bar(series, raw, size(raw)), Bar("packed", packed, f"{size(packed)} zstd")]))
-    return charts.bars("size-chart", "Bytes of the stored tensors after each step, raw and after zstd", groups)
+        groups.append((label, [Bar(series, raw, size(raw)), Bar("packed", packed, f"{size(packed)} packed")]))
+    return charts.bars(
+        "size-chart", "Bytes of the stored tensors after each step, raw and packed as a saved model", groups
+    )
 
 
 def _layers(history: list[dict[str, Any]]) -> dict[str, Any]:
