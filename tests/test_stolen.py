@@ -394,7 +394,7 @@ def branch(depth: int) -> onnx.NodeProto:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "unknown operator": (lambda p: save(p, [node("Loop", "x"), node("Relu", "x")], {}), "Loop; expected those that the reader knows"),
+    "unknown operator": (lambda p: save(p, [node("Loop", "x"), node("Relu", "x")], {}), "Loop; expected those"),
     "unknown domain": (lambda p: save(p, [node("Relu", "x", domain="evil")], {}), r"evil\.Relu"),
     "branches": (lambda p: save(p, [branch(12)], {}), "understood: If"),
     "unknown attribute": (lambda p: save(p, [node("Relu", "x", inplace=1)], {}), "inplace"),
