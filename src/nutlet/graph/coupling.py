@@ -30,7 +30,7 @@ from nutlet.graph.detaching import Detaching
 from nutlet.graph.scope import Layer
 from nutlet.predict import evaluating
 
-__all__ = ["Group", "coupled_groups", "remove_channels"]
+__all__ = ["Group", "coupled_groups", "refused_removals", "remove_channels"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,32 @@ def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict
             else:
                 refused[root] = "without some of them, the model answers otherwise"
     return usable, refused
+
+
+def refused_removals(model: nn.Module, example: Tensor, removed: Mapping[str, list[int]]) -> dict[str, str]:
+    """Return the roots whose channels cannot go as they were chosen, each with the reason.
+
+    That some channels of a group can be removed does not say that any can: a grouped convolution takes as many from each
+    of its groups, or what is left slides into another one.
+
+    Args:
+        model: not changed.
+        example: real inputs, batch first, that the answers are compared on.
+        removed: output channels to remove, by the root of their group.
+    """
+    bare, _ = _bare_copy(model)
+    refused = {}
+    for root, channels in removed.items():
+        try:
+            thinner, whole = _outcome_without(bare, example, root, channels)
+        except NutletError:
+            raise
+        except Exception as error:  # the model without the channels may fail in any way at all
+            refused[root] = f"{type(error).__name__}: {first_line(error)}"
+            continue
+        if not _agree(thinner, whole):
+            refused[root] = "without those chosen, the model answers otherwise than with nothing reading them"
+    return refused
 
 
 def remove_channels(model: nn.Module, example: Tensor, removed: dict[str, list[int]]) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.coupling import Group, coupled_groups, remove_channels
+from nutlet.graph.coupling import Group, coupled_groups, refused_removals, remove_channels
 from nutlet.graph.reasons import EXCLUDED, layers_with_values
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
@@ -94,6 +94,9 @@ class PruneChannels(Method):
             notes.append(
                 f"nothing removed: widths rounded up to multiples of {self.multiple_of} are the widths there are"
             )
+        for root, reason in refused_removals(model, context.example, removed).items():
+            del removed[root]
+            notes.append(f"{root}: {reason}; left alone")
         return {"removed": removed, "notes": notes}
 
     def _scores(self, model: nn.Module, groups: list[Group], context: Context) -> dict[str, Tensor]:
