@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -91,11 +92,11 @@ def change_tree(rng: random.Random, value: Any) -> Any:
     for _ in range(rng.randint(1, 3)):
         spots = places(value, [])
         if not spots:
-            return rng.choice(EXTREME)
+            return copy.deepcopy(rng.choice(EXTREME))
         holder, key = rng.choice(spots)
         kind = rng.random()
         if kind < 0.75:
-            holder[key] = rng.choice(EXTREME)
+            holder[key] = copy.deepcopy(rng.choice(EXTREME))
         elif kind < 0.9 and isinstance(holder, dict):
             del holder[key]
         elif isinstance(holder, list):
