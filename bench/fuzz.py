@@ -71,11 +71,11 @@ def outcome(reader: Reader, path: Path) -> dict[str, Any]:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + GIB, hard))
     start = time.process_time()
-    problem = None
+    problem, refused = None, False
     try:
         reader.read(path)
     except NutletError as error:
-        told = str(error)
+        told, refused = str(error), True
         chain: BaseException | None = error
         while chain is not None:
             if any(word in f"{type(chain).__name__}: {chain}"[:2000] for word in _EXHAUSTED):
@@ -92,17 +92,23 @@ def outcome(reader: Reader, path: Path) -> dict[str, Any]:
     peak = status("VmHWM") - before
     if peak > GIB:
         problem = f"{peak / GIB:.2f} GiB"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "Traceback" in Path("said").read_text(errors="replace"):
+        problem = "a traceback on the terminal"
     if Path(CANARY).exists():
         problem = "code was run"
-    return {"problem": problem, "mib": peak / 2**20, "seconds": time.process_time() - start}
+    return {"problem": problem, "refused": refused, "mib": peak / 2**20, "seconds": time.process_time() - start}
 
 
-def case(reader: Reader, good: Path, root: Path, seed: int, *, structured: bool) -> dict[str, Any]:
-    """Make and read one mutation in a child process."""
+def case(reader: Reader, good: Path, root: Path, seed: int, *, structured: bool | None) -> dict[str, Any]:
+    """Make and read one mutation, or with ``structured=None`` the good file itself, in a child process."""
     with tempfile.TemporaryDirectory() as scratch:
         path = copy_of(good, root, Path(scratch))
         rng = random.Random(seed)
-        if structured:
+        if structured is None:
+            pass
+        elif structured:
             reader.change(rng, path)
         else:
             path.write_bytes(mutate(rng, path.read_bytes()))
@@ -112,6 +118,9 @@ def case(reader: Reader, good: Path, root: Path, seed: int, *, structured: bool)
         if pid == 0:
             os.setsid()
             os.chdir(scratch)
+            said = os.open("said", os.O_WRONLY | os.O_CREAT)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
             os.environ["NUTLET_CACHE"] = str(Path(scratch) / "cache")
             os.write(sender, json.dumps(outcome(reader, path)).encode())
             os._exit(0)
@@ -143,22 +152,29 @@ def fuzz(reader: Reader, count: int, structured: int, *, seed: int, dry: bool) -
         root = Path(folder)
         os.environ["NUTLET_CACHE"] = str(root / "cache")
         good = reader.make(root)
+        whole = case(reader, good, root, 0, structured=None)
+        assert whole["problem"] is None, f"the good {reader.name} is not read: {whole}"
+        assert not whole["refused"], f"the good {reader.name} is refused"
         problems: Counter[str] = Counter()
+        refused = 0
         mib = seconds = 0.0
         for number in range(count + structured):
             found = case(reader, good, root, seed * 100_000 + number, structured=number >= count)
             mib, seconds = max(mib, found["mib"]), max(seconds, found["seconds"])
+            refused += found.get("refused", False)
             if found["problem"]:
                 problems[found["problem"]] += 1
                 print(f"  {reader.name} {number}: {found['problem']}", flush=True)
     failures = sum(problems.values())
     rows.add("tried", count + structured, "files")
     rows.add("failures", failures, "files", 0)
+    rows.add("refused", refused, "files")
     rows.add("peak", mib, "MiB above the process before", 1024)
     rows.add("slowest", seconds, "s of processor time", SECONDS)
     if not dry:
         rows.write()
-    print(f"{reader.name}: {count + structured} tried, {failures} failed, {mib:.0f} MiB, {seconds:.1f} s", flush=True)
+    figures = f"{count + structured} tried, {failures} failed, {refused} refused, {mib:.0f} MiB, {seconds:.1f} s"
+    print(f"{reader.name}: {figures}", flush=True)
     return failures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -91,11 +92,11 @@ def change_tree(rng: random.Random, value: Any) -> Any:
     for _ in range(rng.randint(1, 3)):
         spots = places(value, [])
         if not spots:
-            return rng.choice(EXTREME)
+            return copy.deepcopy(rng.choice(EXTREME))
         holder, key = rng.choice(spots)
         kind = rng.random()
         if kind < 0.75:
-            holder[key] = rng.choice(EXTREME)
+            holder[key] = copy.deepcopy(rng.choice(EXTREME))
         elif kind < 0.9 and isinstance(holder, dict):
             del holder[key]
         elif isinstance(holder, list):
@@ -480,6 +481,17 @@ def change_cached(rng: random.Random, path: Path) -> None:
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + bytes(16_000))
 
 
+def read_cached(path: Path) -> object:
+    """Read the data set after its entry in the cache, whose name depends on where the data set lies, was replaced."""
+    source, cache = path.parents[3] / "d.npz", path.parents[2]
+    changed = path.read_bytes()
+    path.unlink()
+    load_examples(str(source))
+    (entry,) = cache.rglob("y.npy")
+    entry.write_bytes(changed)
+    return load_examples(str(source))
+
+
 def weights_of(path: Path) -> object:
     return load_model(f"{Path(__file__)}:net", path)
 
@@ -488,7 +500,7 @@ READERS = [
     Reader("recipe", make_recipe, load_recipe, change_yaml),
     Reader("endpoint", make_endpoint, lambda p: load_endpoint(p, i_own_this_endpoint=True), change_yaml),
     Reader("npz", make_npz, lambda p: load_data(str(p), calibration=8), change_npz),
-    Reader("npy", make_cached, lambda p: load_examples(str(p.parents[3] / "d.npz")), change_cached),
+    Reader("npy", make_cached, read_cached, change_cached),
     Reader("image", make_image, lambda p: load_data(str(p.parents[1]), calibration=2), change_image),
     Reader("pt", make_pt, weights_of, change_pt),
     Reader("safetensors", make_safetensors, weights_of, change_safetensors),

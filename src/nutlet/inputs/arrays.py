@@ -185,7 +185,7 @@ def cached(source: Path, files: list[Path], read: Callable[[], Arrays]) -> Array
         if (folder / "test_x.npy").exists():
             found |= {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("test_x", "test_y")}
         return Arrays(**found)
-    except (OSError, ValueError, EOFError, MemoryError):  # a damaged entry
+    except Exception:  # no entry, or a damaged one, which may raise anything: it is made anew
         arrays = read()
     sweep(folder)
     # Labels of the training set last: without them the entry does not count as complete.

@@ -7,6 +7,8 @@ parameters becomes a real layer again, named as its parameter was; everything el
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import operator
 import re
@@ -296,11 +298,22 @@ def _check_sizes(module: fx.GraphModule, inputs: list[Tensor]) -> None:
 
     A graph whose shapes depend on values (a mask as an index) cannot be run on shapes alone; it passes.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as shapes, torch.no_grad():
+    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as shapes, torch.no_grad():
         try:
             _Sizes(module).run(*(shapes.from_tensor(x) for x in inputs))
         except (DataDependentOutputException, DynamicOutputShapeException):
             return
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from logging the trace of an error that is raised, and said, anyway."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _try(module: fx.GraphModule, program: Program) -> None:
