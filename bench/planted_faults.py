@@ -114,7 +114,7 @@ def _norms(change: Callable[[Any], None]) -> Callable[[Any], Any]:
 
 def _next_norms(pairs: list[list[str]]) -> list[list[str]]:
     inner = [pair for pair in pairs if pair[0].startswith("block")]
-    return [[layer, norm] for (layer, _), (_, norm) in zip(inner, [*inner[1:], inner[0]], strict=True)]
+    return [[layer, norm] for (layer, _), (_, norm) in zip(inner, [*inner[1:], *inner[:1]], strict=True)]
 
 
 def _no_bias(result: None, model: nn.Module, pairs: list[tuple[str, str]]) -> None:
@@ -268,10 +268,10 @@ FAULTS = {
     "scale of the next channel": Fault(
         "nutlet.graph.quantizers.integers:WeightQuantizer._set", first(lambda q, s, z: (q, s.roll(1), z)), "int8"
     ),
-    "scale of the next channel after a selection": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer.select",
-        after(lambda q, *args: WeightQuantizer(q.scale.roll(1), q.zero_point, q.axis, q.grid, q.shape)),
-        "int8, thinner",
+    "scale of the next channel after a late fold": Fault(
+        "nutlet.graph.quantizers.integers:WeightQuantizer.times",
+        first(lambda q, factor: (q, factor.roll(1))),
+        "trained",
     ),
     "scales along the wrong axis": Fault(
         "nutlet.graph.quantizers.integers:WeightQuantizer._spread",
@@ -283,8 +283,8 @@ FAULTS = {
         after(lambda values, q, codes: values - q._spread(q.step.detach(), codes)),
         "asymmetric",
     ),
-    "chosen codes one too high": Fault(
-        "nutlet.methods.quantization.rounding:Rounding.values", first(lambda r, codes: (r, codes + 1)), "rounded"
+    "chosen codes of the next channel": Fault(
+        "nutlet.methods.quantization.rounding:_representable", after(lambda weight, *args: weight.roll(1, 0)), "rounded"
     ),
     "shared values shifted": Fault(
         "nutlet.graph.quantizers.codebook:Codebook.values",
@@ -344,7 +344,6 @@ FAULTS = {
     "unpacked in another order": Fault(
         "nutlet.graph.stored:unpack_integers", after(lambda places, *args: places[::-1]), "int4"
     ),
-    "mask packed inverted": Fault("nutlet.graph.stored:_spread", after(lambda t, *args: t.flip(0)), "masked"),
     "bias lost in the file": Fault("nutlet.export.onnx:slim", after(_bias_lost), "int8"),
     "two weights of the file mixed": Fault("nutlet.export.onnx:slim", after(_mixed), "int8"),
     "codes shifted in the file": Fault(

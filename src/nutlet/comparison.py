@@ -15,7 +15,7 @@ from nutlet.errors import ComparisonError
 from nutlet.graph.activations import ActivationGrid, ActivationQuantizer, Activations, calibrate, grid_of
 from nutlet.graph.comparison import Answers, answers, difference, plain, run
 from nutlet.graph.constraints import Mask, constrained_layers, constrained_weight, constraints
-from nutlet.graph.quantization_error import activation_problems, carried_exactly, weight_problem
+from nutlet.graph.quantization_error import activation_problems, carried_problem, weight_problem
 from nutlet.graph.quantizers import WeightQuantizer, formats
 from nutlet.graph.sites import Edited, body_of, walk
 from nutlet.graph.stored import settle
@@ -120,7 +120,7 @@ class _Step:
         self.calibrated = False  # whether the ranges in the plan are not the method's own
         self.x = probe(self.before, self.context)
         # Weights that layers share under different constraints are not on the values of each.
-        self.settled = {name for name, layer in constrained_layers(self.before) if not carried_exactly(layer)}
+        self.settled = {name for name, layer in constrained_layers(self.before) if not carried_problem(layer)}
 
     @cached_property
     def finite(self) -> bool:
@@ -219,7 +219,7 @@ class _Step:
                     found[name] = problem
         if self.method.effect in self.CARRIES:
             for name, layer in constrained_layers(body):
-                if name in self.settled and not _by_groups(layer) and (problem := carried_exactly(layer)):
+                if name in self.settled and not _by_groups(layer) and (problem := carried_problem(layer)):
                     found[name] = problem
         return self._attributed(plan, found)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nutlet.graph.activations import ActivationQuantizer
 from nutlet.graph.comparison import run
-from nutlet.graph.constraints import alive, constraints, dense_weight
+from nutlet.graph.constraints import alive, constraints, dense_weight, raw_weight
 from nutlet.graph.quantizers import (
     Binarizer,
     Codebook,
@@ -26,7 +26,7 @@ from nutlet.graph.quantizers import (
 )
 from nutlet.graph.sites import Edited, Record
 
-__all__ = ["activation_problems", "carried_exactly", "weight_problem"]
+__all__ = ["activation_problems", "carried_exactly", "carried_problem", "weight_problem"]
 
 HALF = 0.51
 """Of a step: how far rounding to the nearest moves a value, with what single precision adds."""
@@ -37,7 +37,7 @@ MORE = 1.1
 SCARCE = 1.7
 """The same of a single scale, which few weights may share."""
 SHARED = 1.7
-"""The same of values that weights share: a zero that is held takes weights from the values beside it."""
+"""The same of the values of a codebook: a zero that is held takes weights from the values beside it."""
 CHOSEN = 8.0
 """How many times the squared error of the nearest codes chosen ones may have: they serve the outputs."""
 WASTED = 64.0
@@ -67,6 +67,17 @@ def weight_problem(layer: nn.Module, chosen_for: Tensor | None = None) -> str:
             return problem
         weight = values
     return ""
+
+
+def carried_problem(layer: nn.Module) -> str:
+    """Return what is wrong with constraints that were carried to what is left of a weight that they held already.
+
+    A mask removes nothing more, and quantizers leave the weight where it is, or were fitted to what is left of it.
+    """
+    lost = int((raw_weight(layer).detach()[~alive(layer)] != 0).sum())
+    if lost:
+        return f"its mask removes {lost:,} weights that were left"
+    return carried_exactly(layer) and weight_problem(layer)
 
 
 def carried_exactly(layer: nn.Module) -> str:
@@ -114,10 +125,10 @@ def _check(constraint: FewValues, weight: Tensor, values: Tensor) -> str:
         cells = rows.long().to(weight.device).view(shape).expand_as(weight)
     else:
         return ""
-    return _not_the_mean(cells, weight, values)
+    return _not_the_mean(cells, weight, values, SHARED if isinstance(constraint, Codebook) else MORE)
 
 
-def _not_the_mean(cells: Tensor, weight: Tensor, values: Tensor) -> str:
+def _not_the_mean(cells: Tensor, weight: Tensor, values: Tensor, times: float) -> str:
     """A value shared by many weights is their mean, signs aside, or another would have a smaller squared error."""
     counted = (weight != 0) & (values != 0)
     cells, weight, values = cells[counted], weight[counted].double(), values[counted].double()
@@ -128,7 +139,7 @@ def _not_the_mean(cells: Tensor, weight: Tensor, values: Tensor) -> str:
     sums, sizes = torch.zeros(2, count, dtype=torch.float64, device=weight.device)
     means = sums.index_add(0, cells, towards) / sizes.index_add(0, cells, torch.ones_like(towards)).clamp_min(1)
     found, least = (weight - values).square().sum(), (towards - means[cells]).square().sum()
-    if found <= SHARED * least + 1e-8 * weight.square().sum():
+    if found <= times * least + 1e-8 * weight.square().sum():
         return ""
     return f"its shared values have {float(found / least.clamp_min(1e-30)):.3g} times the least squared error"
 
