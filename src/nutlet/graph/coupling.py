@@ -104,8 +104,8 @@ def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict
 def refused_removals(model: nn.Module, example: Tensor, removed: Mapping[str, list[int]]) -> dict[str, str]:
     """Return the roots whose channels cannot go as they were chosen, each with the reason.
 
-    That some channels of a group can be removed does not say that any can: a grouped convolution takes as many from each
-    of its groups, or what is left slides into another one.
+    That some channels of a group can be removed does not say that any can: where a grouped convolution does not lose as
+    many from each of its groups, what is left slides into another one.
 
     Args:
         model: not changed.
