@@ -7,16 +7,20 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from nutlet.data import Examples
 from nutlet.errors import ModelError
 
-__all__ = ["evaluate", "evaluating", "predict"]
+__all__ = ["evaluate", "evaluating", "let_go", "predict"]
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode for the block, and each of its modules back into its own mode after it."""
+    """Put ``model`` in evaluation mode for the block, and each of its modules back into its own mode after it.
+
+    What a forward left on the model is let go with the block, see :func:`let_go`.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -24,6 +28,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        let_go(model)
+
+
+def let_go(model: nn.Module) -> None:
+    """Detach the results that a forward left on modules (features kept for Grad-CAM), in place.
+
+    With the graph of a computation behind them they cannot be copied, and hold its memory.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (Tensor, list, tuple, dict)) and not name.startswith("_"):
+                vars(module)[name] = tree_map_only(Tensor, _detached, value)
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_leaf else tensor.detach()
 
 
 def predict(model: nn.Module, examples: Examples, *, batch: int = 256) -> Tensor:

@@ -23,7 +23,7 @@ from nutlet.graph.constraints import widen
 from nutlet.graph.training_path import training_path
 from nutlet.method import Context
 from nutlet.outputs import OutputKind, class_loss, to_logits
-from nutlet.predict import evaluate
+from nutlet.predict import evaluate, let_go
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic
 
@@ -238,7 +238,7 @@ def train_on(
         parameter.grad = None
     # Sums round differently in another memory format: the model must not differ from the one that is saved and loaded.
     model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    model.eval()
+    let_go(model.eval())
     return notes
 
 
