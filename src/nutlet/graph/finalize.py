@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from nutlet.graph.activations import ActivationQuantizer
 from nutlet.graph.constraints import constrained_layers, constrained_weight, raw_weight, take_off
+from nutlet.graph.detaching import Detaching
 from nutlet.graph.fold import fold, foldable, without_norms
 from nutlet.graph.placement import WEIGHTED, moves_values, runs_on_integers
 from nutlet.graph.quantizers import Binarizer, FewValues, WeightQuantizer, formats
@@ -64,7 +65,8 @@ def finalize(model: nn.Module) -> nn.Module:
     Batch norms that were kept for training are folded into layers that run on integers: their scales take the factor,
     their codes stay. That rounds sums differently in the last digit, which can move an activation by one code.
     """
-    baked = copy.deepcopy(model).eval()
+    with Detaching():  # an earlier forward may have left results on the model
+        baked = copy.deepcopy(model).eval()
     if not isinstance(baked, Edited):
         return _bake(baked, {})
     edits = {
