@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -451,7 +452,7 @@ def read_answers(path: Path) -> object:
 
 
 def change_answers(rng: random.Random, path: Path) -> None:
-    with sqlite3.connect(path) as answers:
+    with closing(sqlite3.connect(path)) as answers, answers:
         rows = answers.execute("SELECT input FROM answers").fetchall()
         for (key,) in rng.sample(rows, rng.randint(1, len(rows))):
             odd = [

@@ -220,6 +220,7 @@ class Runtime:
 
         Raises:
             DataError: the examples do not fit, or the file takes another batch size only.
+            ModelError: the file takes too much memory or time for such a batch.
         """
         self.check(examples)
         if self.fixed_batch not in (None, size):
@@ -227,7 +228,9 @@ class Runtime:
                 f"{self.path} takes batches of {self.fixed_batch} only, asked for was {size}; export it with a "
                 f"dynamic batch dimension, or measure with batches=({self.fixed_batch},)"
             )
-        return self.feed(examples.batch(slice(0, size))[0].numpy(), size)
+        batch = self.feed(examples.batch(slice(0, size))[0].numpy(), size)
+        self._trials.check(batch.shape)  # now, and not within the time of the first call
+        return batch
 
     def check(self, examples: Examples) -> None:
         """Raise DataError unless there are examples of the shape the file takes."""
