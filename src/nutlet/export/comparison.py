@@ -27,6 +27,10 @@ TRIES = 4
 STORED = "the weights as they are stored"
 """Said in the place of a call where the file does what its module does, which is not what the model does."""
 
+APART = (1e-3, 0.05)
+"""Of the largest value, how far a result inside may be apart without, and with, activation quantizers: a dozen steps of
+8 bits."""
+
 Export = Callable[[nn.Module, Tensor], bytes]
 """``(module, example inputs) -> content of a file``."""
 
@@ -158,7 +162,7 @@ def _first_apart(model: nn.Module, x: Tensor, export: Export) -> tuple[str, str]
         except ExportError:  # what cannot stand at the end of a file says nothing
             return False
         told[k] = difference(found.double(), run(short, x).double())
-        return told[k] > _STEPS
+        return told[k] > APART[isinstance(model, Edited)]
 
     low, high = -1, len(sites) - 1
     while high - low > 1:
@@ -167,10 +171,6 @@ def _first_apart(model: nn.Module, x: Tensor, export: Export) -> tuple[str, str]
     if high not in told and not apart(high):
         return STORED, "every call of the stored model is exported as it is"
     return sites[high], f"{told[high]:.2g} of the largest value"
-
-
-_STEPS = 0.05
-"""Of the largest value, how far a result inside may be apart: a dozen steps of 8 bits."""
 
 
 def _quantizers_at(model: nn.Module, site: str) -> list[str]:
