@@ -252,8 +252,7 @@ def test_a_site_that_the_runtime_computes_otherwise_stays_in_floating_point(
 ) -> None:
     model, data = tiny.tiny("mlp")
     result = nl.compress(model, [nl.Quantize()], data)
-    site = "block1/add/0"
-    assert site in result.model.by_site  # type: ignore[operator]
+    site = list(result.model.by_site)[-1]  # type: ignore[arg-type]
 
     def wrong(content: bytes, model: Any, x: Tensor) -> str:
         return "the file is wrong" if site in model.by_site else ""

@@ -25,6 +25,7 @@ from nutlet.methods.low_rank.ranks import (
     Call,
     Choice,
     Cost,
+    Written,
     candidates,
     cheapest,
     costs,
@@ -205,7 +206,7 @@ class Factorize(Method):
             replace(model, name, _factors(model.get_submodule(name), plan["decomposition"], tuple(ranks)))
         return model
 
-    def _layers(self, model: nn.Module, context: Context, notes: list[str]) -> dict[str, _Layer]:
+    def _layers(self, model: nn.Module, context: Context, notes: list[str]) -> dict[str, Written]:
         """Return the layers that can be factorized, each with its choices, and say why others are left."""
         found = dict(self._free(model, context, notes))
         calls: dict[str, list[Call]] = {}
@@ -228,7 +229,7 @@ class Factorize(Method):
                 norm, shape = float(weight.double().square().sum()), tuple(weight.shape)
                 choices = [Choice(r, norm * taken.error(r), *cost) for r, cost in ranks[name].items()]
                 whole = Choice((), 0.0, *costs([Piece(shape, tuple(range(len(shape) - 2)))], calls[name]))
-                result[name] = _Layer(taken, norm, [whole, *choices])
+                result[name] = Written(taken, norm, [whole, *choices])
                 task.advance()
         return {name: result[name] for name in ranks}
 
@@ -280,7 +281,7 @@ class Factorize(Method):
                 yield name, getattr(decompositions, kind)(weight, *([moments.pop(name)[0]] if moments else []))
 
     def _chosen(
-        self, model: nn.Module, layers: dict[str, _Layer], context: Context, notes: list[str]
+        self, model: nn.Module, layers: dict[str, Written], context: Context, notes: list[str]
     ) -> dict[str, Choice]:
         """Return what becomes of the layers that change."""
         choices = {name: layer.choices for name, layer in layers.items()}
@@ -324,7 +325,7 @@ class Factorize(Method):
         return chosen
 
     def _searched(
-        self, drop: float, model: nn.Module, layers: dict[str, _Layer], context: Context, notes: list[str]
+        self, drop: float, model: nn.Module, layers: dict[str, Written], context: Context, notes: list[str]
     ) -> dict[str, Choice]:
         """Bisect for the longest beginning of the descent whose model is good enough."""
         validation = context.data.validation
@@ -343,15 +344,6 @@ class Factorize(Method):
                 task.advance()
         notes.append(f"ranks searched with {trials} models on {len(validation):,} validation examples")
         return dict(steps[:good])
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer taken apart, and how it can be written: as it is, then all that is cheaper."""
-
-    taken: Decomposed
-    norm: float
-    choices: list[Choice]
 
 
 def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decomposed | None = None) -> nn.Sequential:
