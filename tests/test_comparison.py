@@ -266,6 +266,13 @@ def test_a_site_that_the_runtime_computes_otherwise_stays_in_floating_point(
     assert float((found - wanted).norm() / wanted.norm()) < 0.1
 
 
+def test_values_that_codes_do_not_give_back_are_said_to_be_stored_as_floats() -> None:
+    model, data = tiny.tiny("mlp")
+    steps = [nl.Cluster(values=256, keep_zeros=False, include=("block1.fc1",)), nl.PruneWeights(sparsity=0.5)]
+    said = [note for note in nl.compress(model, steps, data).steps[2].notes if "stored as 32-bit floats" in note]
+    assert [note.partition(":")[0] for note in said] == ["block1.fc1"]
+
+
 def test_plain_weights_are_those_in_force() -> None:
     model, data = tiny.tiny("cnn")
     small = nl.compress(model, [nl.PruneWeights(sparsity=0.5), nl.Quantize(activations=False)], data).model

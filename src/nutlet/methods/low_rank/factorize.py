@@ -19,7 +19,7 @@ from nutlet.graph.statistics import input_moments, observing
 from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.low_rank import decompositions
-from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, chain, fits, limits, pieces
+from nutlet.methods.low_rank.decompositions import ITERATIVE, Decomposed, Piece, Ranks, chain, fits, limits, pieces
 from nutlet.methods.low_rank.products import multiplied_out, unlike_weights
 from nutlet.methods.low_rank.ranks import (
     Call,
@@ -38,8 +38,6 @@ from nutlet.predict import evaluate, evaluating
 
 __all__ = ["Factorize"]
 
-ITERATIVE = ("cp", "nmf")
-"""Decompositions without a spectrum: their error at a rank is known once they are made."""
 TRIED = 8
 """How many ranks of these are tried for each layer, from a sixteenth of the largest that pays."""
 
