@@ -2,8 +2,8 @@
 
     python bench/comparison_cost.py [quantize] [chain]
 
-A run is compressed, saved and exported as users do it, with a clock around each comparison. Against that stands the time
-of the whole run.
+A run is compressed, saved and exported as users do it, with a clock around each comparison; what that took is set
+against the whole run.
 """
 
 from __future__ import annotations
