@@ -23,7 +23,8 @@ from nutlet.data import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.gate import admit
-from nutlet.graph.sites import Edited
+from nutlet.graph.quantizers import formats
+from nutlet.graph.sites import Edited, body_of
 from nutlet.history import Size, Step
 from nutlet.locks import locked
 from nutlet.measurement.size import size_of
@@ -131,6 +132,7 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
     notes += method.train(model, context)
     trained(method, shapes, model, probe(model, context))
     step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)
+    step = dataclasses.replace(step, notes=(*step.notes, *_stored_as_floats(model, step.size)))
     promised = method.effect != "values" and type(method).train is Method.train
     faster = isinstance(model, Edited) and quantized is None  # integer kernels take its activations now
     if promised and not faster and not _smaller(step.size, before.steps[-1].size):
@@ -152,6 +154,17 @@ def _measured(
     # Through JSON, so that a plan is the same whether it was just made or read back.
     plan = json.loads(json.dumps(plan))
     return Step(method, plan, accuracy, size, time.perf_counter() - start, tuple(notes), torch.get_num_threads())
+
+
+def _stored_as_floats(model: nn.Module, size: Size) -> list[str]:
+    """Say which layers are on few values that a file cannot keep as codes: what restores codes makes other weights."""
+    modules = dict(body_of(model).named_modules())
+    return [
+        f"{layer.name}: its {len(few[-1].levels)} values are stored as 32-bit floats, for codes do not give them back "
+        "exactly (a mask over values without zero, or a constraint of somebody else)"
+        for layer in size.layers
+        if layer.bits == 32 and (few := formats(modules[layer.name]))
+    ]
 
 
 def _smaller(now: Size, before: Size) -> bool:

@@ -24,6 +24,13 @@ runtime rounds up and the other down."""
 TRIES = 4
 """How often a site is left in floating point before the export is given up."""
 
+STORED = "the weights as they are stored"
+"""Said in the place of a call where the file does what its module does, which is not what the model does."""
+
+APART = (1e-3, 0.05)
+"""Of the largest value, how far a result inside may be apart without, and with, activation quantizers: a dozen steps of
+8 bits."""
+
 Export = Callable[[nn.Module, Tensor], bytes]
 """``(module, example inputs) -> content of a file``."""
 
@@ -52,13 +59,13 @@ def agreeing(model: nn.Module, x: Tensor, export: Export) -> bytes:
         if not around or not isinstance(model, Edited):
             break
         warnings.warn(
-            f"{problem}, first at {site!r} ({apart}): the activations at {', '.join(around)} are left in floating "
+            f"{problem}, first at {site} ({apart}): the activations at {', '.join(around)} are left in floating "
             "point in this file",
             stacklevel=3,
         )
         model = _without(model, around)
     raise ExportError(
-        f"{problem}, first at {site!r} ({apart}); expected the same answers within rounding. Change that part of the "
+        f"{problem}, first at {site} ({apart}); expected the same answers within rounding. Change that part of the "
         "model, or leave it out of the compression (`exclude`), and please report it"
     )
 
@@ -155,17 +162,15 @@ def _first_apart(model: nn.Module, x: Tensor, export: Export) -> tuple[str, str]
         except ExportError:  # what cannot stand at the end of a file says nothing
             return False
         told[k] = difference(found.double(), run(short, x).double())
-        return told[k] > _STEPS
+        return told[k] > APART[isinstance(model, Edited)]
 
     low, high = -1, len(sites) - 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if apart(middle) else (middle, high)
-    return sites[high], f"{told[high]:.2g} of the largest value" if high in told else "the last call"
-
-
-_STEPS = 0.05
-"""Of the largest value, how far a result inside may be apart: a dozen steps of 8 bits."""
+    if high not in told and not apart(high):
+        return STORED, "every call of the stored model is exported as it is"
+    return sites[high], f"{told[high]:.2g} of the largest value"
 
 
 def _quantizers_at(model: nn.Module, site: str) -> list[str]:

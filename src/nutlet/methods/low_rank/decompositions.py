@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "ITERATIVE",
     "Decomposed",
     "Piece",
     "Ranks",
@@ -37,6 +38,9 @@ __all__ = [
 
 Ranks = tuple[int, ...]
 """One rank; for Tucker-2 that of the outputs and that of the inputs."""
+ITERATIVE = ("cp", "nmf")
+"""Decompositions without a spectrum: their error at a rank is known once they are made."""
+
 Shape = tuple[int, ...]
 
 

@@ -19,12 +19,13 @@ from nutlet.graph.statistics import input_moments, observing
 from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.low_rank import decompositions
-from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, chain, fits, limits, pieces
+from nutlet.methods.low_rank.decompositions import ITERATIVE, Decomposed, Piece, Ranks, chain, fits, limits, pieces
 from nutlet.methods.low_rank.products import multiplied_out, unlike_weights
 from nutlet.methods.low_rank.ranks import (
     Call,
     Choice,
     Cost,
+    Written,
     candidates,
     cheapest,
     costs,
@@ -37,8 +38,6 @@ from nutlet.predict import evaluate, evaluating
 
 __all__ = ["Factorize"]
 
-ITERATIVE = ("cp", "nmf")
-"""Decompositions without a spectrum: their error at a rank is known once they are made."""
 TRIED = 8
 """How many ranks of these are tried for each layer, from a sixteenth of the largest that pays."""
 
@@ -208,7 +207,7 @@ class Factorize(Method):
             replace(model, name, _factors(model.get_submodule(name), plan["decomposition"], tuple(ranks)))
         return model
 
-    def _layers(self, model: nn.Module, context: Context, notes: list[str]) -> dict[str, _Layer]:
+    def _layers(self, model: nn.Module, context: Context, notes: list[str]) -> dict[str, Written]:
         """Return the layers that can be factorized, each with its choices, and say why others are left."""
         found = dict(self._free(model, context, notes))
         calls: dict[str, list[Call]] = {}
@@ -231,7 +230,7 @@ class Factorize(Method):
                 norm, shape = float(weight.double().square().sum()), tuple(weight.shape)
                 choices = [Choice(r, norm * taken.error(r), *cost) for r, cost in ranks[name].items()]
                 whole = Choice((), 0.0, *costs([Piece(shape, tuple(range(len(shape) - 2)))], calls[name]))
-                result[name] = _Layer(taken, norm, [whole, *choices])
+                result[name] = Written(taken, norm, [whole, *choices])
                 task.advance()
         return {name: result[name] for name in ranks}
 
@@ -283,7 +282,7 @@ class Factorize(Method):
                 yield name, getattr(decompositions, kind)(weight, *([moments.pop(name)[0]] if moments else []))
 
     def _chosen(
-        self, model: nn.Module, layers: dict[str, _Layer], context: Context, notes: list[str]
+        self, model: nn.Module, layers: dict[str, Written], context: Context, notes: list[str]
     ) -> dict[str, Choice]:
         """Return what becomes of the layers that change."""
         choices = {name: layer.choices for name, layer in layers.items()}
@@ -327,7 +326,7 @@ class Factorize(Method):
         return chosen
 
     def _searched(
-        self, drop: float, model: nn.Module, layers: dict[str, _Layer], context: Context, notes: list[str]
+        self, drop: float, model: nn.Module, layers: dict[str, Written], context: Context, notes: list[str]
     ) -> dict[str, Choice]:
         """Bisect for the longest beginning of the descent whose model is good enough."""
         validation = context.data.validation
@@ -346,15 +345,6 @@ class Factorize(Method):
                 task.advance()
         notes.append(f"ranks searched with {trials} models on {len(validation):,} validation examples")
         return dict(steps[:good])
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer taken apart, and how it can be written: as it is, then all that is cheaper."""
-
-    taken: Decomposed
-    norm: float
-    choices: list[Choice]
 
 
 def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decomposed | None = None) -> nn.Sequential:

@@ -12,9 +12,21 @@ import numpy as np
 from torch import nn
 
 from nutlet.graph.constraints import constrained_weight
-from nutlet.methods.low_rank.decompositions import Piece, Ranks, Shape, limits
+from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, Shape, limits
 
-__all__ = ["Call", "Choice", "Cost", "candidates", "cheapest", "costs", "descent", "portions", "spread", "within"]
+__all__ = [
+    "Call",
+    "Choice",
+    "Cost",
+    "Written",
+    "candidates",
+    "cheapest",
+    "costs",
+    "descent",
+    "portions",
+    "spread",
+    "within",
+]
 
 Call = tuple[Shape, Shape]
 """Shapes of what a layer takes and gives, batch first."""
@@ -44,6 +56,21 @@ class Choice:
     def cost(self, what: Cost) -> float:
         """Return the parameters or the multiply-accumulates."""
         return self.parameters if what == "parameters" else self.macs
+
+
+@dataclass(frozen=True)
+class Written:
+    """A layer taken apart, and how it can be written.
+
+    Args:
+        taken: its decomposition.
+        norm: squared norm of its weight.
+        choices: as it is, then all that is cheaper.
+    """
+
+    taken: Decomposed
+    norm: float
+    choices: list[Choice]
 
 
 def costs(parts: Sequence[Piece], calls: Iterable[Call]) -> tuple[int, float]:
