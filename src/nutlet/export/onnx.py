@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ExportError, first_line
+from nutlet.export.onnx_optimize import optimize
 from nutlet.export.onnx_slim import slim
 from nutlet.graph.finalize import finalize
 from nutlet.storage import LARGEST_ONNX, write_atomic
@@ -59,13 +60,7 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
     return path
 
 
-_FOLDED = 256
-"""Constants of more elements are not computed with beforehand: they are weights, stored in few bits."""
-
-
 def _trace(model: nn.Module, example: Tensor) -> Any:
-    import onnxscript.optimizer
-
     batch = torch.export.Dim("batch")
     try:
         with _silence():
@@ -81,8 +76,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
                 optimize=False,
             )
             assert program is not None
-            # As torch would, but that weights stay as they are stored.
-            onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_FOLDED)
+            optimize(program.model)
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter wraps the reason several times
