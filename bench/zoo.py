@@ -150,10 +150,10 @@ def settled(model: nn.Module, x: Tensor) -> nn.Module:
 def prepared(name: str) -> tuple[nn.Module, nl.Data]:
     """Return an architecture ready to be compressed, and data for it."""
     model, size = build(name)
-    x, y = images(size, 2 * IMAGES)
+    x, y = images(size, 3 * IMAGES)
     model = settled(model, x[:IMAGES])
-    first, second = nl.Examples(x[:IMAGES], y[:IMAGES]), nl.Examples(x[IMAGES:], y[IMAGES:])
-    return model, nl.Data(train=first, validation=second, calibration=first, test=second)
+    first, second, third = (nl.Examples(a, b) for a, b in zip(x.split(IMAGES), y.split(IMAGES), strict=True))
+    return model, nl.Data(train=first, validation=second, calibration=first, test=third)
 
 
 def peer_macs_left(model: nn.Module, example: Tensor) -> float | None:

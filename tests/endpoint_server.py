@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import socket
@@ -110,6 +111,25 @@ def drips(handler: Handler, inputs: Tensor) -> None:
             time.sleep(0.02)
     except OSError:  # whoever asked has gone
         handler.close_connection = True
+
+
+def drips_headers(handler: Handler, inputs: Tensor) -> None:
+    """A header without an end, one character now and then."""
+    _drip(handler, b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a")
+
+
+def goes_on_to_continue(handler: Handler, inputs: Tensor) -> None:
+    """``100 Continue``, again and again."""
+    _drip(handler, b"", b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _drip(handler: Handler, first: bytes, again: bytes) -> None:
+    handler.close_connection = True
+    with contextlib.suppress(OSError):  # whoever asked has gone
+        handler.wfile.write(first)
+        for _ in range(300):
+            handler.wfile.write(again)
+            time.sleep(0.02)
 
 
 def truncates(handler: Handler, inputs: Tensor) -> None:

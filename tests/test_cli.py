@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 from job import Job, invoke
-from nutlet import errors
-from nutlet.cli.common import loading
+from nutlet import errors, signals
+from nutlet.cli.common import command_line, loading
 from nutlet.measurement.runtime import Runtime
 from nutlet.method import known_methods
 from nutlet.report.load import schema
@@ -166,7 +166,7 @@ def test_methods() -> None:
 
 def test_one_method() -> None:
     shown = invoke("methods", "Quantize").stdout
-    assert "portable=True" in shown
+    assert "portable=None" in shown
     assert "Post-training" not in shown
     assert "portable: choose scales" in shown
     assert "PruneWeights" not in shown
@@ -261,11 +261,50 @@ def test_an_interruption_that_a_writer_hides(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sigterm_puts_work_away(job: Job) -> None:
+    process = start(*job.arguments(recipe="steps: [{FineTune: {epochs: 3000, batch_size: 64}}]"))
+    until = time.monotonic() + 120
+    while not list(job.out.rglob("training.pt")) and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    refused = job.compress()  # while the first one runs
+    assert refused.exit_code == 6
+    assert f"out is in use: the process {process.pid} is writing there" in refused.stderr
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, "")
+    assert err.endswith("nutlet: terminated; run the same command again to go on from here\n")
+    assert "Traceback" not in err
+    assert [path.name for path in job.out.rglob("*") if path.is_file()] == ["training.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_output_to_a_full_device() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nutlet", "attacks"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 6
+    assert done.stderr.startswith("nutlet: StorageError: could not write the output: No space left on device")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_secrets_of_an_address_are_in_no_message_and_no_report(monkeypatch: pytest.MonkeyPatch, job: Job) -> None:
+    addresses = ["https://me:pear@a.example/x", "https://a.example/x?v=1&sig=pear", "http://a.example/?api_key=pear"]
+    for address in addresses:
+        monkeypatch.setattr(sys, "argv", ["nutlet", "audit", address])
+        assert "pear" not in command_line()
+        assert "a.example" in command_line()
+        result = invoke("audit", address, "-d", job.folder / "data.npz", "-o", job.out)
+        assert result.exit_code == 2
+        assert "pear" not in result.stderr
+
+
 def test_ctrl_c_while_modules_load() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with loading():
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            assert signal.getsignal(signal.SIGINT) is signals._end
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started us wants none: it stays so
         with loading():

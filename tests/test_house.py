@@ -25,13 +25,14 @@ SOURCE = ROOT / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "history", "progress"},
-    {"data", "registry", "storage", "table"},
-    {"catalogue", "fingerprint", "predict"},
+    {"errors", "history", "progress", "redaction", "signals"},
+    {"attempt", "data", "reading", "registry", "storage", "table", "trial"},
+    {"catalogue", "fingerprint", "locks", "outputs", "predict"},
     {"graph", "jobs"},
     {"method"},
+    {"comparison"},
     {"export", "inputs", "measurement", "order", "recipe", "report", "train"},
-    {"artifact", "estimate", "membership", "methods", "oracle", "stolen", "thief"},
+    {"artifact", "estimate", "gate", "membership", "methods", "oracle", "stolen", "thief"},
     {"teacher"},
     {"attack", "pipeline", "shadows"},
     {"attacks", "delivery", "diagnosis", "preflight", "recompress"},
@@ -46,7 +47,7 @@ EXCEPTIONS = {
     ("nutlet.method", "nutlet.methods"),
     ("nutlet.attack", "nutlet.attacks"),
 }
-PROGRAMS = {"nutlet.__main__", "nutlet.measurement.probe"}
+PROGRAMS = {"nutlet.__main__", "nutlet.attempt", "nutlet.measurement.probe"}
 """Modules that are run and not imported: they have no public names."""
 LONG: dict[str, str] = {}
 """Files of more than 400 lines, and why they are not split."""

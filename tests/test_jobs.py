@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -538,6 +539,12 @@ def test_workers_of_ray_do_not_contend(cluster: Workers) -> None:
     found = cluster.run([Job(about_process, {"number": number}) for number in range(4)], "on Ray")
     assert {one["threads"] for one in found} == {1}
     assert os.getpid() not in {one["pid"] for one in found}
+
+
+def test_a_ray_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__="2.9.3"))
+    with pytest.raises(ConfigError, match=r"found Ray 2\.9\.3; expected 2\.40 or later"):
+        Workers(ray="local").run(trainings(), "on Ray")
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:

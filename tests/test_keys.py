@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import nutlet as nl
 import tiny
-from nutlet.methods import Quantize
+from nutlet.methods import PruneWeights, Quantize
 from nutlet.pipeline import _keys
 
 
@@ -45,3 +48,33 @@ def test_two_augmentations_of_one_name_differ() -> None:
         return x * 3
 
     assert key(first) != key(louder)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_other_threads_are_another_chain_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(nl.Progress, "say", lambda self, text: said.append(text))
+    model, data = tiny.tiny("mlp")
+    steps = [PruneWeights(sparsity=0.3), Quantize()]
+    with threads(2):
+        nl.compress(model, steps[:1], data, workdir=tmp_path)
+    with threads(1):
+        mixed = nl.compress(model, steps, data, workdir=tmp_path)
+        assert any("made with 2 threads" in text and "OMP_NUM_THREADS=2" in text for text in said)
+        assert not any("were done before" in text for text in said)
+    assert [step.threads for step in mixed.steps] == [1, 1, 1]
+    with threads(2):
+        resumed = nl.compress(model, steps, data, workdir=tmp_path)
+    assert any("steps 1 to 1 were done before" in text for text in said)
+    assert [step.threads for step in resumed.steps] == [2, 2, 2]
+    saved = resumed.save(tmp_path / "saved")
+    assert [step.threads for step in nl.Compressed.load(saved, model).steps] == [2, 2, 2]

@@ -100,8 +100,17 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04cos\nsystem\n(S'true'\ntR.", b"PK\x03\x04 cut"])
-def test_a_damaged_checkpoint_is_named_and_not_run(data: Data, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_checkpoint_is_made_anew_and_not_run(data: Data, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "training.pt").write_bytes(content)
+    model, clean = fresh(), fresh()
+    FineTune(epochs=1).train(model, context(data, workdir=tmp_path))
+    FineTune(epochs=1).train(clean, context(data))
+    assert same(model, clean)
+    assert (tmp_path / "training.pt").read_bytes() != content
+
+
+def test_a_checkpoint_of_another_training_is_named(data: Data, tmp_path: Path) -> None:
+    torch.save({"model": {}, "epoch": 1}, tmp_path / "training.pt")
     with pytest.raises(StorageError, match=r"training\.pt is no checkpoint.*delete it"):
         FineTune(epochs=1).train(fresh(), context(data, workdir=tmp_path))
 

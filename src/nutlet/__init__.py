@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nutlet.diagnosis import Diagnosis, diagnose
     from nutlet.errors import (
         BudgetError,
+        ComparisonError,
         ConfigError,
         DataError,
         ExportError,
@@ -81,6 +82,7 @@ _HOMES = {
     "nutlet.diagnosis": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
         "BudgetError",
+        "ComparisonError",
         "ConfigError",
         "DataError",
         "ExportError",
@@ -140,6 +142,7 @@ __all__ = [
     "Binarize",
     "BudgetError",
     "Cluster",
+    "ComparisonError",
     "Compressed",
     "ConfigError",
     "Context",

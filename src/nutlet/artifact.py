@@ -10,27 +10,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import StorageError
+from nutlet.errors import ComparisonError, StorageError, first_line, shown
 from nutlet.export.onnx import export_onnx
-from nutlet.graph.activations import carry
-from nutlet.graph.sites import Edited
-from nutlet.graph.stored import pack, unpack
+from nutlet.graph.packing import same_bits
+from nutlet.graph.quantizers import shapes_only
+from nutlet.graph.stored import most_bytes, pack, unpack
 from nutlet.history import Step
-from nutlet.method import Method, Plan
+from nutlet.inputs.copies import clean_copy
+from nutlet.method import Method, apply_plan
+from nutlet.reading import read_bytes
 from nutlet.recipe import dump_recipe
 from nutlet.storage import write_atomic, write_json, write_text
 from nutlet.table import Table, Tabled
 
-__all__ = ["Compressed", "replay"]
+__all__ = ["Compressed"]
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "compressed.json"
 TENSORS = "model.packed"
+INPUTS = "inputs.f32"
 _MANIFEST_LIMIT = 64 << 20
-_EXAMPLE_LIMIT = 1 << 24
+_INPUTS_LIMIT = 256 << 20
+"""Bytes of the two inputs that are kept."""
+_INPUTS_ROWS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +47,7 @@ class Compressed(Tabled):
         model: a module in evaluation mode that can be trained on and exported.
         steps: what each step did; the first is the original.
         seed: seed of the run.
-        example: two inputs of the shape the model takes; their values do not matter.
+        example: two real inputs, of the calibration examples: walks, exports and comparisons are made with them.
     """
 
     model: nn.Module
@@ -54,18 +60,28 @@ class Compressed(Tabled):
         """The methods that were applied, recovery steps included."""
         return [Method.from_dict(step.method) for step in self.steps[1:]]
 
-    def export(self, path: Path | str) -> Path:
+    def export(self, path: Path | str, *, packed: bool = True) -> Path:
         """Write the ONNX file that ships; see :func:`nutlet.export.onnx.export_onnx`."""
-        return export_onnx(self.model, path, self.example)
+        return export_onnx(self.model, path, self.example, packed=packed)
 
     def save(self, folder: Path | str) -> Path:
-        """Write tensors, history and recipe into ``folder``.
+        """Write tensors, history, recipe and the two inputs of :attr:`example` into ``folder``.
+
+        The inputs are examples of yours: whoever has the folder can see them. The exported file does not hold them.
 
         Raises:
-            StorageError: the folder cannot be written.
+            StorageError: the folder cannot be written, or the inputs are too large to be kept.
+            ComparisonError: what was packed does not come back the same.
         """
         folder = Path(folder)
+        inputs = self.example.contiguous().numpy().astype("<f4").tobytes()
+        if len(inputs) > _INPUTS_LIMIT:
+            raise StorageError(
+                f"two inputs of the model take {len(inputs):,} bytes; expected at most {_INPUTS_LIMIT:,} to keep"
+            )
         content = pack(self.model).content
+        _check_packed(self.model, content)
+        write_atomic(folder / INPUTS, lambda aside: aside.write_bytes(inputs))
         write_atomic(folder / TENSORS, lambda aside: aside.write_bytes(content))
         write_text(folder / "recipe.yaml", dump_recipe(self.recipe))
         # Last, because its presence says that the rest is there.
@@ -75,7 +91,7 @@ class Compressed(Tabled):
                 "format": FORMAT,
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "seed": self.seed,
-                "example": {"shape": list(self.example.shape), "dtype": str(self.example.dtype).removeprefix("torch.")},
+                "inputs": {"shape": list(self.example.shape), "sha256": hashlib.sha256(inputs).hexdigest()},
                 "steps": [step.to_dict() for step in self.steps],
             },
         )
@@ -96,11 +112,12 @@ class Compressed(Tabled):
         try:
             manifest = _read_manifest(folder / MANIFEST)
             steps = tuple(_step(step) for step in manifest["steps"])
-            example = _example(manifest["example"])
-            model = copy.deepcopy(original).eval()
-            for step in steps[1:]:
-                model = replay(type(Method.from_dict(step.method)), model, step.plan, example)
-            unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"]))
+            example = _inputs(folder / INPUTS, manifest["inputs"])
+            model, _ = clean_copy(original, example)
+            with shapes_only():  # every value is read from the file
+                for step in steps[1:]:
+                    model = apply_plan(type(Method.from_dict(step.method)), model, step.plan, example)
+            unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"], most_bytes(model)))
             with torch.no_grad():
                 model.eval()(example)  # a zero point out of its range, say, would be found out only in use
             seed = int(manifest["seed"])
@@ -110,7 +127,7 @@ class Compressed(Tabled):
             raise StorageError(f"could not read {folder}: {error.strerror or error}; expected a saved model") from error
         except Exception as error:  # a hostile plan can make every library below us raise anything
             raise StorageError(
-                f"{folder} does not hold a compressed form of this {type(original).__name__}: {error}; "
+                f"{folder} does not hold a compressed form of this {type(original).__name__}: {first_line(error)}; "
                 "expected files written by Compressed.save, and the architecture they came from"
             ) from error
         return Compressed(model, steps, seed, example)
@@ -138,33 +155,27 @@ class Compressed(Tabled):
         return f"<Compressed {chain}: {self.steps[-1].size.bytes:,} bytes>"
 
 
-def replay(kind: type[Method], model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-    """Carry out one step's plan on ``model``, and put activation quantizers that were there back on.
-
-    A structural step that moved sites brings new ranges in its plan; otherwise the old quantizers are carried.
-    """
-    if not isinstance(model, Edited):
-        return kind.execute(model, plan, example)
-    result = kind.execute(model.take_off(), plan, example)
-    return carry(model, result, plan.get("activations"), example)
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    if size > _MANIFEST_LIMIT:
-        raise StorageError(f"{path} is {size:,} bytes; expected at most {_MANIFEST_LIMIT:,}: it is not from nutlet")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = read_bytes(path, _MANIFEST_LIMIT)
+    if len(content) > _MANIFEST_LIMIT:
+        raise StorageError(f"{path} has more than {_MANIFEST_LIMIT:,} bytes; expected at most that: not from nutlet")
+    manifest: dict[str, Any] = json.loads(content.decode("utf-8"))
     if manifest["format"] != FORMAT:
-        raise StorageError(f"{path} has format {manifest['format']}; expected {FORMAT}: use the version that wrote it")
+        raise StorageError(
+            f"{path} has format {shown(manifest['format'])}; expected {FORMAT}: use the version that wrote it"
+        )
     return manifest
 
 
-def _read_tensors(path: Path, sha256: str) -> bytes:
-    content = path.read_bytes()
+def _read_tensors(path: Path, sha256: str, most: int) -> bytes:
+    """Return the packed tensors, no more bytes than those of the architecture can take."""
+    content = read_bytes(path, most)
+    if len(content) > most:
+        raise StorageError(f"{path} has more than {most:,} bytes; expected at most that for this architecture")
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise StorageError(
-            f"{path} has the SHA-256 {found[:12]}…; expected {str(sha256)[:12]}… as {MANIFEST} says: one of the two is "
+            f"{path} has the SHA-256 {found[:12]}…; expected {shown(sha256, 14)} as {MANIFEST} says: one of the two is "
             "damaged, or saving was cut off between them. Save or copy the folder anew"
         )
     return content
@@ -184,21 +195,41 @@ def _step(value: dict[str, Any]) -> Step:
     if not (
         all(type(f) in (int, float) and math.isfinite(f) for f in figures)
         and all(type(c) is int for c in counts)
+        and (step.threads is None or type(step.threads) is int)
         and all(isinstance(t, str) for t in texts)
         and isinstance(step.method, dict)
         and isinstance(step.plan, dict)
     ):
-        raise ValueError(f"the step {step.method!r} has a figure or a text of the wrong type")
+        raise ValueError(f"the step {shown(step.method)} has a figure or a text of the wrong type")
     return step
 
 
-def _example(spec: dict[str, Any]) -> Tensor:
+def _inputs(path: Path, spec: dict[str, Any]) -> Tensor:
+    """Read the two inputs of a saved model: as many bytes as their shape says, looked at before any is read."""
     shape = [int(n) for n in spec["shape"]]
-    size = 1
-    for n in shape:
-        size *= n
-    if not shape or min(shape) < 1 or size > _EXAMPLE_LIMIT:
-        raise ValueError(f"an example input of shape {shape}")
-    if spec["dtype"] != "float32":
-        raise ValueError(f"an example input of dtype {spec['dtype']!r}")
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = 4 * math.prod(shape)
+    if not shape or min(shape) < 1 or shape[0] > _INPUTS_ROWS or expected > _INPUTS_LIMIT:
+        raise ValueError(f"inputs of shape {shown(shape)}; expected one or two of moderate size")
+    if (size := path.stat().st_size) != expected:
+        raise ValueError(f"{size:,} bytes of inputs, where their shape {shape} takes {expected:,}")
+    values = np.frombuffer(_read_tensors(path, spec["sha256"], expected), "<f4").astype(np.float32)
+    return torch.from_numpy(values).view(shape)
+
+
+def _check_packed(model: nn.Module, content: bytes) -> None:
+    """Raise ComparisonError unless ``content`` gives the tensors of ``model`` back, bit for bit."""
+    again = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in again.state_dict().values():
+            tensor.zero_()
+    try:
+        unpack(again, content)
+        state = again.state_dict()
+        wrong = next((name for name, value in model.state_dict().items() if not same_bits(state[name], value)), "")
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise ComparisonError(
+            f"the packed tensors do not come back as they were ({wrong}); expected the same bits: nothing was saved. "
+            "Please report it with the model and the recipe"
+        )

@@ -7,7 +7,7 @@ each budget. It never sees what its loot is scored with; that is the judge's (:m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -47,6 +47,7 @@ class Scene:
         companion_shadows: for each of them shadow models made as it was, of the same halves as ``shadows``.
         file: the shipped file in his hands.
         white_box: that file as a module he can differentiate.
+        absent: why something that is None could not be had, by the name of its field.
         progress: shows bars.
     """
 
@@ -61,6 +62,7 @@ class Scene:
     companion_shadows: tuple[ShadowModels, ...] = ()
     file: Path | None = None
     white_box: nn.Module | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
 
 
@@ -125,7 +127,7 @@ class Attack:
         for name in self.needs:
             value = getattr(scene, name)
             if value is None or value == ():
-                return f"needs {_NEEDS.get(name, name)}, which was not given"
+                return f"needs {_NEEDS.get(name, name)}, {scene.absent.get(name, 'which was not given')}"
         return None
 
     def options(self) -> dict[str, Any]:

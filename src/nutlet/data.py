@@ -5,6 +5,7 @@ Images stay ``uint8`` as they were read; a batch is turned into normalised ``flo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nutlet.errors import ConfigError, DataError
+from nutlet.errors import ConfigError, DataError, shown
 
-__all__ = ["Augment", "Data", "Examples", "check_seed", "flip_and_crop", "split"]
+__all__ = ["MOST_CLASSES", "Augment", "Data", "Examples", "check_seed", "flip_and_crop", "split"]
+
+MOST_CLASSES = 1_000_000
+"""Classes that labels may tell apart: memory is taken for each of them."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """A hook ``(batch, generator) -> batch`` applied to training batches; all randomness comes from the generator."""
@@ -56,15 +60,8 @@ class Examples:
         >>> Examples.from_arrays(np.zeros((5, 28, 28), "uint8"), np.arange(5)).batch([0, 1])[0].shape
         torch.Size([2, 1, 28, 28])
         """
-        inputs = torch.as_tensor(x)
-        labels = torch.as_tensor(y) if y is not None else torch.zeros(len(inputs), dtype=torch.int64)
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-            raise DataError(
-                f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected one class index "
-                "per example, shape (N,), integers (one-hot labels: take argmax over the last axis)"
-            )
+        inputs = _tensor(x, "inputs")
+        labels = _labels(y) if y is not None else torch.zeros(inputs.shape[:1], dtype=torch.int64)
         if inputs.ndim < 2 or len(inputs) != len(labels):
             raise DataError(
                 f"inputs have shape {tuple(inputs.shape)} and there are {len(labels)} labels; "
@@ -74,6 +71,12 @@ class Examples:
             raise DataError("found no examples; expected at least one")
         if int(labels.min()) < 0:
             raise DataError(f"the smallest label is {int(labels.min())}; expected class indices from 0 up")
+        if int(labels.max()) >= MOST_CLASSES:
+            raise DataError(
+                f"the largest label is {int(labels.max()):,}, which would ask for as many outputs; expected class "
+                f"indices below {MOST_CLASSES:,}: number the classes from 0 up without gaps (numpy.unique(y, "
+                "return_inverse=True)[1])"
+            )
         if inputs.dtype == torch.uint8:
             if inputs.ndim == 3:
                 inputs = inputs.unsqueeze(1)
@@ -92,13 +95,15 @@ class Examples:
             raise DataError(f"inputs have dtype {inputs.dtype}; expected uint8 images or floating point")
         if y is None:
             labels = labels - 1
-        examples = Examples(inputs, labels.long(), tuple(mean), tuple(std))
+        examples = Examples(inputs, labels, tuple(mean), tuple(std))
         channels = inputs.shape[1]
         for name, values in (("mean", examples.mean), ("std", examples.std)):
             if len(values) not in (0, 1, channels):
                 raise DataError(f"{name} has {len(values)} values; expected 1 or {channels}, one per channel")
-        if any(value == 0 for value in examples.std):
-            raise DataError("std holds a zero; expected positive numbers")
+            if not all(math.isfinite(value) for value in values):
+                raise DataError(f"{name} is {shown(values)}; expected finite numbers")
+        if not all(value > 0 for value in examples.std):
+            raise DataError(f"std is {shown(examples.std)}; expected positive numbers")
         return examples
 
     def __len__(self) -> int:
@@ -133,6 +138,44 @@ class Examples:
     def subset(self, indices: Tensor | slice) -> Examples:
         """Return the examples at ``indices``."""
         return replace(self, x=self.x[indices], y=self.y[indices])
+
+
+def _tensor(values: np.ndarray | Tensor, what: str) -> Tensor:
+    """Return an array as a tensor, in the byte order of this machine.
+
+    Raises:
+        DataError: it holds what a tensor cannot (text, records, dates, objects, long doubles).
+    """
+    try:
+        if isinstance(values, np.ndarray) and not values.dtype.isnative:
+            values = values.astype(values.dtype.newbyteorder("="))
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        kind = f"dtype {shown(values.dtype)}" if isinstance(values, np.ndarray) else f"type {type(values).__name__}"
+        raise DataError(f"{what} have {kind}; expected numbers of up to 64 bits: convert them first") from error
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+        raise DataError(f"{what} are a sparse, quantized, nested or empty (meta) tensor; expected a dense one")
+    return tensor
+
+
+def _labels(values: np.ndarray | Tensor) -> Tensor:
+    """Return labels as class indices ``(N,)`` int64, whatever integers (or booleans) they were.
+
+    Raises:
+        DataError: they have another shape, or are no integers.
+    """
+    labels = _tensor(values, "labels")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected one class index "
+            "per example, shape (N,), integers (whole numbers as floats: y.astype(int); one-hot labels: take argmax "
+            "over the last axis)"
+        )
+    if labels.dtype == torch.uint64 and bool((labels.long() < 0).any()):
+        raise DataError("found a label above 2**63; expected class indices from 0 up")
+    return labels.long()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from torch import nn
 from nutlet.artifact import Compressed
 from nutlet.data import Data
 from nutlet.export.onnx import export_onnx
+from nutlet.locks import locked
 from nutlet.measurement import Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity
 from nutlet.progress import Progress
@@ -49,15 +50,16 @@ def deliver(
 
     Raises:
         ExportError: a model cannot be exported.
-        StorageError: ``folder`` cannot be written.
+        StorageError: ``folder`` cannot be written, or another run is writing there.
     """
     folder, progress = Path(folder), progress or Progress(quiet=True)
-    shipped = compressed.export(folder / COMPRESSED)
-    reference = export_onnx(original, folder / ORIGINAL, compressed.example)
-    compressed.save(folder / "saved")
-    check = parity(compressed.model, shipped, data.calibration)
-    figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
-    write_report(_report(compressed, data, check, figures, command, names), folder)
+    with locked(folder, progress):
+        shipped = compressed.export(folder / COMPRESSED)
+        reference = export_onnx(original, folder / ORIGINAL, compressed.example)
+        compressed.save(folder / "saved")
+        check = parity(compressed.model, shipped, data.calibration)
+        figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
+        write_report(_report(compressed, data, check, figures, command, names), folder)
     return figures, check
 
 

@@ -14,6 +14,7 @@ from nutlet.auditing import Audit, Protocol, audit_files
 from nutlet.data import Data, Examples, check_seed, flip_and_crop, split
 from nutlet.delivery import COMPRESSED, ORIGINAL, deliver
 from nutlet.errors import MissingExtra
+from nutlet.locks import locked
 from nutlet.measurement import Measurement
 from nutlet.measurement.parity import Parity
 from nutlet.method import Context, Method
@@ -97,8 +98,17 @@ def digits(seed: int = 0) -> Data:
 def run_demo(
     out: Path, *, seed: int = 0, command: str = "nutlet demo", progress: Progress | None = None
 ) -> tuple[Compressed, Measurement, Parity, Audit]:
-    """Train, compress, export, measure, and audit briefly; files and report go to ``out``."""
+    """Train, compress, export, measure, and audit briefly; files and report go to ``out``.
+
+    Raises:
+        StorageError: ``out`` cannot be written, or another run is writing there.
+    """
     progress = progress or Progress(quiet=True)
+    with locked(out, progress):
+        return _run(out, seed, command, progress)
+
+
+def _run(out: Path, seed: int, command: str, progress: Progress) -> tuple[Compressed, Measurement, Parity, Audit]:
     data = digits(seed)
     torch.manual_seed(seed)
     model = DigitsNet()

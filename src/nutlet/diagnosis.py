@@ -22,6 +22,7 @@ from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.differences import SiteError, activation_errors, bare, changed_places, with_places
 from nutlet.graph.sites import Edited
 from nutlet.history import Step
+from nutlet.inputs.copies import clean_copy
 from nutlet.method import Method
 from nutlet.order import advise
 from nutlet.pipeline import compress
@@ -170,7 +171,7 @@ def diagnose(
         StorageError: the folder does not hold a compressed form of ``original``.
     """
     progress = progress or Progress(quiet=True)
-    original = copy.deepcopy(original).cpu().eval()
+    original, _ = clean_copy(original, data.calibration.batch(slice(0, 2))[0])
     if not isinstance(compressed, Compressed):
         compressed = Compressed.load(compressed, original)
     number = _number(compressed.steps, step)

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from nutlet.comparison import carried_out
 from nutlet.data import Data, Examples
 from nutlet.measurement.size import size_of
-from nutlet.method import Context, Method, carried_out
+from nutlet.method import Context, Method
+from nutlet.outputs import OutputKind
 from nutlet.predict import evaluate
 from nutlet.train import Training
 
@@ -62,11 +64,13 @@ class Stopwatch:
     Args:
         model: on the device it is to run on; it is not changed.
         data: passes are timed on calibration examples, training on training examples.
+        outputs: what the model's outputs hold.
     """
 
-    def __init__(self, model: nn.Module, data: Data) -> None:
+    def __init__(self, model: nn.Module, data: Data, outputs: OutputKind = "logits") -> None:
         self.model = model
         self.data = data
+        self.outputs = outputs
         self.example = data.calibration.batch(slice(0, 2))[0]
         few = data.calibration.subset(slice(0, 8))
         evaluate(model, few)  # the first run of a model prepares kernels
@@ -109,13 +113,13 @@ class Stopwatch:
         plainly = {"patience": None, "rewind": 0}  # what one epoch leaves no room for
         short = dataclasses.replace(step, epochs=1, **{k: v for k, v in plainly.items() if getattr(step, k, v) != v})
         with torch.random.fork_rng(devices=[]):
-            context = Context(data=self.data, teacher=self.model)
+            context = Context(data=self.data, teacher=self.model, outputs=self.outputs)
             ready, *_ = carried_out(short, copy.deepcopy(self.model), context)
 
         def run(batches: int) -> float:
             few = train.subset(slice(0, batches * batch))
             data = dataclasses.replace(self.data, train=few, validation=few.subset(slice(0, 2)))
-            context = Context(data=data, teacher=self.model)
+            context = Context(data=data, teacher=self.model, outputs=self.outputs)
             trial = copy.deepcopy(ready)
             with torch.random.fork_rng(devices=[]):
                 return _seconds(lambda: short.train(trial, context))

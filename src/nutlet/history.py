@@ -66,6 +66,7 @@ class Step:
         size: size after the step.
         seconds: how long the step took.
         notes: what it did to earlier constraints, what it left alone and why.
+        threads: that computed it; with other numbers sums are rounded differently. None where it was not noted down.
     """
 
     method: dict[str, Any]
@@ -74,6 +75,7 @@ class Step:
     size: Size
     seconds: float
     notes: tuple[str, ...] = ()
+    threads: int | None = None
 
     @property
     def name(self) -> str:

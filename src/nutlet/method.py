@@ -12,8 +12,9 @@ Splitting deciding from doing is what lets a compressed model be rebuilt from JS
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -22,14 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.data import Data
-from nutlet.errors import ConfigError, nearest
+from nutlet.errors import ConfigError, nearest, shown
+from nutlet.graph.activations import Activations, carry
 from nutlet.graph.modules import put_values
 from nutlet.graph.reasons import scope_reasons
-from nutlet.graph.sites import body_of
+from nutlet.graph.sites import Edited, body_of
+from nutlet.outputs import OutputKind, class_loss
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["Answering", "Context", "Method", "Plan", "carried_out", "known_methods", "register"]
+__all__ = ["Answering", "Context", "Method", "Plan", "apply_plan", "check_type", "known_methods", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -82,6 +85,7 @@ class Context:
         seed: the only source of randomness.
         workdir: where long training keeps its checkpoints; ``None`` keeps none.
         progress: shows bars.
+        outputs: what the model's outputs hold; the teacher gives logits always.
     """
 
     data: Data
@@ -89,11 +93,16 @@ class Context:
     seed: int = 0
     workdir: Path | None = None
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+    outputs: OutputKind = "logits"
 
     @property
     def example(self) -> Tensor:
         """Two calibration inputs, the example every walk and export uses."""
         return self.data.calibration.batch(slice(0, 2))[0]
+
+    def loss(self, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the mean cross entropy of the model's outputs ``(B, classes)`` and labels ``(B,)``, in nats."""
+        return class_loss(outputs, y, self.outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +125,13 @@ class Method:
     kinds: ClassVar[tuple[type[nn.Module], ...]] = ()
     """Classes of layers it works on; empty: all dense layers and convolutions."""
 
+    sample: ClassVar[Mapping[str, Any]] = {}
+    """Values for the options that have no default, to ask the method about a model without a recipe."""
+
+    separable: ClassVar[tuple[str, ...]] = ()
+    """Keys of a plan whose entries are carried out each for itself: where one turns out wrong, it can be left out.
+    An entry is the name of a module, alone, as the key of a mapping, or last in a list."""
+
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
@@ -124,7 +140,7 @@ class Method:
         for option in dataclasses.fields(self):
             if isinstance(getattr(self, option.name), list):  # as JSON, YAML and people write a tuple
                 object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
-            _check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
+            check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return what is to be done to ``model``; must not change it."""
@@ -137,6 +153,50 @@ class Method:
         ``example`` has the shape of two inputs, for walking the model; its values do not matter.
         """
         return model
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return what the executed model has to answer like within rounding, or None where nothing is promised.
+
+        It is made in another way than :meth:`execute` makes its result, or the comparison would prove nothing: where
+        a step changes nothing, the model as it is; where it removes something, the model with that silenced. Where the
+        step fits weight quantizers (:meth:`fitted`), they are switched off on both sides, and judged by themselves.
+
+        Args:
+            model: the model before the step, without activation quantizers; not changed.
+            plan: what :meth:`decide` returned, ``values`` included.
+            example: two inputs, batch first.
+        """
+        return None
+
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the modules whose weight quantizers the step fits to their weights, new ones or those there were."""
+        return []
+
+    def faults(self, model: nn.Module, plan: Plan) -> dict[str, str]:
+        """Return what values in ``plan`` break of the promises of the method, by part.
+
+        Args:
+            model: the model before the step; not changed.
+            plan: what :meth:`decide` returned, ``values`` included.
+        """
+        return {}
+
+    def parts(self, plan: Plan) -> list[str]:
+        """Return what of ``plan`` can be left out by itself, see :attr:`separable`."""
+        return list(dict.fromkeys(_part(entry) for key in self.separable for entry in plan.get(key, ())))
+
+    def without(self, plan: Plan, gone: Collection[str]) -> Plan:
+        """Return ``plan`` without the parts ``gone``."""
+        left = dict(plan)
+        for key in self.separable:
+            if isinstance(entries := plan.get(key), dict):
+                left[key] = {name: entry for name, entry in entries.items() if name not in gone}
+            elif entries is not None:
+                left[key] = [entry for entry in entries if _part(entry) not in gone]
+        if "values" in plan:
+            owners = tuple(f"{name}." for name in gone)
+            left["values"] = {name: value for name, value in plan["values"].items() if not name.startswith(owners)}
+        return left
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Change the values of ``model``, not its structure; return notes for the history."""
@@ -186,20 +246,20 @@ class Method:
             spec = {spec: {}}
         if not isinstance(spec, Mapping) or len(spec) != 1:
             raise ConfigError(
-                f"found the step {spec!r}; expected one method name with its options, as `Quantize: {{}}`"
+                f"found the step {shown(spec)}; expected one method name with its options, as `Quantize: {{}}`"
             )
         ((name, options),) = spec.items()
         known = known_methods()
         if name not in known:
-            raise ConfigError(f"found the method {name!r}, which does not exist; {nearest(str(name), known)}")
+            raise ConfigError(f"found the method {shown(name)}, which does not exist; {nearest(str(name), known)}")
         kind = known[name]
         options = {} if options is None else options
         if not isinstance(options, Mapping):
-            raise ConfigError(f"the options of {name} are {options!r}; expected a mapping of option to value")
+            raise ConfigError(f"the options of {name} are {shown(options)}; expected a mapping of option to value")
         accepted = {option.name for option in dataclasses.fields(kind)}
         for option in options:
             if option not in accepted:
-                raise ConfigError(f"{name} has no option {option!r}; {nearest(str(option), accepted)}")
+                raise ConfigError(f"{name} has no option {shown(option)}; {nearest(str(option), accepted)}")
         missing = [
             option.name
             for option in dataclasses.fields(kind)
@@ -223,19 +283,38 @@ def register(kind: Kind) -> Kind:
     return kind
 
 
-def carried_out(method: Method, model: nn.Module, context: Context) -> tuple[nn.Module, Plan, list[str]]:
-    """Return the model after all that ``method`` does but training, the plan that leads there, and notes on it.
+def apply_plan(
+    kind: type[Method],
+    model: nn.Module,
+    plan: Plan,
+    example: Tensor,
+    *,
+    ranges: Callable[[Edited, nn.Module], Activations | None] | None = None,
+) -> nn.Module:
+    """Return ``model`` after all of a step but its training; runs and the loading of saved models share this.
+
+    Activation quantizers that were there are taken off, and put back on afterwards: a step that moved their sites has
+    new ranges in its plan.
 
     Args:
-        method: the step.
+        kind: the method of the step.
         model: may be changed in place.
-        context: of the step.
+        plan: what the method decided; ``values`` are written where there are some (loading reads them from the file).
+        example: two inputs, batch first.
+        ranges: given the model before and the one after, returns new ranges where the old ones no longer hold; they
+            are written into ``plan``.
+
+    Raises:
+        ModelError: the plan does not fit the model.
     """
-    plan = method.decide(model, context)
-    notes, values = plan.pop("notes", []), plan.pop("values", {})
-    model = method.execute(model, plan, context.example)
-    put_values(body_of(model), values)
-    return model, plan, notes
+    earlier = model if isinstance(model, Edited) else None
+    model = kind.execute(model if earlier is None else earlier.take_off(), plan, example)
+    put_values(body_of(model), plan.get("values", {}))
+    if earlier is None:
+        return model
+    if ranges is not None and "activations" not in plan and (found := ranges(earlier, model)) is not None:
+        plan["activations"] = found
+    return carry(earlier, model, plan.get("activations"), example)
 
 
 def known_methods() -> dict[str, type[Method]]:
@@ -243,6 +322,10 @@ def known_methods() -> dict[str, type[Method]]:
     import nutlet.methods  # noqa: F401  registers ours
 
     return _registry.known()
+
+
+def _part(entry: str | list[str]) -> str:
+    return entry if isinstance(entry, str) else entry[-1]
 
 
 def _default(option: dataclasses.Field[Any]) -> Any:
@@ -255,11 +338,14 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _check_type(method: str, option: str, value: Any, hint: Any) -> None:
-    """Raise ConfigError unless ``value`` fits the annotation (str, int, float, bool, tuples and unions of them)."""
+def check_type(owner: str, option: str, value: Any, hint: Any) -> None:
+    """Raise ConfigError unless ``value`` fits the annotation (str, int, float, bool, tuples and unions of them).
+
+    Numbers are finite: NaN would pass every comparison that means to refuse it.
+    """
     if not _fits(value, hint):
         wanted = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
-        raise ConfigError(f"{method}.{option} is {value!r} ({type(value).__name__}); expected {wanted}")
+        raise ConfigError(f"{owner}.{option} is {shown(value)} ({type(value).__name__}); expected {wanted}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -271,7 +357,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if arguments:  # a union
         return any(_fits(value, choice) for choice in arguments)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -17,23 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.artifact import MANIFEST, Compressed
+from nutlet.comparison import carried_out, probe, trained
 from nutlet.data import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
-from nutlet.graph.activations import calibrate, carry, grid_of
-from nutlet.graph.sites import Edited, walk
-from nutlet.graph.stored import settle
+from nutlet.gate import admit
+from nutlet.graph.sites import Edited
 from nutlet.history import Size, Step
-from nutlet.inputs.models import check_kinds, check_model
-from nutlet.inputs.weights import check_finite_weights
+from nutlet.locks import locked
 from nutlet.measurement.size import size_of
-from nutlet.method import Answering, Context, Method, carried_out
+from nutlet.method import Answering, Context, Method
 from nutlet.order import advise
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import read_steps
-from nutlet.storage import digest, prepare_folder
-from nutlet.teacher import Teacher, labelled_by, teacher_of
+from nutlet.storage import digest
+from nutlet.teacher import Teacher, as_teacher, labelled_by, teacher_of
 from nutlet.train import CHECKPOINTS
 
 __all__ = ["compress"]
@@ -69,37 +69,43 @@ def compress(
         DataError: the data have labels the model has no output for.
         ModelError: the model has NaN weights or does not take the data, the teacher has another number of classes, or a
             method finds nothing it can work on.
-        StorageError: ``workdir`` cannot be written.
+        StorageError: ``workdir`` cannot be written, or another run is writing there.
     """
-    check_kinds(model, data)
     check_seed(seed)
     steps = read_steps(recipe, recover)
-    original = copy.deepcopy(model).cpu().eval()
-    check_finite_weights(original)
-    example = data.calibration.batch(slice(0, 2))[0]
-    classes = check_model(original, example, data.classes)
     progress = progress or Progress(quiet=True)
-    if workdir is not None:
-        prepare_folder(Path(workdir))
+    admitted = admit(model, data, steps)
+    original = admitted.model
+    example = data.calibration.batch(slice(0, 2))[0]
+    for note in admitted.notes:
+        progress.say(f"model: {note}")
     advice = advise(steps)
     for found in advice:
         progress.say(f"order: {found.text}")
-    with tempfile.TemporaryDirectory() as passing:
+    with locked(workdir, progress), tempfile.TemporaryDirectory() as passing:
         if teacher is None:
-            guide: nn.Module = copy.deepcopy(original).requires_grad_(False)
+            guide = as_teacher(original, admitted.outputs)
         else:
             answers = Path(passing if workdir is None else workdir) / "answers"
-            guide = teacher_of(teacher, answers, example, classes)
+            guide = teacher_of(teacher, answers, example, admitted.classes)
         keys = _keys(original, data, steps, seed, guide if teacher is not None else None) if workdir is not None else []
         folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
         result = _latest(folders, original, data, progress)
+        if result is None and workdir is not None and (threads := _other_threads(Path(workdir))) is not None:
+            progress.say(
+                f"steps kept in {workdir} were made with {threads} threads, which round otherwise than "
+                f"{torch.get_num_threads()} do: begun anew; to go on from them set OMP_NUM_THREADS={threads}"
+            )
         data, notes = labelled_by(data, guide)
+        notes = [*admitted.notes, *notes]
         if result is None:
             first = _measured({}, {}, original, data, example, time.perf_counter(), notes)
             result = Compressed(copy.deepcopy(original), (first,), seed, example)
         for number in range(len(result.steps), len(steps) + 1):
             folder = folders[number]
-            context = Context(data=data, teacher=guide, seed=seed, workdir=folder, progress=progress)
+            context = Context(
+                data=data, teacher=guide, seed=seed, workdir=folder, progress=progress, outputs=admitted.outputs
+            )
             with torch.random.fork_rng():  # the caller's stream of random numbers is the caller's
                 told = [found.text for found in advice if found.step == number]
                 result = _step(result, steps[number - 1], context, told)
@@ -114,29 +120,19 @@ def compress(
 def _step(before: Compressed, method: Method, context: Context, advice: Sequence[str]) -> Compressed:
     start = time.perf_counter()
     torch.manual_seed(context.seed)
-    model = before.model
-    earlier = model if isinstance(model, Edited) else None
-    if earlier is not None:
-        model = earlier.take_off()
-    model, plan, notes = carried_out(method, model, context)
+    quantized = len(before.model.by_site) if isinstance(before.model, Edited) else None
+    model, plan, notes = carried_out(method, before.model, context)
     notes = [*advice, *notes]
-    if earlier is not None:
-        now = walk(model, context.example)
-        moved = now.sites != earlier.record.sites or method.effect == "values"
-        if moved and not isinstance(model, Edited):
-            inputs = (x for x, _ in context.data.calibration.batches())
-            plan["activations"] = calibrate(model, now, inputs, grid_of(earlier))
-            notes.append("activation quantizers were placed and calibrated anew")
-        model = carry(earlier, model, plan.get("activations"), context.example)
-        kept = model.by_site if isinstance(model, Edited) else {}
-        if "activations" not in plan and len(kept) < len(earlier.by_site):
-            lost = len(earlier.by_site) - len(kept)
-            notes.append(f"{lost} activations are in floating point again: no integer kernel takes the weights there")
+    kept = len(model.by_site) if isinstance(model, Edited) else 0
+    if quantized is not None and "activations" not in plan and kept < quantized:
+        lost = quantized - kept
+        notes.append(f"{lost} activations are in floating point again: no integer kernel takes the weights there")
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     notes += method.train(model, context)
-    settle(model.eval())
+    trained(method, shapes, model, probe(model, context))
     step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)
     promised = method.effect != "values" and type(method).train is Method.train
-    faster = isinstance(model, Edited) and earlier is None  # integer kernels take its activations now
+    faster = isinstance(model, Edited) and quantized is None  # integer kernels take its activations now
     if promised and not faster and not _smaller(step.size, before.steps[-1].size):
         step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
     return Compressed(model, (*before.steps, step), before.seed, before.example)
@@ -155,7 +151,7 @@ def _measured(
     size = size_of(model, example)
     # Through JSON, so that a plan is the same whether it was just made or read back.
     plan = json.loads(json.dumps(plan))
-    return Step(method, plan, accuracy, size, time.perf_counter() - start, tuple(notes))
+    return Step(method, plan, accuracy, size, time.perf_counter() - start, tuple(notes), torch.get_num_threads())
 
 
 def _smaller(now: Size, before: Size) -> bool:
@@ -186,7 +182,9 @@ def _keys(
     sha.update((repr(augment) if dataclasses.is_dataclass(augment) else source_code(augment)).encode())
     if teacher is not None:
         sha.update(fingerprint(teacher.source if isinstance(teacher, Answering) else teacher).encode())
-    keys = [digest(sha.hexdigest(), str(seed), importlib.metadata.version("nutlet"), torch.__version__)]
+    versions = importlib.metadata.version("nutlet"), torch.__version__
+    # Other numbers of threads add up in another order: another result, in the last digits at first.
+    keys = [digest(sha.hexdigest(), str(seed), *versions, str(torch.get_num_threads()))]
     for step in steps:
         # All options, not only those that differ from defaults: a changed default is another step.
         options = json.dumps(dataclasses.asdict(step), sort_keys=True)
@@ -212,4 +210,16 @@ def _latest(folders: Sequence[Path | None], original: nn.Module, data: Data, pro
                 continue
             progress.say(f"steps 1 to {number} were done before, going on from {folder}")
             return result
+    return None
+
+
+def _other_threads(workdir: Path) -> int | None:
+    """Return the number of threads that steps kept in ``workdir`` were made with, where it is another one than now."""
+    for manifest in sorted(workdir.glob(f"*/{MANIFEST}")):
+        with contextlib.suppress(
+            OSError, ValueError, LookupError, TypeError
+        ):  # damaged ones are told when they are read
+            threads = json.loads(manifest.read_text(encoding="utf-8"))["steps"][-1]["threads"]
+            if type(threads) is int and threads != torch.get_num_threads():
+                return threads
     return None

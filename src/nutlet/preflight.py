@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +14,12 @@ from torch import Tensor, nn
 from nutlet.data import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.estimate import Estimate, Stopwatch
+from nutlet.export.trial import export_problem
+from nutlet.gate import Admitted, examine
 from nutlet.graph.constraints import PLAIN_WEIGHT
 from nutlet.graph.reasons import MADE_ELSEWHERE, layers_with_values
-from nutlet.inputs.models import check_kinds, check_model
-from nutlet.inputs.weights import check_finite_weights
+from nutlet.inputs.copies import clean_copy
+from nutlet.inputs.models import check_kinds
 from nutlet.measurement.size import size_of
 from nutlet.method import Method, known_methods
 from nutlet.order import advise
@@ -157,14 +157,15 @@ def check(
     (False, 'the data have labels up to 2, the model has 2 outputs (')
     """
     check_kinds(model, data)
-    asking = _Asking(copy.deepcopy(model).cpu().eval(), data, progress or Progress(quiet=True))
+    ready, notes = clean_copy(model, data.calibration.batch(slice(0, 2))[0])
+    asking = _Asking(ready, data, progress or Progress(quiet=True), notes=notes)
     steps = [] if recipe is None else asking.steps(recipe, recover)
-    runs = asking.runs(teacher)
+    runs = asking.runs(teacher, steps)
     if workdir is not None:
         with asking.noting():
             prepare_folder(Path(workdir))
     if runs:  # a model that does not run tells nothing more
-        asking.ask(steps if recipe is not None else [_unset(kind) for kind in known_methods().values()], recipe is None)
+        asking.ask(steps if recipe is not None else asking.samples(), recipe is None)
     return Preflight(
         layers=asking.layers(),
         methods=tuple(asking.reasons),
@@ -186,6 +187,7 @@ class _Asking:
     notes: list[str] = field(default_factory=list)
     estimates: list[Estimate] = field(default_factory=list)
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
+    admitted: Admitted | None = None
 
     @property
     def example(self) -> Tensor:
@@ -215,23 +217,33 @@ class _Asking:
             self.problems.append(whole)
         return good
 
-    def runs(self, teacher: Teacher | None) -> bool:
-        """Try the model on the data, and the teacher beside it."""
-        before = len(self.problems)
+    def samples(self) -> list[Method]:
+        """Return every known method with the options of its sample."""
+        found = []
+        for name, kind in known_methods().items():
+            try:
+                found.append(Method.from_dict({name: kind.sample}))
+            except NutletError as error:  # one of an installed package, without a sample of its options
+                self.notes.append(f"{name} could not be asked: {error}")
+        return found
+
+    def runs(self, teacher: Teacher | None, steps: Sequence[Method]) -> bool:
+        """Try the model on the data and the export, and the teacher beside it."""
         with self.noting():
-            check_finite_weights(self.model)
-        outputs = 0
-        with self.noting():
-            outputs = check_model(self.model, self.example, self.data.classes)
-        broken = len(self.problems) > before
+            self.admitted = examine(self.model, self.data, steps)
+            self.notes += self.admitted.notes
+        if self.admitted is not None:
+            problem = export_problem(self.model, self.example)
+            self.problems += [f"the result could not be exported: {problem}"] if problem else []
         if teacher is not None:
+            classes = self.data.classes if self.admitted is None else self.admitted.classes
             with self.noting(), tempfile.TemporaryDirectory() as answers:
-                teacher_of(teacher, Path(answers), self.example, outputs or self.data.classes)
-        return not broken
+                teacher_of(teacher, Path(answers), self.example, classes)
+        return self.admitted is not None
 
     def ask(self, methods: Sequence[Method], every: bool) -> None:
         """Ask each method about the layers and how long it takes."""
-        watch = None if every else Stopwatch(self.model, self.data)
+        watch = None if every or self.admitted is None else Stopwatch(self.model, self.data, self.admitted.outputs)
         renamed = smaller = False
         with self.progress.task("asking the methods", total=len(methods)) as task:
             for number, method in enumerate(methods, 1):
@@ -263,11 +275,6 @@ class _Asking:
             elif not every:
                 self.problems.append(f"{step}: {error}")
             return dict.fromkeys(layers, reason) if every else {}
-        except Exception as error:  # without a recipe options are unset, and a method may use one
-            if not every:
-                raise
-            self.notes.append(f"{type(method).__name__} could not be asked ({type(error).__name__}: {error})")
-            return {}
         made = [name for name, reason in found.items() if reason == MADE_ELSEWHERE]
         if made and not every:
             self.problems.append(
@@ -305,15 +312,6 @@ def _specs(recipe: Any) -> list[Any]:
     content = read_yaml(recipe) if isinstance(recipe, (str, Path)) else recipe
     content = content.get("steps") if isinstance(content, Mapping) else content
     return list(content) if isinstance(content, Sequence) else []
-
-
-def _unset(kind: type[Method]) -> Method:
-    """Return a method with its default options and none where one is required, which no user could have."""
-    method = object.__new__(kind)
-    for option in dataclasses.fields(kind):
-        default = None if option.default is dataclasses.MISSING else option.default
-        object.__setattr__(method, option.name, default)
-    return method
 
 
 def _names(some: Sequence[str], every: Sequence[str]) -> str:

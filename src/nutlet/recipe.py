@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from nutlet.errors import ConfigError, nearest
+from nutlet.errors import ConfigError, nearest, shown
 from nutlet.method import Method
+from nutlet.reading import load_yaml
 
 __all__ = ["Recipe", "dump_recipe", "load_recipe", "parse_recipe", "read_steps", "read_yaml", "with_recovery"]
 
@@ -48,7 +49,7 @@ def read_steps(
     if isinstance(recover, (str, dict)):
         recover = Method.from_dict(recover)
     if recover is not None and not isinstance(recover, Method):
-        raise ConfigError(f"recover is {recover!r}; expected a method that trains, as Distill(epochs=5)")
+        raise ConfigError(f"recover is {shown(recover)}; expected a method that trains, as Distill(epochs=5)")
     if isinstance(recipe, Method):
         recipe = [recipe]
     if isinstance(recipe, (str, Path)):
@@ -70,19 +71,12 @@ def load_recipe(path: Path | str) -> list[Method]:
 
 
 def read_yaml(path: Path | str) -> Any:
-    """Return what a YAML file holds.
+    """Return what the YAML file of a recipe holds.
 
     Raises:
-        ConfigError: the file is missing or is not YAML.
+        ConfigError: the file is missing or is not YAML; see :func:`nutlet.reading.load_yaml`.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        return yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"could not read the recipe {path}: {error.strerror}; expected a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}; expected `steps:` with a list of methods") from error
+    return load_yaml(Path(path), "the recipe", "`steps:` with a list of methods")
 
 
 def parse_recipe(content: Any, origin: str = "the recipe") -> list[Method]:
@@ -93,7 +87,7 @@ def parse_recipe(content: Any, origin: str = "the recipe") -> list[Method]:
         raise ConfigError(f"{origin} holds {type(content).__name__}; expected `steps:` with a list of methods")
     for key in content:
         if key not in ("steps", "recover"):
-            raise ConfigError(f"{origin} has the unknown key {key!r}; {nearest(str(key), ['steps', 'recover'])}")
+            raise ConfigError(f"{origin} has the unknown key {shown(key)}; {nearest(str(key), ['steps', 'recover'])}")
     steps = content.get("steps")
     if not isinstance(steps, list) or not steps:
         raise ConfigError(f"{origin} has no steps; expected `steps:` with at least one method, see `nutlet methods`")

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nutlet.data import Data
 from nutlet.errors import ConfigError, ModelError, NutletError
 from nutlet.fingerprint import fingerprint
+from nutlet.gate import output_kind
 from nutlet.inputs import load_model
+from nutlet.inputs.copies import clean_copy
 from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.method import Answering
 from nutlet.oracle import Endpoint, FileSource, Kept, Oracle, load_endpoint
+from nutlet.outputs import OutputKind, to_logits
 from nutlet.predict import predict
 from nutlet.stolen import load_onnx
 
-__all__ = ["Teacher", "labelled_by", "load_teacher", "teacher_of"]
+__all__ = ["Teacher", "as_teacher", "labelled_by", "load_teacher", "teacher_of"]
 
 Teacher = nn.Module | Path | str | Oracle | Endpoint
 """What can teach: a module, the path of an ONNX file, an oracle, or an endpoint."""
@@ -46,7 +48,7 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
         StorageError: the file cannot be read.
     """
     try:
-        module = _module(teacher, folder)
+        module = _module(teacher, folder, example)
         found = check_model(module, example, 0)
     except NutletError as error:
         raise type(error)(f"the teacher: {error}") from error
@@ -55,9 +57,15 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
             f"the teacher gives {found} classes, the model {classes}; expected as many, in the same order: take a "
             "teacher of the same task, or give the model as many outputs"
         )
-    if not isinstance(module, Answering) and _are_probabilities(module, example):
-        module.register_forward_hook(_logarithms)
-    return module
+    return module if isinstance(module, Answering) else as_teacher(module, output_kind(module, example))
+
+
+def as_teacher(model: nn.Module, outputs: OutputKind) -> nn.Module:
+    """Return a copy of ``model`` that is not trained and gives logits, whatever its ``outputs`` hold."""
+    teacher = copy.deepcopy(model).requires_grad_(False)
+    if outputs != "logits":
+        teacher.register_forward_hook(_GivesLogits(outputs))
+    return teacher
 
 
 def load_teacher(spec: str | None, *, config: Path | None = None, i_own_this_endpoint: bool = False) -> Teacher | None:
@@ -107,10 +115,11 @@ class _Asked:
         return fingerprint([self.oracle.source, self.oracle.answers, self.oracle.outputs])
 
 
-def _module(teacher: Teacher, folder: Path) -> nn.Module:
+def _module(teacher: Teacher, folder: Path, example: Tensor) -> nn.Module:
     if isinstance(teacher, nn.Module):
-        check_finite_weights(teacher)
-        return copy.deepcopy(teacher).cpu().eval().requires_grad_(False)
+        ready, _ = clean_copy(teacher, example)
+        check_finite_weights(ready)
+        return ready
     if isinstance(teacher, (str, Path)):
         try:
             return load_onnx(teacher).requires_grad_(False)
@@ -133,11 +142,11 @@ def _outputs(endpoint: Endpoint) -> Any:
     return "logits" if endpoint.outputs == "logits" else "probabilities"
 
 
-def _are_probabilities(module: nn.Module, example: Tensor) -> bool:
-    with torch.no_grad():
-        outputs = module(example)
-    return bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
+@dataclass(frozen=True, eq=False)
+class _GivesLogits:
+    """Forward hook; an object, so that the teacher can be copied and pickled."""
 
+    outputs: OutputKind
 
-def _logarithms(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return to_logits(output, self.outputs)

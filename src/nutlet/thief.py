@@ -55,9 +55,9 @@ class Thief:
         """Check the values."""
         if self.start not in ("scratch", "given"):
             raise ConfigError(f"the thief starts from {self.start!r}; expected 'scratch' or 'given'")
-        if self.effort <= 0:
+        if not 0 < self.effort < math.inf:
             raise ConfigError(f"the thief's effort is {self.effort}; expected above 0; 1 is a full audit")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"the thief's temperature is {self.temperature}; expected above 0")
 
     def steps(self, examples: int) -> int:

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nutlet.data import Augment, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.constraints import widen
+from nutlet.graph.training_path import training_path
 from nutlet.method import Context
+from nutlet.outputs import OutputKind, class_loss, to_logits
 from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic
@@ -124,6 +125,7 @@ def fit(
         progress=context.progress,
         title=title,
         before_step=before_step,
+        outputs=context.outputs,
     )
 
 
@@ -141,6 +143,7 @@ def train_on(
     progress: Progress | None = None,
     title: str = "training",
     before_step: BeforeStep | None = None,
+    outputs: OutputKind = "logits",
 ) -> list[str]:
     """Train ``model`` in place and return notes for the history.
 
@@ -148,8 +151,8 @@ def train_on(
         model: changed in place; in evaluation mode afterwards.
         examples: what it is trained on.
         settings: how long and how.
-        loss: sees inputs, outputs and labels of a batch. Where targets are no class indices, let the labels be the
-            numbers of the examples and look the targets up.
+        loss: sees inputs, outputs as logits, and labels of a batch. Where targets are no class indices, let the labels
+            be the numbers of the examples and look the targets up.
         validation: told after each epoch; what ``settings.patience`` goes by.
         augment: applied to each batch.
         along: what the loss uses and is trained with the model, as a projection of its features is.
@@ -158,11 +161,12 @@ def train_on(
         progress: shows a bar.
         title: stands beside it.
         before_step: called before each optimisation step, see :data:`BeforeStep`.
+        outputs: what the model's outputs hold; the loss sees logits.
 
     Raises:
-        ModelError: the loss became NaN or infinite.
+        ModelError: the loss became NaN or infinite, or the model does not run in training mode.
         ConfigError: ``settings.patience`` without validation examples.
-        StorageError: the checkpoint is damaged or cannot be written.
+        StorageError: the checkpoint is of another training, or cannot be written. One that is damaged is made anew.
     """
     from accelerate import Accelerator
 
@@ -172,9 +176,10 @@ def train_on(
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and _computes_in_bf16())
     # Accelerate's own mixed precision is one setting for the whole process, and stays in the model's forward.
     accelerator = Accelerator(mixed_precision="no")
-    batches = _Batches(examples, augment, seed, settings.batch_size)
+    path = training_path(model, examples.batch(slice(0, 2))[0])
+    batches = _Batches(examples, augment, seed, settings.batch_size, channels_last=path.channels_last)
     loader = DataLoader(batches, batch_sampler=batches.sampler, collate_fn=_as_is)
-    if examples.x.ndim == 4:
+    if path.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     along = (along or nn.Module()).to(accelerator.device)
     optimizer = _optimizer(nn.ModuleList([model, along]), settings)
@@ -184,7 +189,7 @@ def train_on(
         optimizer = shared
     saved = _Checkpoint(checkpoint, model, along, optimizer)
     start, best = saved.resume()
-    notes = []
+    notes = [*path.notes]
     if start:
         notes.append(f"continued after epoch {start}, where an earlier run was stopped")
         progress.say(f"{title}: going on after epoch {start} of {settings.epochs}")
@@ -197,14 +202,14 @@ def train_on(
                 notes.append(f"stopped after epoch {epoch}, no better for {settings.patience}")
                 break
             batches.begin(epoch)
-            prepared.train()
+            path.enter(prepared)
             average = 0.0
             for k, (x, y) in enumerate(loader):
                 rate = _rate(settings, (epoch * len(batches.sampler) + k) / steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
-                    value = loss(x, prepared(x).float(), y)
+                    value = loss(x, to_logits(path.outputs(prepared(x)).float(), outputs), y)
                 if not math.isfinite(value.item()):
                     raise ModelError(
                         f"{title}: the loss became {value.item()} in epoch {epoch + 1}; expected a finite number. "
@@ -244,7 +249,7 @@ def cross_entropy(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
         DataError: an example has no label.
     """
     check_labelled(y, "cross entropy", "expected a label for each, or Distill(soft=1.0), which needs none")
-    return F.cross_entropy(outputs, y)
+    return class_loss(outputs, y)
 
 
 def check_labelled(y: Tensor, who: str, remedy: str) -> None:
@@ -256,7 +261,10 @@ def check_labelled(y: Tensor, who: str, remedy: str) -> None:
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
     """Serves whole batches, cut and augmented at once: far cheaper than one example at a time."""
 
-    def __init__(self, examples: Examples, augment: Augment | None, seed: int, size: int) -> None:
+    def __init__(
+        self, examples: Examples, augment: Augment | None, seed: int, size: int, *, channels_last: bool = False
+    ) -> None:
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.examples = examples
         self.augment = augment
         self.seed = seed
@@ -276,7 +284,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         x, y = self.examples.batch(indices)
         if self.augment is not None:
             x = self.augment(x, self.generator)
-        return (x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x), y
+        return x.contiguous(memory_format=self.layout), y
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -318,11 +326,14 @@ class _Checkpoint:
             return 0, _Best()
         try:
             saved = torch.load(self.path, weights_only=True, map_location="cpu")
+        except Exception:  # a damaged file may raise anything; it is written anew after the first epoch
+            return 0, _Best()
+        try:
             self.model.load_state_dict(saved["model"])
             self.along.load_state_dict(saved["along"])
             self.optimizer.load_state_dict(saved["optimizer"])
             return saved["epoch"], _Best(**saved["best"])
-        except Exception as error:  # a damaged file may raise anything
+        except Exception as error:  # whatever does not fit
             raise StorageError(
                 f"{self.path} is no checkpoint of this training ({type(error).__name__}); expected what an interrupted "
                 "run left there: delete it, and the training starts anew"

@@ -26,12 +26,12 @@ from conformance.examples import (
 from nutlet.artifact import Compressed
 from nutlet.data import Data
 from nutlet.errors import NutletError
-from nutlet.graph.activations import runs_on_integers
 from nutlet.graph.constraints import (
     Mask,
     constrained_weight,
     constraints,
 )
+from nutlet.graph.placement import runs_on_integers
 from nutlet.graph.quantizers import FewValues
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Edited

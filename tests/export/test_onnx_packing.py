@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from nutlet.export.onnx_packing import pack_initializers
+from nutlet.export.onnx_packing import pack_initializers, unpack_initializers
 
 RANDOM = np.random.default_rng(0)
 
@@ -104,3 +104,26 @@ def test_constants_are_shared_between_tensors() -> None:
     pack_initializers(two)
     contents = [tensor.raw_data + repr(tensor.dims).encode() for tensor in two.graph.initializer]
     assert len(set(contents)) == len(contents)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_unpacked_is_what_was_packed(name: str) -> None:
+    model = model_with(TENSORS[name])
+    packed = onnx.ModelProto.FromString(model.SerializeToString())
+    pack_initializers(packed)
+    unpack_initializers(packed)
+    (tensor,) = packed.graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor), TENSORS[name])
+    # The cast to floats is folded with the rest, where there is a rest.
+    assert [node.op_type for node in packed.graph.node][-1] == "Add"
+    assert len(packed.graph.node) <= 2
+
+
+def test_a_hostile_file_cannot_ask_for_more_than_it_needs() -> None:
+    packed = model_with(TENSORS["only zeros"])
+    pack_initializers(packed)
+    for tensor in packed.graph.initializer:
+        if list(tensor.dims) == [1] and tensor.data_type == TensorProto.INT64:
+            tensor.CopyFrom(numpy_helper.from_array(np.array([2**40]), tensor.name))
+    with pytest.raises(ValueError, match="more numbers than a file of this size needs"):
+        unpack_initializers(packed)

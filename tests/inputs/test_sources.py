@@ -301,3 +301,49 @@ def test_a_factory_of_splits_takes_the_defaults_of_the_command_line(
     assert isinstance(load_examples(spec), Data)
     with pytest.raises(ConfigError, match="'augment' cannot be applied"):
         load_data(spec, augment="crop")
+
+
+@pytest.mark.parametrize("kind", ["u2", "u4", "u8", "?", "i1", ">i4", ">u2"])
+def test_labels_of_any_integer_type(tmp_path: Path, kind: str) -> None:
+    x, _ = images()
+    y = (np.arange(40) % 2).astype(kind)
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    found = load_examples(str(tmp_path / "d.npz"))
+    assert found.y.dtype == torch.int64  # type: ignore[union-attr]
+    assert found.y.tolist() == [0, 1] * 20  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("y", "says"),
+    [
+        (np.arange(40).astype("g"), "labels have dtype .*128.*expected numbers of up to 64 bits"),
+        (np.arange(40.0), "integers .whole numbers as floats"),
+        (np.full(40, 2**64 - 1, "u8"), r"above 2\*\*63"),
+        (np.full(40, 10**9), "largest label is 1,000,000,000, which would ask for as many outputs"),
+        (-np.arange(40), "smallest label is -39"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, y: np.ndarray, says: str) -> None:
+    np.savez(tmp_path / "d.npz", x=images()[0], y=y)
+    with pytest.raises(DataError, match=says):
+        load_examples(str(tmp_path / "d.npz"))
+
+
+def test_arrays_together_have_one_limit(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            archive.writestr(f"{name}.npy", header("(17000000,)", "'|u1'") + bytes(17_000_000))
+    with pytest.raises(StorageError, match="no more than 200 to 1"):
+        read_npz(tmp_path / "d.npz")
+
+
+def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("NUTLET_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_folder() is None
+    x = RNG.integers(0, 256, (2000, 60, 60), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(2000) % 3)
+    assert len(load_examples(str(tmp_path / "d.npz"))) == 2000  # type: ignore[arg-type]

@@ -117,7 +117,9 @@ def test_errors_come_before_long_work(save: Save, examples: Examples, tmp_path: 
     with pytest.raises(ConfigError, match="against is int; expected the path of an ONNX file"):
         measure(path, examples, 3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="takes batches of 1 only"):
-        measure(path, examples, save(np.eye(4), "fixed.onnx", batch=1), seconds=60)
+        measure(path, examples, save(np.eye(4), "fixed.onnx", batch=1), batches=(1, 32), seconds=60)
+    with pytest.raises(DataError, match="batches of 1 only, the other of 3"):
+        measure(save(np.eye(4), "three.onnx", batch=3), examples, tmp_path / "fixed.onnx", seconds=60)
     with pytest.raises(DataError, match="same examples and classes"):
         measure(path, examples, save(np.ones((4, 5)), "five.onnx"), **QUICK)
 

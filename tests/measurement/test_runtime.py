@@ -88,7 +88,7 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_every_truncation_is_refused(tmp_path: Path, linear: Linear) -> None:
     whole = linear(np.eye(4)).SerializeToString()
     path = tmp_path / "model.onnx"
-    for length in range(0, len(whole), 3):
+    for length in range(0, len(whole), 12):
         path.write_bytes(whole[:length])
         # Cut within the last field (the opset) the graph is whole, and the runtime is who refuses.
         with pytest.raises((StorageError, ModelError)):
@@ -99,7 +99,7 @@ def test_flipped_bytes_never_crash(tmp_path: Path, linear: Linear, examples: Exa
     whole = linear(np.eye(4)).SerializeToString()
     random = np.random.default_rng(0)
     path = tmp_path / "model.onnx"
-    for _ in range(60):
+    for _ in range(15):
         broken = bytearray(whole)
         for place in random.integers(0, len(whole), 3):
             broken[place] = random.integers(256)
@@ -178,7 +178,7 @@ def test_two_inputs_are_an_error(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "g", ends[:2], ends[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match=r"has the inputs \['a', 'b'\] .* expected one of each"):
+    with pytest.raises(ModelError, match=r"has the inputs \['a', 'b'\]; expected one:"):
         Runtime(tmp_path / "model.onnx")
 
 

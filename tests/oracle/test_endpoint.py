@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
 import shutil
 import ssl
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -105,6 +107,11 @@ TRANSIENT: dict[str, tuple[Deed, str]] = {
         says({"probabilities": [[4.0, -2.0, 1]] * 7}),
         "sum to 3 to 3, and scores from -2 on; .*`outputs: logits`",
     ),
+    "true for one": (says({"probabilities": [[True, 0.0, 0.0]] * 7}), "true.*expected lists of numbers"),
+    "false for nought": (says({"probabilities": [[1.0, 0.0, False]] * 7}), "false.*expected lists of numbers"),
+    "digits in quotes": (says({"probabilities": [["1", 0, 0]] * 7}), "expected lists of numbers"),
+    "lists in lists": (says({"probabilities": [[[1.0], [0.0], [0.0]]] * 7}), "expected lists of numbers"),
+    "a status line": (lambda handler, _: handler.wfile.write(b"HTTP/9 \x1b[2J\r\n\r\n"), r"off: .*\?\[2J"),
     "negative": (says({"probabilities": [[1.5, -0.5, 0]] * 7}), r"scores from -0\.5 on; expected probabilities"),
 }
 
@@ -134,6 +141,7 @@ def test_what_does_not_pass_is_said(served: Server, deed: str) -> None:
     [
         ([3] * 7, "gave 3 as a label; expected whole numbers from 0 to 2"),
         ([-1] * 7, "gave -1 as a label"),
+        ([True] * 7, "true.*expected lists of numbers"),
         ([0.5] * 7, "gave 0.5 as a label"),
         ([float("nan")] * 7, "gave nan as a label"),
         ([0] * 6, r"shape \(6,\) for 7 inputs; expected one label for each"),
@@ -151,7 +159,15 @@ def test_labels_one_in_a_row(served: Server) -> None:
     assert torch.equal(endpoint(served, outputs="labels")(X), torch.tensor([[0.0, 0, 1]] * 7))
 
 
-@pytest.mark.parametrize("deed", [server.hangs(0.5), server.drips], ids=["hangs", "drips"])
+SLOW = {
+    "hangs": server.hangs(0.5),
+    "drips": server.drips,
+    "headers": server.drips_headers,
+    "continue": server.goes_on_to_continue,
+}
+
+
+@pytest.mark.parametrize("deed", SLOW.values(), ids=SLOW)
 def test_a_slow_endpoint_is_tried_again(served: Server, deed: Deed) -> None:
     served.deeds = [deed]
     asked = endpoint(served, timeout=0.2)
@@ -281,6 +297,67 @@ def test_a_secret_comes_from_the_environment_and_goes_nowhere_else(served: Serve
         shown += [str(caught.value), *(str(error) for error in (caught.value.__cause__,) if error)]
     assert not any(SECRET in text for text in shown)
     assert pickle.loads(pickle.dumps(secretive)) == secretive
+
+
+LONG = "sk-9fQ2xLw7ZbR4mK1tVn8Ye3Ua6Hd0Pj5C"
+FORMS: dict[str, Any] = {
+    "plain": lambda s: s,
+    "half": lambda s: s[: len(s) // 2],
+    "six": lambda s: s[5:11],
+    "hexadecimal": lambda s: s.encode().hex().upper(),
+    "base64": lambda s: base64.b64encode(s.encode()).decode(),
+    "base64 of more": lambda s: base64.urlsafe_b64encode(f"a{s} ".encode()).decode(),
+    "base64, half": lambda s: base64.b64encode(b"x" + s.encode()).decode()[9:25],
+    "base32": lambda s: base64.b32encode(s.encode()).decode().lower(),
+    "percent": lambda s: "".join(f"%{ord(c):02x}" for c in s),
+    "percent twice": lambda s: quote("".join(f"%{ord(c):02X}" for c in s)),
+    "json": lambda s: "".join(f"\\u{ord(c):04x}" for c in s),
+    "html": lambda s: "".join(f"&#{ord(c)};" for c in s),
+    "backwards": lambda s: s[::-1],
+    "spaced": lambda s: " ".join(s),
+    "case": lambda s: s.swapcase(),
+    "past the cut": lambda s: "x" * 190 + s,
+    "quoted": lambda s: f"'\"{s[:17]}'\"{s[17:]}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", ["refusal", "garbage", "value", "name", "redirect", "reason"])
+def test_an_echoed_token_is_hidden_in_any_form(
+    served: Server, monkeypatch: pytest.MonkeyPatch, form: str, where: str
+) -> None:
+    monkeypatch.setenv("TOKEN_OF_TEST", LONG)
+    asked = endpoint(served, headers={"X-API-Key": "env:TOKEN_OF_TEST"}, retries=0)
+    shown = FORMS[form](LONG)
+    served.deeds = [
+        {
+            "refusal": status(401, shown),
+            "garbage": says(shown.encode()),
+            "value": says({"probabilities": [shown]}),
+            "name": says({shown: 1}),
+            "redirect": status(302, Location=f"https://a.example/{shown}"),
+            "reason": lambda handler, _: handler.wfile.write(f"HTTP/9 {shown}\r\n\r\n".encode()),
+        }[where]
+    ]
+    with pytest.raises(OracleError) as caught:
+        asked(X)
+    said = str(caught.value)
+    # Of a character at either end only some bits may be the secret's.
+    secret = shown.replace("x" * 190, "")[3:-3]
+    pieces = {secret[place : place + 8] for place in range(len(secret))}
+    assert "***" in said or form == "past the cut"
+    assert not any(piece in said for piece in pieces if len(piece) == 8), said
+
+
+def test_a_signature_in_the_address_is_sent_and_shown_nowhere(served: Server) -> None:
+    signed = endpoint(served, url=f"{served.url}?v=1&sig={LONG}", retries=0)
+    again = endpoint(served, url=f"{served.url}?v=1&sig={LONG[::-1]}")
+    served.deeds = [server.answer, status(403, f"no: {LONG}")]
+    torch.testing.assert_close(signed(X), victim(X))
+    assert signed.fingerprint() == again.fingerprint() != endpoint(served).fingerprint()
+    with pytest.raises(OracleError, match=r"no: \*\*\*") as caught:
+        signed(X)
+    assert not any(LONG in text for text in (repr(signed), str(caught.value), signed.where))
 
 
 @pytest.mark.parametrize(("held", "found"), [(None, "is not set"), ("", "is not set"), ("a\nb", "no header can")])

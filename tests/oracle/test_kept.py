@@ -7,11 +7,13 @@ import pickle
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -235,3 +237,33 @@ def test_two_at_a_time_share_a_file(tmp_path: Path) -> None:
     other(X[:30])
     one(X)
     assert (one.sent, other.sent, len(one), len(other)) == (30, 10, 40, 40)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [b"", b"abc", "text", 3, np.full(CLASSES, np.nan, "<f4").tobytes(), np.full(CLASSES + 1, 0.2, "<f4").tobytes(),
+     np.full(CLASSES, 0.9, "<f4").tobytes(), np.full(CLASSES, -1, "<f4").tobytes()],
+)  # fmt: skip
+def test_a_record_that_no_source_could_give_is_asked_anew(tmp_path: Path, served: Server, scores: object) -> None:
+    kept = Kept(endpoint(served), tmp_path)
+    true = kept(X[:8])
+    with closing(sqlite3.connect(kept.path)) as answers, answers:
+        for (key,) in answers.execute("SELECT input FROM answers LIMIT 3").fetchall():
+            checksum = zlib.crc32(key + scores) if isinstance(scores, bytes) else 0
+            answers.execute("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
+    again = Kept(endpoint(served), tmp_path)
+    assert torch.equal(again(X[:8]), true)
+    assert again.sent == 3
+
+
+def test_records_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    kept = Kept(Counting(), tmp_path)
+    kept(X[:8])
+    with closing(sqlite3.connect(kept.path)) as answers, answers:
+        (key,) = answers.execute("SELECT input FROM answers").fetchone()
+        scores = np.full(CLASSES + 2, 0.1, "<f4").tobytes()
+        answers.execute(
+            "UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, zlib.crc32(key + scores), key)
+        )
+    with pytest.raises(StorageError, match="answers with different numbers of classes"):
+        kept(X[:8])

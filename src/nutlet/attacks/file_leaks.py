@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.export.onnx_packing import load_unpacked
 from nutlet.measurement.runtime import read_onnx
 from nutlet.oracle import Access, Oracle
 from nutlet.storage import packed_size
@@ -70,11 +71,9 @@ class FileLeaks(Attack):
         Raises:
             StorageError: see :func:`~nutlet.measurement.runtime.read_onnx`.
         """
-        import onnx
-
         assert scene.file is not None
         content = read_onnx(scene.file)
-        model = onnx.load_model_from_string(content)
+        model = load_unpacked(content)
         weights = _Weights.of(model)
         items = _items(model, weights)
         facts = {

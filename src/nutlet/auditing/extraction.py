@@ -12,9 +12,9 @@ import numpy.typing as npt
 from nutlet.attack import Attack
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.materials import Artifact, Materials
-from nutlet.auditing.records import record, victim
+from nutlet.auditing.records import Section, failure, not_run, record, victim
 from nutlet.auditing.scoring import CloneHits, Difference, clone_hits, paired_difference, queries_to, summary
-from nutlet.auditing.trials import attack_job, baseline_job
+from nutlet.auditing.trials import attack_job, attempted, baseline_job
 from nutlet.jobs import Job, Result
 
 __all__ = ["extraction"]
@@ -37,9 +37,8 @@ class _Curve:
         return [float(hits.file.mean()) for hits in self.hits]
 
 
-def extraction(attacks: Sequence[Attack], materials: Materials) -> tuple[list[dict[str, Any]], list[Row]]:
+def extraction(attacks: Sequence[Attack], m: Materials) -> Section:
     """Run ``attacks`` against every release and return their records, and rows of the strongest before and after."""
-    m = materials
     jobs: dict[tuple[str, str, int], Job] = {}
     for seed in m.protocol.seed_numbers:
         if m.transfer.kind == "same distribution":
@@ -56,17 +55,26 @@ def extraction(attacks: Sequence[Attack], materials: Materials) -> tuple[list[di
                     m.evaluation,
                     f"{name} on {artifact.name}, seed {seed}",
                 )
-    results = dict(zip(jobs, m.workers.run(list(jobs.values()), "copying the model"), strict=True))
-    alone = [results["", "", seed]["outputs"] for seed in m.protocol.seed_numbers if ("", "", seed) in results]
-    records, curves = [], {}
+    results, failures = attempted(m.workers, jobs, "copying the model")
+    found = Section()
+    if ("", "") in failures:
+        found.warnings.append(f"The thief without a query {failure(failures['', '']).reason}.")
+    alone = [result["outputs"] for result in results.get(("", ""), [])]
+    curves: dict[str, list[_Curve]] = {}
     for attack in attacks:
         name = type(attack).__name__
-        both = [_curve(m, artifact, [results[name, artifact.name, s] for s in m.protocol.seed_numbers])
-                for artifact in m.artifacts]  # fmt: skip
-        curves[name] = both
-        victims = [_victim(m, curve, alone) for curve in both]
-        records.append(record(type(attack), victims, sum(curve.seconds for curve in both)))
-    return records, _rows(m, curves) if curves else []
+        errors = {artifact.name: failures.get((name, artifact.name)) for artifact in m.artifacts}
+        if error := errors[m.file.name]:
+            found.records.append(not_run(type(attack), failure(error)))
+            continue
+        found.warnings.extend(
+            f"{name} on {release} {failure(error).reason}." for release, error in errors.items() if error
+        )
+        curves[name] = [_curve(m, a, results[name, a.name]) for a in m.artifacts if errors[a.name] is None]
+        victims = [_victim(m, curve, alone) for curve in curves[name]]
+        found.records.append(record(attack, victims, sum(curve.seconds for curve in curves[name])))
+    found.copying.extend(_rows(m, curves) if curves else [])
+    return found
 
 
 def _curve(m: Materials, artifact: Artifact, results: list[Result]) -> _Curve:
@@ -106,7 +114,9 @@ def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> dict[
 
 def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
     """Compare before and after by the attack that copies best; a weaker one would say less."""
-    best = max(curves, key=lambda name: sum(curve.agreement[-1] for curve in curves[name]))
+    # One that failed on the original compares nothing, however well it copies.
+    complete = {name: both for name, both in curves.items() if len(both) == len(m.artifacts)} or curves
+    best = max(complete, key=lambda name: sum(curve.agreement[-1] for curve in curves[name]))
     both = curves[best]
     before, after = (both[0] if len(both) > 1 else None), both[-1]
     lost = None

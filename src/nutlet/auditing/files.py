@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nutlet.auditing.materials import thief_of
+from nutlet.auditing.materials import evaluation_of, thief_of
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.result import Audit
-from nutlet.auditing.run import audit
+from nutlet.auditing.run import audit, named_output
 from nutlet.data import Data, Examples
 from nutlet.jobs import Workers, layout
+from nutlet.locks import locked
 from nutlet.measurement import cores
 from nutlet.method import Method
-from nutlet.oracle import Source
+from nutlet.oracle import Oracle, Source, source_of
 from nutlet.progress import Progress
 from nutlet.report import write_audit
 from nutlet.storage import write_json
@@ -36,6 +37,7 @@ def audit_files(
     protocol: Protocol | None = None,
     transfer: Examples | None = None,
     same_task: bool = False,
+    output: str | None = None,
     architecture: nn.Module | None = None,
     recipe: Sequence[Method] = (),
     retrained: bool | None = None,
@@ -58,6 +60,7 @@ def audit_files(
         protocol: budgets, seeds, attacks.
         transfer: inputs the thief asks with.
         same_task: whether their labels are of the victim's task.
+        output: name of the output of ``victim``, a file, that holds the scores, where several may.
         architecture: what the thief trains, where he knows the victim's; one of our own otherwise.
         recipe: how the file was made from the original, where that is known.
         retrained: whether training data were used again after compression; by default what ``recipe`` says.
@@ -68,37 +71,37 @@ def audit_files(
         progress: shows bars.
 
     Raises:
-        StorageError: ``folder`` cannot be written.
+        StorageError: ``folder`` cannot be written, or another run is writing there.
         NutletError: see :func:`nutlet.audit`.
     """
     folder, protocol, progress = Path(folder), protocol or Protocol(), progress or Progress(quiet=True)
-    examples = transfer if transfer is not None else data.train
-    thief = thief_of(data, tuple(examples.x.shape[1:]), data.classes, protocol.effort, architecture)
+    examples = (transfer if transfer is not None else data.train).subset(slice(0, 256))
+    source = source_of(victim) if output is None else named_output(victim, output)
+    # By the victim's outputs, which may be more than the labels that were seen. The judge asks about this input too.
+    outputs = Oracle(source).judge(evaluation_of(data).batch(slice(0, 1))[0]).shape[1]
+    thief = thief_of(data, tuple(examples.x.shape[1:]), outputs, protocol.effort, architecture)
 
     def step() -> object:
-        return thief.train(examples.subset(slice(0, 256)), _guesses(examples, data.classes), seed=0, steps=4)
+        return thief.train(examples, torch.full((len(examples), outputs), 1 / outputs), seed=0, steps=4)
 
-    many, threads = (processes, 1) if processes else _layout(folder / "jobs" / _LAYOUT, step)
-    result = audit(
-        victim,
-        data,
-        against,
-        protocol=protocol,
-        transfer=transfer,
-        same_task=same_task,
-        thief=thief,
-        recipe=recipe,
-        retrained=retrained,
-        transfer_name=transfer_name,
-        command=command,
-        workers=Workers(processes=many, threads=threads, folder=folder / "jobs", ray=ray, progress=progress),
-    )
-    write_audit(result.value, folder)
+    with locked(folder, progress):
+        many, threads = (processes, 1) if processes else _layout(folder / "jobs" / _LAYOUT, step)
+        result = audit(
+            source,
+            data,
+            against,
+            protocol=protocol,
+            transfer=transfer,
+            same_task=same_task,
+            thief=thief,
+            recipe=recipe,
+            retrained=retrained,
+            transfer_name=transfer_name,
+            command=command,
+            workers=Workers(processes=many, threads=threads, folder=folder / "jobs", ray=ray, progress=progress),
+        )
+        write_audit(result.value, folder)
     return result
-
-
-def _guesses(examples: Examples, classes: int) -> Tensor:
-    return torch.full((min(256, len(examples)), classes), 1 / classes)
 
 
 def _layout(path: Path, step: Callable[[], object]) -> tuple[int, int]:

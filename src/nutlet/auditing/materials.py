@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +16,12 @@ from torch import nn
 from nutlet.attack import Scene
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
 from nutlet.data import Data, Examples, flip_and_crop
-from nutlet.errors import DataError
+from nutlet.errors import ConfigError, DataError, ModelError, NutletError
 from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1
-from nutlet.oracle import FileSource, Ledger, Oracle, Source, source_of
+from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
+from nutlet.predict import predict
+from nutlet.stolen import load_onnx
 from nutlet.thief import Thief, architecture_for
 
 __all__ = [
@@ -26,14 +29,20 @@ __all__ = [
     "Materials",
     "Transfer",
     "budgets_for",
+    "check_classes",
     "evaluation_of",
     "open_artifact",
+    "read_artifact",
     "thief_of",
     "transfer_of",
 ]
 
 MOST_EVALUATED = 5_000
 """Examples a judge scores on: more would narrow no interval that the seeds leave wide."""
+_TRIED = 16
+"""Examples on which a file read as a module is compared with its runtime."""
+_CLOSE = 0.1
+"""Largest difference of a probability that counts as the same: rounding to codes may tip over."""
 
 Kind = Literal["same distribution", "another set"]
 
@@ -48,8 +57,12 @@ class Artifact:
         oracle: counts the judge's inputs.
         path: of the file; None for a module or a function.
         bytes: on disk; None likewise.
+        sha256: of the file, hexadecimal; None likewise.
         outputs: probabilities on the evaluation inputs, ``(E, classes)``.
         accuracy: on them.
+        white_box: the file as a module, where it was read; see :func:`read_artifact`.
+        unread: why it could not be read, as the end of a sentence; empty where it was, or was not to be.
+        output: name of the output of the file that holds the scores.
     """
 
     name: str
@@ -57,8 +70,12 @@ class Artifact:
     oracle: Oracle
     path: Path | None
     bytes: int | None
+    sha256: str | None
     outputs: npt.NDArray[np.float32]
     accuracy: Estimate
+    white_box: nn.Module | None = None
+    unread: str = ""
+    output: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +107,79 @@ def open_artifact(
     source = source_of(victim)
     oracle = Oracle(source, ledger=ledger, client="judge")
     outputs = torch.cat([oracle.judge(x) for x, _ in evaluation.batches()]).numpy()
-    path = source.path if isinstance(source, FileSource) else None
-    name = path.name if path else {"before": "original", "after": "victim"}[role]
-    size = len(source.content) if isinstance(source, FileSource) else None
-    return Artifact(name, role, oracle, path, size, outputs, top1(outputs, evaluation.y.numpy()))
+    accuracy = top1(outputs, evaluation.y.numpy())
+    if not isinstance(source, FileSource):
+        name = {"before": "original", "after": "victim"}[role]
+        return Artifact(name, role, oracle, None, None, None, outputs, accuracy)
+    content = source.content
+    sha256 = hashlib.sha256(content).hexdigest()
+    size, output = len(content), source.output
+    return Artifact(source.path.name, role, oracle, source.path, size, sha256, outputs, accuracy, output=output)
+
+
+def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
+    """Return ``artifact`` with its file as a module, tried on real inputs, or with the reason why there is none.
+
+    It takes seconds, and is done once: attacks that look inside need it, and a user is to know at once which will not
+    run.
+    """
+    if artifact.path is None:
+        return artifact
+    try:
+        module = load_onnx(artifact.path, output=artifact.output)
+        _compare(module, artifact, evaluation)
+    except NutletError as error:
+        return replace(artifact, unread=f"which cannot be read: {error}")
+    return replace(artifact, white_box=module)
+
+
+def _compare(module: nn.Module, artifact: Artifact, evaluation: Examples) -> None:
+    """Raise ModelError unless the module answers as the file does: what was read wrong would look like a safe file."""
+    few = evaluation.subset(slice(0, _TRIED))
+    scores = predict(module, few)
+    wanted = torch.from_numpy(artifact.outputs[: len(few)])
+    if scores.shape != wanted.shape:
+        raise ModelError(
+            f"read as a module it gives {tuple(scores.shape)}; expected {tuple(wanted.shape)} as its runtime"
+        )
+    # Logits of one file are to be read as those of its runtime were, where rows may sum to one by chance.
+    found = scores if torch.allclose(scores, wanted, atol=_CLOSE) else as_probabilities(scores)
+    apart = int(((found - wanted).abs().amax(1) > _CLOSE).sum())
+    if apart > len(few) // 4:
+        raise ModelError(
+            f"read as a module it answers otherwise than its runtime to {apart} of {len(few)} inputs; expected the "
+            "same probabilities: an operator is not understood as the runtime does"
+        )
+
+
+def check_classes(artifacts: Sequence[Artifact], data: Data | Examples, transfer: Transfer, thief: Thief) -> None:
+    """Check that labels, releases and the thief are of one task, before anything is trained.
+
+    Raises:
+        DataError: there is a label without an output, or the releases have different numbers of outputs.
+        ConfigError: the thief's architecture has another number of outputs.
+    """
+    classes = artifacts[-1].outputs.shape[1]
+    if artifacts[0].outputs.shape[1] != classes:
+        raise DataError(
+            f"{artifacts[0].name} has {artifacts[0].outputs.shape[1]} outputs, {artifacts[-1].name} {classes}; "
+            "expected as many: audit releases of one model"
+        )
+    sets = {"the training set": data.train, "the validation set": data.validation} if isinstance(data, Data) else {}
+    if transfer.kind == "same distribution":
+        sets["the transfer set"] = transfer.examples
+    for name, examples in sets.items():
+        if examples.classes > classes:
+            raise DataError(
+                f"the largest label of {name} is {examples.classes - 1}, but {artifacts[-1].name} gives {classes} "
+                f"classes; expected labels from 0 to {classes - 1}: use the data the model was trained on"
+            )
+    outputs = predict(thief.model(0), transfer.examples.subset(slice(0, 2))).shape[1]
+    if outputs != classes:
+        raise ConfigError(
+            f"the thief's architecture has {outputs} outputs, the victim {classes}; expected as many: build it with "
+            f"{classes} classes"
+        )
 
 
 def evaluation_of(data: Data | Examples, *, seed: int = 0) -> Examples:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +15,14 @@ from nutlet.attacks import Reuse
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.materials import Artifact, Materials
 from nutlet.auditing.recognition import recognised
-from nutlet.auditing.records import record, victim
+from nutlet.auditing.records import Section, failure, not_run, obstacle, record, victim
 from nutlet.auditing.scoring import over_seeds, paired_difference, summary
-from nutlet.auditing.trials import attack_job
+from nutlet.auditing.trials import attack_job, attempted
 from nutlet.data import Data
 from nutlet.jobs import Job, Result
-from nutlet.stolen import load_onnx
 from nutlet.storage import packed_size
 
-__all__ = ["Possession", "hands_on", "possession"]
+__all__ = ["hands_on", "possession"]
 
 LABELS = 100
 """Labelled examples of the task that the stolen file is put to."""
@@ -34,30 +32,18 @@ _JUDGED_BY = 4_000
 Hits = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Possession:
-    """What the section found.
-
-    Args:
-        records: of the attacks.
-        surface: rows of the first claim.
-        worth: rows of the third.
-    """
-
-    records: list[dict[str, Any]] = field(default_factory=list)
-    surface: list[Row] = field(default_factory=list)
-    worth: list[Row] = field(default_factory=list)
-
-
 def hands_on(m: Materials, artifact: Artifact) -> Scene:
     """Return what an attacker has who holds ``artifact``; of a module or an endpoint no more than any other."""
     scene = m.scene(m.protocol.first_seed)
-    return scene if artifact.path is None else replace(scene, file=artifact.path, white_box=load_onnx(artifact.path))
+    if artifact.path is None:
+        return scene
+    absent = {"white_box": artifact.unread} if artifact.unread else {}
+    return replace(scene, file=artifact.path, white_box=artifact.white_box, absent=absent)
 
 
-def possession(attacks: Sequence[Attack], m: Materials) -> Possession:
+def possession(attacks: Sequence[Attack], m: Materials) -> Section:
     """Run ``attacks`` of whoever holds the file, or asks for more than a copy, on every release."""
-    found = Possession()
+    found = Section()
     random = [replace(attack, start="random") for attack in attacks if isinstance(attack, Reuse)]
     scenes = {artifact.name: hands_on(m, artifact) for artifact in m.artifacts}
     jobs: dict[tuple[str, str, int], Job] = {}
@@ -65,20 +51,30 @@ def possession(attacks: Sequence[Attack], m: Materials) -> Possession:
         # A start at random is of the file's architecture; the original's would be another baseline for the same row.
         for artifact in m.artifacts[-1:] if attack in random else m.artifacts:
             scene = scenes[artifact.name]
-            if attack.obstacle(m.oracle(artifact), scene):
+            if why := obstacle(attack, m.oracle(artifact), scene):
+                if artifact is not m.file:
+                    found.warnings.append(f"{type(attack).__name__} was not run on {artifact.name}: {why.reason}.")
                 continue
             for seed in m.protocol.seed_numbers:
                 jobs[_name(attack), artifact.name, seed] = _job(m, attack, artifact, replace(scene, seed=seed))
-    results = dict(zip(jobs, m.workers.run(list(jobs.values()), "with the file in hand"), strict=True))
-    judge = _judge(m) if any("images" in result for result in results.values()) else None
+    results, failures = attempted(m.workers, jobs, "with the file in hand")
+    judge = _judge(m) if any("images" in result for seeds in results.values() for result in seeds) else None
     for attack in attacks:
-        parts = {
-            artifact.name: [results[key] for key in results if key[:2] == (_name(attack), artifact.name)]
-            for artifact in m.artifacts
-        }
-        _add(found, m, attack, {name: seeds for name, seeds in parts.items() if seeds}, judge)
+        errors = {artifact.name: failures.get((_name(attack), artifact.name)) for artifact in m.artifacts}
+        if error := errors[m.file.name]:
+            found.records.append(not_run(type(attack), failure(error)))
+            continue
+        found.warnings.extend(
+            f"{type(attack).__name__} on {release} {failure(error).reason}."
+            for release, error in errors.items()
+            if error
+        )
+        parts = {a.name: results[_name(attack), a.name] for a in m.artifacts if (_name(attack), a.name) in results}
+        _add(found, m, attack, parts, judge)
     for attack in random:
-        _compare_with_nothing(found, m, [results[key] for key in results if key[0] == _name(attack)])
+        if error := failures.get((_name(attack), m.file.name)):
+            found.warnings.append(f"The start from nothing beside Reuse {failure(error).reason}.")
+        _compare_with_nothing(found, m, results.get((_name(attack), m.file.name), []))
     found.surface.extend(_sizes(m))
     return found
 
@@ -94,9 +90,7 @@ def _job(m: Materials, attack: Attack, artifact: Artifact, scene: Scene) -> Job:
     return attack_job(attack, artifact.oracle.source, m.protocol.answers, scene, budgets, m.evaluation, title)
 
 
-def _add(
-    found: Possession, m: Materials, attack: Attack, parts: dict[str, list[Result]], judge: nn.Module | None
-) -> None:
+def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Result]], judge: nn.Module | None) -> None:
     """Add the record of one attack, and a row where before and after can be compared."""
     victims, before_after = [], []
     for name, seeds in parts.items():
@@ -110,7 +104,7 @@ def _add(
         victims.append(victim(name, sum(int(result["sent"]) for result in seeds), facts=facts, share=share))
         before_after.append((share, hits))
     seconds = sum(float(result["seconds"]) for seeds in parts.values() for result in seeds)
-    found.records.append(record(type(attack), victims, seconds))
+    found.records.append(record(attack, victims, seconds))
     if not before_after:
         return
     (old, first), (new, last) = before_after[0], before_after[-1]
@@ -148,7 +142,7 @@ def _judge(m: Materials) -> nn.Module:
     return m.thief.train(known, answers, seed=m.protocol.first_seed + 1_000)
 
 
-def _compare_with_nothing(found: Possession, m: Materials, random: list[Result]) -> None:
+def _compare_with_nothing(found: Section, m: Materials, random: list[Result]) -> None:
     """Add how much better the stolen file is than no start at all; what it is worth at all."""
     stolen = [row for row in found.worth if row.goal == "reuse"]
     if not random or not stolen:

@@ -16,13 +16,16 @@ from nutlet import membership
 from nutlet.attack import Attack, Scene
 from nutlet.attacks import BaVarIA
 from nutlet.attacks.signals import answers_to
+from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.materials import Artifact, Materials
-from nutlet.auditing.records import record, victim
+from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle, record, victim
 from nutlet.auditing.scoring import Difference
 from nutlet.data import Data, Examples
+from nutlet.errors import ModelError
 from nutlet.measurement import Estimate
 from nutlet.method import Method
+from nutlet.oracle import Oracle
 from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows
 from nutlet.train import Training
@@ -79,33 +82,75 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
 
 
 def privacy(
-    attacks: Sequence[Attack], m: Materials, candidates: Candidates, retrained: bool | None
-) -> tuple[list[dict[str, Any]], list[Row], dict[str, Any]]:
-    """Run ``attacks`` on every release; return their records, rows of the strongest, and what was asked of whom."""
+    attacks: Sequence[Chosen], m: Materials, candidates: Candidates, retrained: bool | None
+) -> tuple[Section, dict[str, Any]]:
+    """Run ``attacks`` on every release; return what they found, and what was asked of whom.
+
+    Those that take shadow models get as many as settle the matter, unless their number was given; where none takes any,
+    none are trained.
+    """
+    found = Section()
     scenes = {artifact.name: scene_of(m, artifact, candidates) for artifact in m.artifacts}
-    # Those that take shadow models get as many as settle the matter; where none does, none are trained.
-    models = _enough(m, scenes[m.file.name], candidates) if any(map(_takes_models, attacks)) else None
-    records, scores = [], {}
-    for attack in attacks:
-        if _takes_models(attack):
-            attack = replace(attack, models=models)  # type: ignore[call-arg]
-        start, name = time.perf_counter(), type(attack).__name__
-        victims = []
-        for artifact in m.artifacts:
-            oracle = m.oracle(artifact, name)
-            if attack.obstacle(oracle, scenes[artifact.name]):  # two versions: the original has no companion
+    models: int | Failure | None = None
+    if any(map(_counts_models, attacks)):
+        try:
+            models = _enough(m, scenes[m.file.name], candidates)
+        except Exception as error:  # what asks the victim and trains models may fail as an attack may
+            models = failure(error)
+    scores: dict[tuple[str, str], Scores] = {}
+    for one in attacks:
+        attack = one.attack
+        if _counts_models(one):
+            if isinstance(models, Failure):
+                found.records.append(not_run(type(attack), models))
                 continue
-            (loot,) = attack.run(oracle, scenes[artifact.name], [10 * len(candidates.pool)])
-            assert loot.scores is not None
-            found: Scores = loot.scores.double().numpy()
-            scores[name, artifact.name] = found
-            victims.append(_victim(artifact, found, candidates.members.numpy(), oracle.queries))
-        records.append(record(type(attack), victims, time.perf_counter() - start))
-    return records, _rows(m, scores, candidates.members.numpy()), _members(m, candidates, models, retrained)
+            attack = replace(attack, models=models)  # type: ignore[call-arg]
+        _ask(found, scores, attack, m, candidates, scenes)
+    found.surface.extend(_rows(m, scores, candidates.members.numpy()))
+    counts = [getattr(one.attack, "models", 0) for one in attacks if not _counts_models(one)]
+    most = max([*counts, models if isinstance(models, int) else 0]) or None
+    return found, _members(m, candidates, most, retrained)
 
 
-def _takes_models(attack: Attack) -> bool:
-    return "models" in {option.name for option in dataclasses.fields(attack)}
+def _counts_models(one: Chosen) -> bool:
+    """Whether an attack takes shadow models, and leaves it to the audit how many."""
+    return "models" in {option.name for option in dataclasses.fields(one.attack)} - one.given
+
+
+def _ask(
+    found: Section,
+    scores: dict[tuple[str, str], Scores],
+    attack: Attack,
+    m: Materials,
+    candidates: Candidates,
+    scenes: dict[str, Scene],
+) -> None:
+    """Run one attack on every release; add its record to ``found`` and what it says of each candidate to ``scores``."""
+    start, name = time.perf_counter(), type(attack).__name__
+    victims = []
+    for artifact in m.artifacts:
+        oracle = m.oracle(artifact, name)
+        if obstacle(attack, oracle, scenes[artifact.name]):  # two versions: the original has no companion
+            continue
+        try:
+            got = _scores(attack, oracle, scenes[artifact.name], candidates)
+        except Exception as error:  # an attack may be anybody's
+            why = failure(error)
+            if artifact is m.file:
+                found.records.append(not_run(type(attack), why))
+                return
+            found.warnings.append(f"{name} on {artifact.name} {why.reason}.")
+            continue
+        scores[name, artifact.name] = got
+        victims.append(_victim(artifact, got, candidates.members.numpy(), oracle.queries))
+    found.records.append(record(attack, victims, time.perf_counter() - start))
+
+
+def _scores(attack: Attack, oracle: Oracle, scene: Scene, candidates: Candidates) -> Scores:
+    (loot,) = attack.run(oracle, scene, [10 * len(candidates.pool)])
+    if loot.scores is None or loot.scores.shape != (len(candidates.pool),):
+        raise ModelError(f"{type(attack).__name__} gave no score for each of {len(candidates.pool)} candidates")
+    return loot.scores.double().numpy()
 
 
 def scene_of(m: Materials, artifact: Artifact, candidates: Candidates) -> Scene:
@@ -163,15 +208,19 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
 
 def _rows(m: Materials, scores: dict[tuple[str, str], Scores], members: npt.NDArray[np.bool_]) -> list[Row]:
     """Compare before and after by the attack that finds most."""
-    names = sorted({name for name, artifact in scores if artifact == m.file.name and name != "TwoVersion"})
+    # One that failed on the original compares nothing, however much it finds.
+    complete = {name for name, _ in scores if all((name, artifact.name) in scores for artifact in m.artifacts)}
+    on_file = {name for name, artifact in scores if artifact == m.file.name and name != "TwoVersion"}
+    names = sorted(complete & on_file or on_file)
     if not names:
         return []
 
     def area(name: str, artifact: Artifact) -> float:
         return membership.auc(scores[name, artifact.name], members).value
 
-    best = max(names, key=lambda name: sum(area(name, artifact) for artifact in m.artifacts))
-    both = [scores[best, artifact.name] for artifact in m.artifacts]
+    seen = [artifact for artifact in m.artifacts if all((name, artifact.name) in scores for name in names)]
+    best = max(names, key=lambda name: sum(area(name, artifact) for artifact in seen))
+    both = [scores[best, artifact.name] for artifact in seen]
     rows = [_row(f"members told from others, AUC ({best})", both, members, None)]
     rows += [
         _row(f"members found at {rate:.1%} false alarms ({best})", both, members, rate)

@@ -29,6 +29,15 @@ class Audit(Tabled):
         """Return the verdict of each measure."""
         return {row["measure"]: row["verdict"] for claim in self.value["claims"] for row in claim["rows"]}
 
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What the attacks whose own code failed ended with, one sentence each."""
+        return tuple(
+            f"{record['name']} {record['reason']}"
+            for record in self.value["attacks"]
+            if record["error"] and record["error"]["fault"]
+        )
+
     def attack(self, name: str) -> dict[str, Any]:
         """Return the record of one attack.
 

@@ -13,25 +13,36 @@ from typing import Any
 from torch import nn
 
 from nutlet.attack import Attack, known_attacks
-from nutlet.auditing.claims import CLAIMS, Row, sentence
+from nutlet.auditing.chosen import Chosen
+from nutlet.auditing.claims import CLAIMS, sentence
 from nutlet.auditing.extraction import extraction
-from nutlet.auditing.materials import Materials, budgets_for, evaluation_of, open_artifact, thief_of, transfer_of
+from nutlet.auditing.materials import (
+    Artifact,
+    Materials,
+    budgets_for,
+    check_classes,
+    evaluation_of,
+    open_artifact,
+    read_artifact,
+    thief_of,
+    transfer_of,
+)
 from nutlet.auditing.possession import hands_on, possession
 from nutlet.auditing.privacy import Candidates, candidates_of, privacy, scene_of
 from nutlet.auditing.protocol import Protocol
-from nutlet.auditing.records import not_run
+from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle
 from nutlet.auditing.result import Audit
 from nutlet.data import Data, Examples
-from nutlet.errors import ConfigError
+from nutlet.errors import ConfigError, printable
 from nutlet.jobs import Workers
 from nutlet.measurement import environment
 from nutlet.method import Method
-from nutlet.oracle import Ledger, Source
+from nutlet.oracle import FileSource, Ledger, Source
 from nutlet.progress import Progress
 from nutlet.report import findings
 from nutlet.thief import Thief
 
-__all__ = ["audit"]
+__all__ = ["audit", "named_output"]
 
 
 def audit(
@@ -42,6 +53,7 @@ def audit(
     protocol: Protocol | None = None,
     transfer: Examples | None = None,
     same_task: bool = False,
+    output: str | None = None,
     thief: Thief | None = None,
     recipe: Sequence[Method] = (),
     retrained: bool | None = None,
@@ -52,6 +64,8 @@ def audit(
 ) -> Audit:
     """Measure how hard ``victim`` is to steal, and beside it ``against``, by every attack that can run.
 
+    An attack that cannot run, or fails, does not end the audit: it is listed as not run, with the reason.
+
     Args:
         victim: what ships: the path of an ONNX file. A module or any function that answers works too; less is measured.
         data: splits of its task; the test split scores, the training split is what members are drawn from.
@@ -59,6 +73,7 @@ def audit(
         protocol: budgets, seeds, attacks; see :class:`nutlet.Protocol`.
         transfer: inputs the thief asks with; by default the training inputs, the best that a thief could hold.
         same_task: whether the labels of ``transfer`` are of the victim's task, so that a thief could do without it.
+        output: name of the output of ``victim``, a file, that holds the scores, where several may.
         thief: who copies; by default a network of our own, for the victim's architecture is not known to him.
         recipe: how ``victim`` was made from ``against``, where that is known: the attacker makes his shadow models so.
         retrained: whether training data were used again after compression; by default what ``recipe`` says.
@@ -69,13 +84,16 @@ def audit(
 
     Raises:
         StorageError, ModelError, OracleError: a release cannot be opened, or does not answer with finite scores.
-        DataError: the transfer set is too small, has another shape, or overlaps the evaluation set.
-        ConfigError: no attack is left to run.
+        DataError: the transfer set is too small, has another shape, or overlaps the evaluation set, or labels and
+            outputs do not fit.
+        ConfigError: no attack is left to run, or the thief's architecture does not fit.
     """
     start = time.perf_counter()
     protocol, progress = protocol or Protocol(), progress or Progress(quiet=True)
     ledger = Ledger()
     evaluation = evaluation_of(data)
+    if output is not None:
+        victim = named_output(victim, output)
     sides = [("before", against)] if against is not None else []
     artifacts = tuple(
         open_artifact(release, role, evaluation, ledger)  # type: ignore[arg-type]
@@ -84,51 +102,63 @@ def audit(
     if len({artifact.name for artifact in artifacts}) < len(artifacts):
         artifacts = tuple(replace(artifact, name=f"{artifact.name} ({artifact.role})") for artifact in artifacts)
     asked = transfer_of(data, transfer, transfer_name or "training inputs", evaluation, same_task=same_task)
+    thief = thief or thief_of(data, tuple(evaluation.x.shape[1:]), artifacts[-1].outputs.shape[1], protocol.effort)
+    check_classes(artifacts, data, asked, thief)
+    if any("white_box" in kind.needs and not protocol.excluded(kind) for kind in _kinds(protocol).values()):
+        artifacts = tuple(read_artifact(artifact, evaluation) for artifact in artifacts)
     materials = Materials(
         artifacts=artifacts,
         data=data,
         evaluation=evaluation,
         transfer=asked,
         budgets=budgets_for(protocol.queries, asked.examples),
-        thief=thief or thief_of(data, tuple(evaluation.x.shape[1:]), artifacts[-1].outputs.shape[1], protocol.effort),
+        thief=thief,
         protocol=protocol,
         workers=workers or Workers(progress=progress),
     )
     candidates = candidates_of(materials, recipe)
-    chosen, records = _choose(materials, candidates)
-    surface, copying, worth = (list[Row]() for _ in CLAIMS)
-    members = None
-    if cloning := [attack for attack in chosen if attack.goal == "clone"]:
-        found, measured = extraction(cloning, materials)
-        records, copying = records + found, copying + measured
-    if prying := [attack for attack in chosen if attack.goal == "membership"]:
+    chosen, others = _choose(materials, candidates, progress)
+    found, members = Section(others), None
+    if cloning := [one.attack for one in chosen if one.attack.goal == "clone"]:
+        found += extraction(cloning, materials)
+    if prying := [one for one in chosen if one.attack.goal == "membership"]:
         assert candidates is not None
         again = _trained(recipe) if retrained is None and recipe else retrained
-        found, measured, members = privacy(prying, materials, candidates, again)
-        records, surface = records + found, surface + measured
-    if handling := [attack for attack in chosen if attack.goal not in ("clone", "membership")]:
-        held = possession(handling, materials)
-        records, surface, worth = records + held.records, surface + held.surface, worth + held.worth
+        section, members = privacy(prying, materials, candidates, again)
+        found += section
+    if handling := [one.attack for one in chosen if one.attack.goal not in ("clone", "membership")]:
+        found += possession(handling, materials)
     claims = [
         {"claim": claim, "rows": [row.to_dict() for row in rows]}
-        for claim, rows in zip(CLAIMS, (surface, copying, worth), strict=True)
+        for claim, rows in zip(CLAIMS, (found.surface, found.copying, found.worth), strict=True)
     ]
     value = {
         "schema": 1,
         "nutlet": importlib.metadata.version("nutlet"),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "environment": environment(),
+        "environment": {**environment(), "threads": materials.workers.threads},
         "seconds": round(time.perf_counter() - start, 1),
         "protocol": {**_protocol(materials, ledger), "members": members},
         "artifacts": [_artifact(artifact) for artifact in artifacts],
-        "attacks": records,
+        "attacks": found.records,
         "claims": claims,
-        "warnings": _warnings(materials),
+        "warnings": [*_warnings(materials), *_faults(found.records), *found.warnings],
         "sentence": sentence(claims),
     }
     value["findings"] = findings(value)
     return Audit(value)
+
+
+def named_output(victim: nn.Module | Path | str | Source, output: str) -> Source:
+    """Return the file ``victim`` as a source that answers by one of its outputs.
+
+    Raises:
+        ConfigError: it is no file, or has no such output.
+    """
+    if not isinstance(victim, (str, Path)):
+        raise ConfigError(f"output is {output!r}, but the victim is no path; expected a file: leave it out")
+    return FileSource(victim, output=output)
 
 
 def _trained(recipe: Sequence[Method]) -> bool:
@@ -136,29 +166,53 @@ def _trained(recipe: Sequence[Method]) -> bool:
     return any(type(method).train is not Method.train for method in recipe)
 
 
-def _choose(materials: Materials, candidates: Candidates | None) -> tuple[list[Attack], list[dict[str, Any]]]:
-    """Return the attacks to run, and records of those that will not, with the reason.
+def _kinds(protocol: Protocol) -> dict[str, type[Attack]]:
+    """Return all attacks by name: those that are known, and those that were given as instances."""
+    return {**known_attacks(), **{name: type(one.attack) for name, one in protocol.asked.items()}}
+
+
+def _choose(
+    m: Materials, candidates: Candidates | None, progress: Progress
+) -> tuple[list[Chosen], list[dict[str, Any]]]:
+    """Return the attacks to run, and records of those that will not, with the reason, which is said at once.
 
     Raises:
         ConfigError: none is left.
     """
-    chosen, others = [], []
-    oracle = materials.oracle(materials.file)
-    scene = hands_on(materials, materials.file)
+    chosen: list[Chosen] = []
+    others = []
+    oracle = m.oracle(m.file)
+    scene = hands_on(m, m.file)
     if candidates is not None:
-        asking = scene_of(materials, materials.file, candidates)
-        scene = replace(asking, file=scene.file, white_box=scene.white_box)
-    for kind in known_attacks().values():
-        attack = kind()
-        reason = materials.protocol.chosen(kind) or attack.obstacle(oracle, scene)
-        if reason is None:
-            chosen.append(attack)
+        asking = scene_of(m, m.file, candidates)
+        scene = replace(asking, file=scene.file, white_box=scene.white_box, absent=scene.absent)
+    for name, kind in _kinds(m.protocol).items():
+        if reason := m.protocol.excluded(kind):
+            others.append(not_run(kind, Failure(reason)))
+            continue
+        why: Failure | None
+        try:
+            one = m.protocol.asked.get(name) or Chosen(kind())
+        except Exception as error:  # an attack may be anybody's
+            why = failure(error)
         else:
-            others.append(not_run(kind, reason))
+            why = obstacle(one.attack, oracle, scene)
+        if why is None:
+            chosen.append(one)
+        else:
+            progress.say(printable(f"{name} will not run: {why.reason}"))
+            others.append(not_run(kind, why))
     if not chosen:
-        reasons = "; ".join(f"{record['name']}: {record['reason']}" for record in others)
+        reasons = "; ".join(
+            f"{record['name']}: {record['reason']}" for record in others if record["reason"] != "not asked for"
+        )
         raise ConfigError(f"no attack can run ({reasons}); expected at least one: show more, or ask for others")
     return chosen, others
+
+
+def _faults(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Name the attacks that failed though they had begun."""
+    return [f"{record['name']} was not run: it {record['reason']}." for record in records if record["error"]]
 
 
 def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
@@ -184,12 +238,13 @@ def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _artifact(artifact: Any) -> dict[str, Any]:
+def _artifact(artifact: Artifact) -> dict[str, Any]:
     accuracy = artifact.accuracy
     return {
         "name": artifact.name,
         "role": artifact.role,
         "bytes": artifact.bytes,
+        "sha256": artifact.sha256,
         "accuracy": accuracy.value,
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from nutlet.attack import Attack, Scene
 from nutlet.data import Examples
-from nutlet.jobs import Job, Result
+from nutlet.errors import ModelError
+from nutlet.jobs import Job, Result, Workers
 from nutlet.oracle import Answers, Oracle, Source
 from nutlet.predict import predict
 from nutlet.thief import Thief
 
-__all__ = ["attack_job", "baseline_job", "clone_alone", "run_attack"]
+__all__ = ["attack_job", "attempted", "baseline_job", "clone_alone", "run_attack"]
+
+Trial = tuple[str, str]
+"""Name of an attack, and of the release that it was tried on."""
+
+
+def attempted(
+    workers: Workers, jobs: Mapping[tuple[str, str, int], Job], title: str
+) -> tuple[dict[Trial, list[Result]], dict[Trial, Exception]]:
+    """Do the jobs of attacks, by attack, release and seed, and let none that fails end the others.
+
+    Returns:
+        The results of all seeds in order, and the first error of those trials of which a seed failed.
+    """
+    results: dict[Trial, list[Result]] = defaultdict(list)
+    failures: dict[Trial, Exception] = {}
+    for (name, release, _), outcome in zip(jobs, workers.attempt(list(jobs.values()), title), strict=True):
+        if isinstance(outcome, Exception):
+            failures.setdefault((name, release), outcome)
+        else:
+            results[name, release].append(outcome)
+    return {trial: seeds for trial, seeds in results.items() if trial not in failures}, failures
 
 
 def run_attack(
@@ -32,6 +55,10 @@ def run_attack(
         ``queries`` of each loot and, where the attack gives them, ``outputs`` of its clones on the evaluation inputs
         ``(loots, E, classes)``, ``images`` and ``facts``; ``sent`` is what the ledger counted, ``seconds`` what it
         took (the only field that differs from run to run).
+
+    Raises:
+        ModelError: the attack gave nothing, or no clone where it should.
+        Exception: whatever the attack raises.
     """
     start = time.perf_counter()
     oracle = Oracle(source, answers=answers, budget=max(budgets), client=type(attack).__name__)
@@ -45,6 +72,8 @@ def run_attack(
             images.append(loot.images.numpy())
         if loot.facts is not None:
             facts.append(loot.facts)
+    if (attack.goal == "clone" and len(outputs) < len(queries)) or not queries:
+        raise ModelError(f"{type(attack).__name__} gave {len(outputs)} clones; expected one for each budget")
     result: dict[str, Any] = {"queries": queries, "sent": oracle.queries, "seconds": time.perf_counter() - start}
     if outputs:
         result["outputs"] = np.stack(outputs)

@@ -114,38 +114,40 @@ def compress(
     with loading():
         from nutlet.delivery import deliver
         from nutlet.inputs import load_data, load_model
+        from nutlet.locks import locked
         from nutlet.pipeline import compress as run_chain
         from nutlet.progress import Progress
         from nutlet.recipe import load_recipe
-        from nutlet.storage import prepare_folder
         from nutlet.teacher import load_teacher
 
     progress = Progress(quiet=quiet or as_json)
     steps = load_recipe(recipe)
     guide = load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned)
-    prepare_folder(out)
-    original = load_model(model, weights)
-    examples = load_data(
-        data,
-        test,
-        mean=numbers("--mean", mean),
-        std=numbers("--std", std),
-        augment=augment,
-        calibration=calibration,
-        validation=validation,
-        seed=seed,
-    )
-    result = run_chain(original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", progress=progress)
-    figures, parity = deliver(
-        result,
-        original,
-        examples,
-        out,
-        command=command_line(),
-        names=(short(model), short(data)),
-        seconds=seconds,
-        progress=progress,
-    )
+    with locked(out, progress):
+        original = load_model(model, weights)
+        examples = load_data(
+            data,
+            test,
+            mean=numbers("--mean", mean),
+            std=numbers("--std", std),
+            augment=augment,
+            calibration=calibration,
+            validation=validation,
+            seed=seed,
+        )
+        result = run_chain(
+            original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", progress=progress
+        )
+        figures, parity = deliver(
+            result,
+            original,
+            examples,
+            out,
+            command=command_line(),
+            names=(short(model), short(data)),
+            seconds=seconds,
+            progress=progress,
+        )
     show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)
 
 
@@ -175,6 +177,7 @@ def diagnose(
     with loading():
         from nutlet.diagnosis import diagnose as look_into
         from nutlet.inputs import load_data, load_model
+        from nutlet.locks import locked
         from nutlet.progress import Progress
         from nutlet.report import write_diagnosis
         from nutlet.teacher import load_teacher
@@ -189,17 +192,21 @@ def diagnose(
         validation=validation,
         seed=seed,
     )
-    found = look_into(
-        out / "saved",
-        load_model(model, weights),
-        data_of_run,
-        step=int(step) if step is not None and step.isdecimal() else step,
-        examples=examples,
-        teacher=load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
-        workdir=out / "steps",
-        progress=Progress(quiet=quiet or as_json),
-    )
-    write_diagnosis(found.to_dict(), out)
+    original = load_model(model, weights)
+    progress = Progress(quiet=quiet or as_json)
+    # A folder that no run wrote is told by who reads it, and not made.
+    with locked(out if out.is_dir() else None, progress):
+        found = look_into(
+            out / "saved",
+            original,
+            data_of_run,
+            step=int(step) if step is not None and step.isdecimal() else step,
+            examples=examples,
+            teacher=load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
+            workdir=out / "steps",
+            progress=progress,
+        )
+        write_diagnosis(found.to_dict(), out)
     print_found(found, as_json=as_json, quiet=quiet)
     if not (as_json or quiet):
         typer.echo(f"diagnosis: {out / 'diagnosis.json'}")

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
+import math
+import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nutlet.errors import ConfigError, NutletError
+from nutlet.errors import ConfigError, NutletError, StorageError
+from nutlet.redaction import without_secrets
+from nutlet.signals import at_once as loading
+from nutlet.signals import interruption, raising
 
 __all__ = [
-    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Owned", "Quiet",
+    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Output", "Owned", "Quiet",
     "Seconds", "Seed", "Std", "TeacherSpec", "TestSpec", "Validation", "Weights", "app", "command_line",
-    "loading", "main", "numbers", "print_found", "reported", "short", "show", "show_result",
+    "counts", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -29,8 +33,6 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_INTERRUPTED = 130
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
@@ -44,6 +46,7 @@ Std = Annotated[str, typer.Option("--std", help="Per-channel standard deviation,
 TeacherSpec = Annotated[str | None, typer.Option("--teacher", help="For Distill: an .onnx, an address, or as MODEL.")]
 EndpointConfig = Annotated[Path | None, typer.Option("--endpoint-config", help="YAML: how the endpoint is asked.")]
 Owned = Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")]
+Output = Annotated[str | None, typer.Option("--output", help="The output with the scores, of a file with several.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.01, help="Time for each latency setting.")]
 Augmented = Annotated[str, typer.Option("--augment", help="none, crop or flip-crop, applied while training.")]
 Calibration = Annotated[int, typer.Option("--calibration", help="Training examples used for ranges and scores.")]
@@ -53,43 +56,45 @@ ModelSpec = Annotated[str, typer.Argument(help="package.module:factory, path/fil
 Seed = Annotated[int, typer.Option("--seed", help="The only source of randomness.")]
 
 
-def main() -> None:
-    """Run the command line; errors become one message on standard error and an exit code of their own."""
-    app(prog_name="nutlet")
-
-
 def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn our errors and Ctrl-C into one message and an exit code."""
+    """Turn our errors, Ctrl-C and SIGTERM into one message and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
-        except NutletError as error:
-            typer.echo(f"nutlet: {type(error).__name__}: {error}", err=True)
+            with raising(), _printing():
+                command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BaseException as error:
+            if (stopped := interruption(error)) is not None:
+                typer.echo(str(stopped), err=True)
+                raise typer.Exit(stopped.exit_code) from None
+            if not isinstance(error, NutletError):
+                raise
+            # An address may hold a secret, and any message an address.
+            typer.echo(f"nutlet: {type(error).__name__}: {without_secrets(str(error))}", err=True)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("nutlet: interrupted; run the same command again to go on from here", err=True)
-            raise typer.Exit(_INTERRUPTED) from None
 
     return run
 
 
 @contextlib.contextmanager
-def loading() -> Iterator[None]:
-    """Let Ctrl-C end the process at once while modules load.
-
-    Nothing is written yet, and a torch that is half loaded turns the interruption into errors of its own.
-    """
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not ours or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _printing() -> Iterator[None]:
+    """Say it in words where standard output goes to a disk that is full; what no reader waits for is dropped."""
     try:
         yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdout.flush()
+    except OSError as error:
+        # Errors about files are errors of ours by now, and name the file.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE):
+            raise
+        # What is still to be flushed at the end of the process would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise StorageError(
+                f"could not write the output: {error.strerror}; expected a place that takes it: free some space"
+            ) from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -143,17 +148,32 @@ def short(spec: str) -> str:
 
 
 def command_line() -> str:
-    """Return how this run was started, for a report."""
-    return "nutlet " + shlex.join(sys.argv[1:])
+    """Return how this run was started, for a report, without the secrets that an address holds."""
+    return without_secrets("nutlet " + shlex.join(sys.argv[1:]))
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
     """Read numbers with commas between them.
 
     Raises:
-        ConfigError: a part is no number.
+        ConfigError: a part is no finite number.
     """
     try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
+        found = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5") from None
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5")
+    return found
+
+
+def counts(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers with commas between them.
+
+    Raises:
+        ConfigError: a part is no whole number above 0.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isascii() and part.isdecimal() and 0 < len(part) < 10 and int(part) for part in parts):
+        raise ConfigError(f"{option} is {text!r}; expected numbers, whole and above 0, as 1,32")
+    return tuple(map(int, parts))

@@ -12,6 +12,7 @@ from nutlet.cli.common import (
     AsJson,
     DataSpec,
     Mean,
+    Output,
     Quiet,
     Seconds,
     Seed,
@@ -19,6 +20,7 @@ from nutlet.cli.common import (
     TestSpec,
     app,
     command_line,
+    counts,
     loading,
     numbers,
     print_found,
@@ -39,6 +41,10 @@ def measure(
     test: TestSpec = None,
     mean: Mean = "",
     std: Std = "",
+    output: Output = None,
+    batches: Annotated[
+        str, typer.Option(help="Batch sizes for latency and memory, as 1,32; by default that, or the file's own.")
+    ] = "",
     seconds: Seconds = 2.0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -50,7 +56,9 @@ def measure(
         from nutlet.progress import Progress
 
     examples = load_examples(data, test, mean=numbers("--mean", mean), std=numbers("--std", std))
-    figures = take_figures(file, examples, against, seconds=seconds, progress=Progress(quiet=quiet or as_json))
+    sizes = counts("--batches", batches) or None
+    progress = Progress(quiet=quiet or as_json)
+    figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, output=output, progress=progress)
     print_found(figures, as_json=as_json, quiet=quiet)
 
 

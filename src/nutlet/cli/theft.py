@@ -12,6 +12,7 @@ from nutlet.cli.common import (
     DataSpec,
     EndpointConfig,
     Mean,
+    Output,
     Owned,
     Quiet,
     Seed,
@@ -19,12 +20,14 @@ from nutlet.cli.common import (
     TestSpec,
     app,
     command_line,
+    counts,
     loading,
     numbers,
     print_found,
     reported,
     short,
 )
+from nutlet.errors import AttackFault
 
 __all__ = ["audit"]
 
@@ -51,7 +54,9 @@ def audit(
     answers: Annotated[str, typer.Option(help="What is shown: probabilities, labels, logits, top-3, rounded-2.")] = (
         "probabilities"
     ),
-    attacks: Annotated[str, typer.Option(help="Names, as Knockoff,RMIA, or all; see `nutlet attacks`.")] = "",
+    attacks: Annotated[
+        str, typer.Option(help="Names, with options: Knockoff,RMIA(models=16); or all. See `nutlet attacks`.")
+    ] = "",
     effort: Annotated[float, typer.Option(help="Scales the thief's training; below 1 overstates safety.")] = 1.0,
     shadow_models: Annotated[int, typer.Option(help="Most models trained for membership inference.")] = 16,
     price: Annotated[float, typer.Option(help="Price of one answer in USD.")] = 0.001,
@@ -61,6 +66,7 @@ def audit(
     retrained: Annotated[
         bool | None, typer.Option("--retrained/--not-retrained", help="Whether training data were used again.")
     ] = None,
+    output: Output = None,
     endpoint: EndpointConfig = None,
     owned: Owned = False,
     processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
@@ -71,50 +77,55 @@ def audit(
 ) -> None:
     """Measure how hard a shipped file is to steal, before and after compression."""
     with loading():
-        from nutlet.auditing import Protocol, audit_files
+        from nutlet.auditing import Protocol, audit_files, split_attacks
         from nutlet.inputs import load_data, load_inputs, load_model
+        from nutlet.locks import locked
         from nutlet.oracle import Answers, Kept, load_endpoint
         from nutlet.progress import Progress
         from nutlet.recipe import load_recipe
-        from nutlet.storage import prepare_folder
 
     progress = Progress(quiet=quiet or as_json)
     protocol = Protocol(
-        queries=tuple(int(number) for number in numbers("--queries", queries)),
+        queries=counts("--queries", queries),
         seeds=seeds,
         first_seed=seed,
         answers=Answers.parse(answers),
-        attacks=tuple(name for name in attacks.split(",") if name),
+        attacks=split_attacks(attacks),
         effort=effort,
         shadow_models=shadow_models,
         price_per_query=price,
     )
-    prepare_folder(out)
-    centre, scale = numbers("--mean", mean), numbers("--std", std)
-    examples = load_data(data, test, mean=centre, std=scale, augment=augment, validation=validation, seed=seed)
-    asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
-    victim: Any = file
-    if file.startswith(("http://", "https://")):
-        victim = Kept(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
-        # One after the other: an endpoint is not to be flooded.
-        processes = 1
-    result = audit_files(
-        victim,
-        examples,
-        against,
-        out,
-        protocol=protocol,
-        transfer=asked,
-        same_task=same_task,
-        architecture=None if model is None else load_model(model),
-        recipe=() if recipe is None else load_recipe(recipe),
-        retrained=retrained,
-        transfer_name="" if transfer is None else short(transfer),
-        command=command_line(),
-        processes=processes,
-        ray=ray,
-        progress=progress,
-    )
+    with locked(out, progress):
+        centre, scale = numbers("--mean", mean), numbers("--std", std)
+        examples = load_data(data, test, mean=centre, std=scale, augment=augment, validation=validation, seed=seed)
+        asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
+        victim: Any = file
+        if file.startswith(("http://", "https://")):
+            victim = Kept(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
+            # One after the other: an endpoint is not to be flooded.
+            processes = 1
+        result = audit_files(
+            victim,
+            examples,
+            against,
+            out,
+            protocol=protocol,
+            transfer=asked,
+            same_task=same_task,
+            output=output,
+            architecture=None if model is None else load_model(model),
+            recipe=() if recipe is None else load_recipe(recipe),
+            retrained=retrained,
+            transfer_name="" if transfer is None else short(transfer),
+            command=command_line(),
+            processes=processes,
+            ray=ray,
+            progress=progress,
+        )
     print_found(result, as_json=as_json, quiet=quiet)
     if not (as_json or quiet):
         typer.echo(f"report: {out / 'audit.html'}")
+    if result.faults:
+        raise AttackFault(
+            f"{'; '.join(result.faults)}; expected attacks that run or say why they cannot: everything else was audited"
+        )

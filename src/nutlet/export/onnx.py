@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ExportError, first_line
+from nutlet.errors import ExportError
+from nutlet.export.comparison import agreeing
 from nutlet.export.onnx_optimize import optimize
+from nutlet.export.onnx_packing import pack_initializers
 from nutlet.export.onnx_slim import slim
+from nutlet.export.trial import explain, silence
 from nutlet.graph.finalize import finalize
 from nutlet.storage import LARGEST_ONNX, write_atomic
+from nutlet.trial import trust
 
 __all__ = ["export_onnx"]
 
 OPSET = 20
 
 
-def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
+def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: bool = True) -> Path:
     """Write ``model`` as an ONNX file with a dynamic batch, one input ``x`` and one output ``y``.
 
     Quantized weights are stored as int8 and quantized activations appear as QuantizeLinear / DequantizeLinear pairs,
@@ -33,15 +33,26 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
     Args:
         model: any module or result of the chain; constraints are finalized on a copy.
         path: where the file goes; it is written aside and renamed.
-        example: two inputs, batch first.
+        example: two real inputs, batch first: what the file answers to them is compared with what the module does.
+        packed: weights of few values and weights with many zeros take as few bits as they need, and ordinary operators
+            decode them. ONNX Runtime (1.18 and later) does so once, when a session is made; for a runtime that would do
+            it at every call, or give up its integer kernels (OpenVINO), leave them unpacked.
 
     Raises:
-        ExportError: the model cannot be traced, is larger than one ONNX file can be, or gives no valid ONNX.
+        ExportError: the model cannot be traced, is larger than one ONNX file can be, gives no valid ONNX, or a file
+            that answers otherwise, see :func:`nutlet.export.comparison.agreeing`.
         StorageError: the file cannot be written.
     """
+    content = agreeing(model, example, partial(_content, packed=packed))
+    write_atomic(Path(path), lambda aside: aside.write_bytes(content))
+    trust(content)
+    return Path(path)
+
+
+def _content(model: nn.Module, example: Tensor, *, packed: bool) -> bytes:
+    """Return the content of the file of ``model``."""
     import onnx
 
-    path = Path(path)
     final = finalize(model)
     size = sum(tensor.nbytes for tensor in final.state_dict().values())
     if size > LARGEST_ONNX:
@@ -51,19 +62,21 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor) -> Path:
         )
     proto = _trace(final, example)
     slim(proto)
+    if packed:
+        pack_initializers(proto)
     _strip(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    write_atomic(path, lambda aside: aside.write_bytes(proto.SerializeToString(deterministic=True)))
-    return path
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 def _trace(model: nn.Module, example: Tensor) -> Any:
     batch = torch.export.Dim("batch")
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -78,14 +91,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
             assert program is not None
             optimize(program.model)
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # the exporter wraps the reason several times
-            cause = cause.__cause__
-        raise ExportError(
-            f"torch could not export this model to ONNX: {first_line(cause)}\n"
-            "Expected a forward that torch.export can trace with a dynamic batch (no shapes read into Python numbers, "
-            "no branches on data). Try torch.export.export(model, (x,)) for the full explanation"
-        ) from error
+        raise ExportError(f"torch could not export this model to ONNX: {explain(error)}") from error
     proto = program.model_proto
     if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
         raise ExportError(
@@ -100,19 +106,6 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
                 "batch of any size: take it from x.shape[0], and do not compare it with a number"
             )
     return proto
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporter's chatter off both streams: what a user has to know, the error says."""
-    noise, disabled = io.StringIO(), logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _strip(proto: Any) -> None:

@@ -8,6 +8,7 @@ gets whichever makes the file smallest, the decoding operators counted in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pack_initializers"]
+__all__ = ["load_unpacked", "pack_initializers", "unpack_initializers"]
 
 Array = NDArray[Any]
 
 _FEWEST = 64
 """Tensors of fewer elements are left: decoding operators take more bytes than there are to gain."""
+_UNPACKED = 1 << 24
+"""Elements that decoding may make of the smallest file; see :func:`unpack_initializers`."""
 _PLANES = (4, 2, 1)
 """Widths in bits of the fields that divide a byte; an index of another width is a sum of such fields."""
 
@@ -43,7 +46,7 @@ class _Graph:
     def constant(self, array: Array, name: str = "") -> str:
         import onnx
 
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if not name and key in self.shared:
             return self.shared[key]
@@ -213,3 +216,90 @@ def _field(graph: _Graph, codes: Array, width: int, shape: tuple[int, ...]) -> s
 
 def _shaped(graph: _Graph, name: str, now: tuple[int, ...], shape: tuple[int, ...]) -> str:
     return name if now == shape else graph.call("Reshape", name, graph.constant(np.array(shape, np.int64)))
+
+
+def load_unpacked(content: bytes) -> Any:
+    """Return the ``onnx.ModelProto`` of a file, its tensors unpacked; see :func:`unpack_initializers`."""
+    import onnx
+
+    proto = onnx.load_model_from_string(content)
+    unpack_initializers(proto)
+    return proto
+
+
+def unpack_initializers(proto: Any) -> None:
+    """Store the tensors of a packed model as they are, in place: for readers and runtimes that do not fold constants.
+
+    A model without decoding operators is left as it is.
+
+    Args:
+        proto: an ``onnx.ModelProto``; it may come from outside.
+
+    Raises:
+        ValueError: decoding fails, or would make more numbers than a file of this size has any use for.
+    """
+    import onnx
+
+    graph = proto.graph
+    if not any(node.op_type in _ONLY_HERE for node in graph.node):
+        return
+    allowance = _UNPACKED + 64 * proto.ByteSize()
+    names = {name for node in graph.node if node.op_type in _DECODERS for name in node.input}
+    known = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in names}
+    left = []
+    for node in graph.node:
+        decode, options = _DECODERS.get(node.op_type, (None, set()))
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        if decode is None or attributes.keys() - options or any(name not in known for name in node.input):
+            left.append(node)
+            continue
+        inputs = [known[name] for name in node.input]
+        allowance -= _elements(node.op_type, inputs)
+        if allowance < 0:
+            raise ValueError("the packed tensors would unfold to more numbers than a file of this size needs")
+        known[node.output[0]] = decode(*inputs, **attributes)
+    read = {name for node in left for name in node.input} | {output.name for output in graph.output}
+    made = [onnx.numpy_helper.from_array(known[name], name) for name in sorted(known.keys() & read)]
+    kept = [tensor for tensor in graph.initializer if tensor.name not in known]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(left)
+    graph.initializer.extend([*kept, *made])
+
+
+def _elements(operator: str, inputs: list[Array]) -> int:
+    """Return how many numbers a decoding operator gives, before it is given any memory for them."""
+    if operator == "Expand":
+        return int(np.prod(np.maximum(inputs[1], 1), dtype=np.float64)) * inputs[0].size
+    if operator == "Gather":
+        return inputs[1].size * max(1, inputs[0][:1].size)
+    if operator in ("BitShift", "BitwiseAnd", "Mul", "Add"):
+        return math.prod(np.broadcast_shapes(*(array.shape for array in inputs)))
+    return inputs[0].size
+
+
+def _scattered(zeros: Array, places: Array, values: Array, *, axis: int = 0) -> Array:
+    result = zeros.copy()
+    np.put_along_axis(result, places, values, axis)
+    return result
+
+
+_ONLY_HERE = frozenset({"BitShift", "CumSum", "ScatterElements"})
+"""Operators that a classifier hardly has and a packed tensor always does."""
+_TYPES = {2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 1: np.float32}
+_DECODERS: dict[str, tuple[Callable[..., Array], set[str]]] = {
+    "Add": (np.add, set()),
+    "BitShift": (
+        lambda x, by, *, direction: np.right_shift(x, by) if direction == b"RIGHT" else x << by,
+        {"direction"},
+    ),
+    "BitwiseAnd": (np.bitwise_and, set()),
+    "Cast": (lambda x, *, to: x.astype(_TYPES[to]), {"to"}),
+    "CumSum": (lambda x, axis: np.cumsum(x, int(axis), dtype=x.dtype), set()),
+    "Expand": (lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape))), set()),
+    "Gather": (lambda x, places, *, axis=0: np.take(x, places, axis), {"axis"}),
+    "Mul": (np.multiply, set()),
+    "Reshape": (lambda x, shape: x.reshape(tuple(shape)), set()),
+    "ScatterElements": (_scattered, {"axis"}),
+    "Slice": (lambda x, start, end: x[tuple(slice(*ends) for ends in zip(start, end, strict=True))], set()),
+}
+"""Each with the attributes that it understands; a node with others is left to the reader."""

@@ -1,9 +1,4 @@
-"""Where activations are quantized, in which ranges, and by what.
-
-Placement follows what integer kernels want: the input, and the end of each convolution, dense layer, addition,
-concatenation and average *after* its batch norm and ReLU, where another such operation reads it. Calls that only move
-values (views, slices, max pools) pass the quantization of their input on.
-"""
+"""In which ranges activations are quantized, and by what; :mod:`nutlet.graph.placement` says where."""
 
 from __future__ import annotations
 
@@ -17,34 +12,22 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
 from nutlet.errors import ModelError
-from nutlet.graph.quantizers import formats
+from nutlet.graph.placement import place
 from nutlet.graph.quantizers.few_values import LEAST_SCALE, rounded, slower
 from nutlet.graph.ranges import RangeKind, observer
-from nutlet.graph.sites import Edited, Record, Site, walk
+from nutlet.graph.record import Record
+from nutlet.graph.sites import Edited, walk
 from nutlet.predict import evaluating
 
 __all__ = [
     "ActivationGrid",
     "ActivationQuantizer",
+    "Activations",
     "attach",
     "calibrate",
     "carry",
     "grid_of",
-    "place",
-    "runs_on_integers",
 ]
-
-WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"}) | {f"conv_transpose{d}d" for d in (1, 2, 3)}
-INTEGER = WEIGHTED | {"matmul", "bmm", "add", "cat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "pad"}
-"""Operations with integer kernels in the runtimes."""
-TAIL = frozenset({"batch_norm", "relu", "relu6", "hardtanh", "clamp"})
-"""Operations that runtimes fuse into the integer operation before them."""
-MOVES = frozenset(
-    {"view", "reshape", "flatten", "unflatten", "getitem", "get", "chunk", "split", "narrow", "select", "unbind"}
-    | {"transpose", "permute", "movedim", "squeeze", "unsqueeze", "contiguous", "expand", "repeat"}
-    | {"max_pool1d", "max_pool2d", "dropout", "dropout2d", "feature_dropout"}
-)
-"""Operations whose results are values of their input."""
 
 Activations = dict[str, dict[str, Any]]
 """Site name to ``{"scale": float, "zero_point": int}`` with what is unusual of the grid, or to ``{"same_as": site
@@ -112,45 +95,6 @@ class ActivationQuantizer(nn.Module):
     def frozen(self) -> ActivationQuantizer:
         """Return the same with a plain number for a learned scale, as exporters want it."""
         return ActivationQuantizer(self.step, self.zero_point, ActivationGrid(bits=self.grid.bits))
-
-
-def runs_on_integers(layer: nn.Module | None) -> bool:
-    """Whether the weight of ``layer`` is on a grid that integer kernels take."""
-    kinds = [] if layer is None else formats(layer)
-    return bool(kinds) and kinds[-1].integer
-
-
-def place(model: nn.Module, record: Record) -> dict[str, str | None]:
-    """Return the sites to quantize, each with the site whose scale it must share, or ``None``.
-
-    A weighted call counts as an integer operation where its layer :func:`runs_on_integers`, another one
-    where all its inputs come from integer operations; so the scope of the weights is the scope of the activations.
-    The model's output stays in floating point: its integer kernel writes floats at no cost, and ties are avoided.
-    """
-    modules = dict(model.named_modules())
-    integer: set[str] = set()
-    for site in record.sites.values():
-        if site.op in WEIGHTED:
-            if runs_on_integers(modules.get(site.module)):
-                integer.add(site.name)
-        elif site.op in INTEGER:
-            feeding = [_source(record, record.sites[name], MOVES | TAIL) for name in site.inputs]
-            if feeding and all(source.name in integer or source.op == "input" for source in feeding):
-                integer.add(site.name)
-    chosen: dict[str, str | None] = {}
-    for site in record.sites.values():
-        if site.op != "input" and site.name not in integer:
-            continue
-        end = _tail_end(record, site)
-        if end.name not in record.outputs and _read_by(record, end, integer):
-            # A zero padding of quantized values is exact in their own scale.
-            source = _source(record, record.sites[site.inputs[0]], MOVES).name if site.op == "pad" else None
-            chosen[end.name] = source if source in chosen and end is site else None
-    for name in integer:
-        site = record.sites[name]
-        if site.op in WEIGHTED and site.inputs:
-            chosen.setdefault(_source(record, record.sites[site.inputs[0]], MOVES).name, None)
-    return {name: chosen[name] for name in record.sites if name in chosen}
 
 
 def calibrate(
@@ -250,29 +194,3 @@ def _own(activations: Activations, name: str) -> str:
             return name
         name = activations[name]["same_as"]
     raise ModelError(f"the activations at {name} share their scale in a circle; expected a site with its own")
-
-
-def _tail_end(record: Record, site: Site) -> Site:
-    """Follow batch norm and activation functions that alone read the result."""
-    while site.name not in record.outputs:
-        users = record.consumers(site.name)
-        if len(users) != 1 or users[0].op not in TAIL:
-            break
-        site = users[0]
-    return site
-
-
-def _source(record: Record, site: Site, through: frozenset[str]) -> Site:
-    """Go back through calls of the given kinds, to the one that computed the values."""
-    while site.op in through and site.inputs:
-        site = record.sites[site.inputs[0]]
-    return site
-
-
-def _read_by(record: Record, site: Site, readers: set[str]) -> bool:
-    """Whether one of the sites ``readers`` reads the result, directly or through calls that only move values."""
-    return any(
-        user.name in readers
-        or (user.op in MOVES and user.name not in record.outputs and _read_by(record, user, readers))
-        for user in record.consumers(site.name)
-    )

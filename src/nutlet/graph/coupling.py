@@ -26,10 +26,11 @@ from nutlet.graph.constraints import (
     raw_weight,
     take_off,
 )
+from nutlet.graph.detaching import Detaching
 from nutlet.graph.scope import Layer
 from nutlet.predict import evaluating
 
-__all__ = ["Group", "coupled_groups", "remove_channels"]
+__all__ = ["Group", "coupled_groups", "refused_removals", "remove_channels"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,32 @@ def coupled_groups(model: nn.Module, example: Tensor) -> tuple[list[Group], dict
             else:
                 refused[root] = "without some of them, the model answers otherwise"
     return usable, refused
+
+
+def refused_removals(model: nn.Module, example: Tensor, removed: Mapping[str, list[int]]) -> dict[str, str]:
+    """Return the roots whose channels cannot go as they were chosen, each with the reason.
+
+    That some channels of a group can be removed does not say that any can: where a grouped convolution does not lose as
+    many from each of its groups, what is left slides into another one.
+
+    Args:
+        model: not changed.
+        example: real inputs, batch first, that the answers are compared on.
+        removed: output channels to remove, by the root of their group.
+    """
+    bare, _ = _bare_copy(model)
+    refused = {}
+    for root, channels in removed.items():
+        try:
+            thinner, whole = _outcome_without(bare, example, root, channels)
+        except NutletError:
+            raise
+        except Exception as error:  # the model without the channels may fail in any way at all
+            refused[root] = f"{type(error).__name__}: {first_line(error)}"
+            continue
+        if not _agree(thinner, whole):
+            refused[root] = "without those chosen, the model answers otherwise than with nothing reading them"
+    return refused
 
 
 def remove_channels(model: nn.Module, example: Tensor, removed: dict[str, list[int]]) -> list[str]:
@@ -190,7 +217,8 @@ def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[s
 
 def _bare_copy(model: nn.Module) -> tuple[nn.Module, dict[str, list[Any]]]:
     """Copy without constraints, which Torch-Pruning cannot see through, and the constraints by layer name."""
-    bare = copy.deepcopy(model)
+    with Detaching():  # an earlier forward may have left results on the model
+        bare = copy.deepcopy(model)
     stacks = {name: take_off(layer) for name, layer in list(constrained_layers(bare))}
     for parameter in bare.parameters():
         parameter.requires_grad_(True)  # the graph is traced through autograd
@@ -226,7 +254,8 @@ def _output(model: nn.Module, example: Tensor) -> Tensor:
 
 def _outcome_without(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> tuple[Tensor, Tensor]:
     """Return the outputs without channels, and of the whole model when nothing reads them."""
-    thinner, whole = copy.deepcopy(model), copy.deepcopy(model)
+    with Detaching():
+        thinner, whole = copy.deepcopy(model), copy.deepcopy(model)
     _ignore(whole, example, root, gone)
     _remove(thinner, example, {root: gone}, {})
     return _output(_without_statistics(thinner), example), _output(_without_statistics(whole), example)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from nutlet.graph.activations import MOVES, WEIGHTED
-from nutlet.graph.fold import foldable
+from nutlet.graph.fold import foldable, is_folded
 from nutlet.graph.modules import replace
+from nutlet.graph.placement import WEIGHTED, moves_values
 from nutlet.graph.sites import Edited, Record, walk
 from nutlet.predict import evaluating
 
@@ -56,7 +56,7 @@ def changed_places(before: nn.Module, after: nn.Module, example: Tensor) -> dict
     together: dict[str, tuple[str, ...]] = {}
     for place in places:
         layer = folded.get(place)
-        if layer is None or not isinstance(after.get_submodule(place), nn.Identity):
+        if layer is None or not is_folded(after.get_submodule(place)):
             together.setdefault(place, (place,))
         elif layer in places:
             together[layer] = (layer, place)
@@ -129,7 +129,7 @@ def activation_errors(before: nn.Module, after: nn.Module, x: Tensor) -> list[Si
 
 
 def _comparable(name: str, old: Record, new: Record) -> bool:
-    if name not in new.sites or old.sites[name].op in MOVES:
+    if name not in new.sites or moves_values(old.sites[name]):
         return False
     # The batch of a record of activation quantizers may be another one.
     same = old.sites[name].shape[1:] == new.sites[name].shape[1:]

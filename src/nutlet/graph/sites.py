@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nutlet.errors import ModelError
+from nutlet.graph.counting import FlopCount
+from nutlet.graph.nested import plain_arguments, rebuild, tensors
+from nutlet.graph.record import Record, Site
 from nutlet.predict import evaluating
 
 __all__ = ["Edited", "Record", "Site", "body_of", "walk"]
@@ -30,60 +32,6 @@ _WEIGHT = "parametrizations."
 """Part of the path of modules that compute a weight, not a step of the data flow."""
 _REFLECTED = {"radd": "add", "iadd": "add", "isub": "sub", "rsub": "sub", "imul": "mul", "rmul": "mul"}
 _REFLECTED |= {"itruediv": "div", "rtruediv": "div", "truediv": "div", "rmatmul": "matmul"}
-
-
-@dataclass(frozen=True)
-class Site:
-    """One float tensor returned by a call.
-
-    Args:
-        name: ``module.path/op/k``; the input of the model is ``/input/0``.
-        module: path of the module whose forward made the call, ``""`` for the root.
-        op: the operation's plain name: ``conv2d``, ``add``, ``relu`` (``x + y``, ``x.add_(y)`` are both ``add``).
-        inputs: names of the sites that feed the call, in order; tensors that no site produced are left out.
-        operands: shapes of all tensor arguments, weights included.
-        shape: shape of the result.
-        inplace: whether the result is the first argument itself.
-    """
-
-    name: str
-    module: str
-    op: str
-    inputs: tuple[str, ...]
-    operands: tuple[tuple[int, ...], ...]
-    shape: tuple[int, ...]
-    inplace: bool = False
-
-
-@dataclass(frozen=True)
-class Record:
-    """All sites of one forward pass in order of execution, and which of them leave the model.
-
-    Args:
-        sites: the sites by name.
-        outputs: names of the sites whose results the model returns.
-        batch: how many examples the pass was made with.
-    """
-
-    sites: dict[str, Site]
-    outputs: frozenset[str]
-    batch: int = 1
-
-    @cached_property
-    def _consumers(self) -> dict[str, tuple[Site, ...]]:
-        users: dict[str, list[Site]] = {name: [] for name in self.sites}
-        for site in self.sites.values():
-            for source in dict.fromkeys(site.inputs):
-                users[source].append(site)
-        return {name: tuple(sites) for name, sites in users.items()}
-
-    def consumers(self, name: str) -> tuple[Site, ...]:
-        """Return the sites that read the result at ``name``."""
-        return self._consumers[name]
-
-    def of_module(self, path: str) -> tuple[Site, ...]:
-        """Return the sites whose call was made by the module at ``path`` itself."""
-        return tuple(site for site in self.sites.values() if site.module == path)
 
 
 class _State(threading.local):
@@ -157,7 +105,8 @@ class _Mode(TorchFunctionMode):
         first = self.counts.get((path, op), 0)
         args, kwargs = self.visit.before(f"{path}/{op}/{first}", args, kwargs)
         result = func(*args, **kwargs)
-        operands = list(_tensors((args, kwargs)))
+        operands = list(tensors((args, kwargs)))
+        self.visit.called(op, args, kwargs, result)
 
         def name_it(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
@@ -166,7 +115,7 @@ class _Mode(TorchFunctionMode):
             self.counts[path, op] = k + 1
             return self.visit.result(f"{path}/{op}/{k}", path, op, operands, tensor)
 
-        return _rebuild(result, name_it)
+        return rebuild(result, name_it)
 
 
 class _Visitor:
@@ -176,6 +125,9 @@ class _Visitor:
         """Return the arguments with which the call whose first result is ``name`` is made."""
         return args, kwargs
 
+    def called(self, op: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Take note of a call, before :meth:`result` gets each float tensor that it returned."""
+
     def result(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> Tensor:
         """Take note of ``tensor``, and return it or another in its place."""
         raise NotImplementedError
@@ -183,10 +135,39 @@ class _Visitor:
 
 @dataclass(eq=False)
 class _Recorder(_Visitor):
+    named: dict[int, str] = field(default_factory=dict)
+    """Names of the parameters and buffers by identity."""
     sites: dict[str, Site] = field(default_factory=dict)
     # Producer by identity; the tensors are kept alive, or an identity could be used again within the walk.
     producer: dict[int, str] = field(default_factory=dict)
     alive: list[Tensor] = field(default_factory=list)
+    # For each integer or boolean tensor the sites that it was made from.
+    origins: dict[int, set[str]] = field(default_factory=dict)
+    exact: set[str] = field(default_factory=set)
+    arguments: dict[int | str, Any] = field(default_factory=dict)
+    count: FlopCount = field(default_factory=FlopCount)
+    flops: int = 0
+
+    def before(self, name: str, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self.count.take()  # what a weight took that was computed since
+        return args, kwargs
+
+    def called(self, op: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        self.arguments, self.flops = plain_arguments(args, kwargs), self.count.take()
+        operands = list(tensors((args, kwargs)))
+        self.read(operands)
+        sources = {self.producer[id(t)] for t in operands if id(t) in self.producer}
+        if op in _JUMPS or (op in _LEAVES and not isinstance(result, Tensor)):
+            self.exact |= sources
+        for tensor in tensors(result):
+            if not tensor.is_floating_point() and sources:
+                self.origins[id(tensor)] = sources
+                self.alive.append(tensor)
+
+    def read(self, values: Iterable[Tensor]) -> None:
+        """Take note that something uses ``values``; an integer that nobody uses (of a maximum, say) binds nothing."""
+        for tensor in values:
+            self.exact |= self.origins.get(id(tensor), set())
 
     def result(self, name: str, path: str, op: str, operands: list[Tensor], tensor: Tensor) -> Tensor:
         self.note(name, path, op, operands, tensor)
@@ -201,9 +182,21 @@ class _Recorder(_Visitor):
             operands=tuple(tuple(t.shape) for t in operands),
             shape=tuple(tensor.shape),
             inplace=bool(operands) and tensor is operands[0] and op not in _RETURNS_ITSELF,
+            arguments=self.arguments,
+            parameters=tuple(self.named.get(id(t)) for t in operands),
+            flops=self.flops,
         )
+        self.flops = 0
         self.producer[id(tensor)] = name
         self.alive.append(tensor)
+
+
+_LEAVES = frozenset({"item", "tolist", "numpy", "bool", "int", "float", "index", "equal", "allclose", "is_nonzero"})
+"""Calls that hand values to Python, unless they return a tensor (``x.float()``)."""
+_JUMPS = frozenset(
+    {"round", "floor", "ceil", "trunc", "fix", "frac", "sign", "heaviside", "fmod", "remainder", "floor_divide"}
+)
+"""Calls whose results jump where their argument moves a little."""
 
 
 # Calls that may hand back their argument unchanged without having written to it.
@@ -342,7 +335,15 @@ def walk(model: nn.Module, x: Tensor) -> Record:
     """
     if isinstance(model, Edited):
         return model.record
-    state, recorder = _State(), _Recorder()
+    kept = _kept(model)
+    record = _walk_once(model, x)
+    # What a forward keeps for its next call (positions, biases by index) makes that call take another path.
+    return record if _kept(model) == kept else _walk_once(model, x)
+
+
+def _walk_once(model: nn.Module, x: Tensor) -> Record:
+    named = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    state, recorder = _State(), _Recorder(named)
     handles = _hook(model, state)
     state.active = True
     try:
@@ -350,43 +351,26 @@ def walk(model: nn.Module, x: Tensor) -> Record:
             if x.is_floating_point():
                 x = x.clone()  # a forward may write to its input
                 recorder.note("/input/0", "", "input", [], x)
-            with _Mode(state, recorder):
+            with _Mode(state, recorder), recorder.count:
                 output = model(x)
     finally:
         for handle in handles:
             handle.remove()
-    leaving = {recorder.producer[id(t)] for t in _tensors(output) if id(t) in recorder.producer}
-    return Record(recorder.sites, frozenset(leaving), len(x))
+    leaving = {recorder.producer[id(t)] for t in tensors(output) if id(t) in recorder.producer}
+    recorder.read(tensors(output))
+    return Record(recorder.sites, frozenset(leaving), len(x), frozenset(recorder.exact))
+
+
+def _kept(model: nn.Module) -> list[tuple[str, str, int]]:
+    """Return what the modules hold beside tensors and modules, as far as a forward may have added to it."""
+    return [
+        (path, key, len(value) if isinstance(value, (dict, list, set)) else int(value is None))
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+    ]
 
 
 def _plain_name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", type(func).__name__).strip("_")
     return _REFLECTED.get(name, name)
-
-
-def _tensors(value: Any) -> Iterable[Tensor]:
-    """All tensors in nested arguments or results, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _rebuild(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Copy a nested result with every tensor changed; tuples, lists, named tuples and dicts keep their type."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_rebuild(item, change) for item in value))
-    if isinstance(value, tuple) and type(value) is not tuple:
-        # Results such as torch.return_types.max are built from one sequence; torch.Size holds no tensors.
-        return type(value)([_rebuild(item, change) for item in value]) if any(True for _ in _tensors(value)) else value
-    if isinstance(value, (tuple, list)):
-        return type(value)(_rebuild(item, change) for item in value)
-    if isinstance(value, dict):
-        return {key: _rebuild(item, change) for key, item in value.items()}
-    return value

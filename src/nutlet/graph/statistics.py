@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.graph.constraints import constrained_weight
+from nutlet.outputs import class_loss
 from nutlet.predict import evaluating
 
-__all__ = ["WITH_ROWS", "input_moments", "input_rows", "observing", "weight_gradients", "without_rows"]
+__all__ = ["WITH_ROWS", "Loss", "input_moments", "input_rows", "observing", "weight_gradients", "without_rows"]
 
 WITH_ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """Kinds of layers whose inputs can be laid out in rows."""
@@ -114,7 +115,7 @@ def weight_gradients(
         model: its parameters and their gradients stay as they are.
         names: layers with a weight; constraints on it are looked through, not differentiated.
         batches: ``(inputs, labels)``; small ones make the mean square an estimate of the Fisher information.
-        loss: ``(inputs, outputs, labels) -> scalar``; cross entropy by default.
+        loss: ``(inputs, outputs, labels) -> scalar``; the cross entropy of logits by default.
     """
     layers = {name: model.get_submodule(name) for name in names}
     found = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in _weights(layers).items()}
@@ -124,7 +125,7 @@ def weight_gradients(
             weights = {name: weight.requires_grad_(True) for name, weight in _weights(layers).items()}
             with _using(layers, weights), torch.enable_grad():
                 outputs = model(x)
-                value = loss(x, outputs, y) if loss else F.cross_entropy(outputs, y)
+                value = loss(x, outputs, y) if loss else class_loss(outputs, y)
                 gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
             for name, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None:

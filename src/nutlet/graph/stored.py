@@ -34,11 +34,13 @@ from nutlet.graph.packing import (
 from nutlet.graph.quantizers import FewValues, formats
 from nutlet.storage import digest
 
-__all__ = ["Packed", "pack", "settle", "unpack"]
+__all__ = ["Packed", "most_bytes", "pack", "settle", "unpack"]
 
 _PLAIN, _KEPT, _CODES = range(3)
 """How a weight under constraints is stored: whole; where its mask is true; as codes, where its mask is true."""
 _SIGNATURE = 16
+_FORMS = 2
+"""Bytes that say how a weight and its tensor are stored."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ def pack(model: nn.Module) -> Packed:
         sizes[name] = len(part)
         parts.append(part)
     return Packed(b"".join(parts), sizes)
+
+
+def most_bytes(model: nn.Module) -> int:
+    """Return the most bytes that :func:`pack` makes of tensors like those of ``model``: each as it is, and its form."""
+    tensors: list[Tensor] = list(model.state_dict().values())
+    return _SIGNATURE + sum(tensor.numel() * tensor.element_size() + _FORMS for tensor in tensors)
 
 
 def unpack(model: nn.Module, content: bytes) -> None:

@@ -12,7 +12,8 @@ __all__ = ["macs", "site_macs"]
 def site_macs(site: Site, batch: int) -> int:
     """Return the multiply-accumulates of one call, for one example.
 
-    Convolutions, dense layers, matrix products, attention and LSTM/GRU are counted; element-wise work is not.
+    Convolutions, dense layers, matrix products, attention and recurrent layers are counted, and whatever else comes
+    down to matrix products (``einsum``, say) as torch counts those; element-wise work is not.
 
     Args:
         site: the call.
@@ -29,6 +30,12 @@ def macs(record: Record) -> int:
 def _call_macs(site: Site) -> int:
     if not site.operands:
         return 0
+    own = _by_shapes(site)
+    return site.flops // 2 if own is None else own
+
+
+def _by_shapes(site: Site) -> int | None:
+    """Return the multiply-accumulates of calls whose shapes tell them, None for others."""
     first, rest = site.operands[0], site.operands[1:]
     if site.op.startswith("conv_transpose") and rest:
         return prod(first) * prod(rest[0][1:])
@@ -46,7 +53,9 @@ def _call_macs(site: Site) -> int:
         queries, keys, width = prod(first[:-1]), prod(rest[0][:-1]), first[-1]
         projections = 2 * queries * width * width + keys * width * (rest[0][-1] + rest[1][-1])
         return projections + 2 * queries * rest[0][0] * width
-    if site.op in ("lstm", "gru") and site.name.endswith("/0"):
+    if site.op == "bilinear" and len(rest) > 1:
+        return prod(site.shape) * prod(rest[1][1:])
+    if site.op in ("lstm", "gru", "rnn_tanh", "rnn_relu") and site.name.endswith("/0"):
         steps = prod(first[:-1])
         return steps * sum(prod(shape) for shape in rest if len(shape) == 2)
-    return 0
+    return None

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import StorageError
+from nutlet.errors import StorageError, first_line, shown
+from nutlet.inputs.checkpoint import check_stored
 
 __all__ = ["DTYPES", "NAME", "Program", "read_program"]
 
@@ -44,6 +45,8 @@ NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 """What a parameter may be called; names end up in generated code, so nothing else is let through."""
 
 _STRIDED = 7
+_LARGEST_JSON = 32 * 2**20
+"""Bytes; parsed, it takes about ten times as many."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +74,15 @@ def read_program(path: Path) -> Program:
         raise
     except Exception as error:  # a damaged or hostile archive may raise anything
         raise StorageError(
-            f"{path} cannot be read as an exported program ({type(error).__name__}: {error}); expected a file written "
-            "by torch.export.save of PyTorch 2.9 or later: write it anew"
+            f"{path} cannot be read as an exported program ({type(error).__name__}: {first_line(error)}); expected a "
+            "file written by torch.export.save of PyTorch 2.9 or later: write it anew"
         ) from error
 
 
 def _read(path: Path) -> Program:
     with zipfile.ZipFile(path) as archive:
-        members: dict[str, zipfile.ZipInfo] = {}
-        for info in archive.infolist():
-            # PyTorch stores without compression; so no member can be larger than the file.
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
-                raise StorageError(f"{path} holds a compressed member {info.filename!r}; expected stored ones only")
-            name = info.filename.partition("/")[2]
-            if name in members:
-                raise StorageError(f"{path} holds {name!r} twice; expected each member once")
-            members[name] = info
+        check_stored(archive, path)
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if "models/model.json" not in members:
             raise StorageError(
                 f"{path} holds no program (models/model.json); expected a file written by torch.export.save of "
@@ -95,10 +91,10 @@ def _read(path: Path) -> Program:
         compiled = [name for name in members if name.startswith("data/aotinductor/")]
         if compiled:
             raise StorageError(f"{path} holds machine code, which was not loaded; expected a plain torch.export.save")
-        model = json.loads(archive.read(members["models/model.json"]))
+        model = _json(archive, members["models/model.json"], path)
         major = model["schema_version"]["major"]
         if major != SCHEMA:
-            raise StorageError(f"{path} has schema {major}; expected {SCHEMA}: export again with this PyTorch")
+            raise StorageError(f"{path} has schema {shown(major)}; expected {SCHEMA}: export again with this PyTorch")
         tensors: dict[str, Tensor] = {}
         for folder, config in (("weights", "model_weights_config.json"), ("constants", "model_constants_config.json")):
             member = members.get(f"data/{folder}/{config}")
@@ -107,9 +103,18 @@ def _read(path: Path) -> Program:
                     f"{path} holds its {folder} as a pickle, which may hold code and was not executed; expected the "
                     "format of PyTorch 2.9 or later: export again"
                 )
-            tensors |= _tensors(archive, members, folder, json.loads(archive.read(member))["config"], path)
+            tensors |= _tensors(archive, members, folder, _json(archive, member, path)["config"], path)
     module = model["graph_module"]
     return Program(module["graph"], module["signature"], tensors, str(path))
+
+
+def _json(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> Any:
+    if member.file_size > _LARGEST_JSON:
+        raise StorageError(
+            f"{path} holds {shown(member.filename)} of {member.file_size:,} bytes; expected at most {_LARGEST_JSON:,}: "
+            "name the model's Python factory instead"
+        )
+    return json.loads(archive.read(member))
 
 
 def _tensors(
@@ -118,18 +123,22 @@ def _tensors(
     """Return the tensors of one folder; names with the same bytes share one tensor, as tied weights do."""
     made: dict[str, Tensor] = {}
     tensors = {}
+    allowance = path.stat().st_size  # differing views of the same bytes are copies, and could be many
     for name, entry in config.items():
         if entry["use_pickle"] or not entry["path_name"].startswith(("weight_", "tensor_")):
             raise StorageError(
-                f"{path} holds {name!r} as a pickled object, which may hold code and was not executed; expected "
+                f"{path} holds {shown(name)} as a pickled object, which may hold code and was not executed; expected "
                 "plain tensors: export the model without custom objects and tensor subclasses"
             )
         if not NAME.fullmatch(name):
-            raise StorageError(f"{path} holds a tensor named {name!r}; expected letters, digits, _ and dots")
+            raise StorageError(f"{path} holds a tensor named {shown(name)}; expected letters, digits, _ and dots")
         key = json.dumps(entry, sort_keys=True)
         if key not in made:
             data = archive.read(members[f"data/{folder}/{entry['path_name']}"])
             tensor = _tensor(bytearray(data), entry["tensor_meta"], name)
+            allowance -= tensor.nbytes
+            if allowance < 0:
+                raise StorageError(f"{path} declares tensors of more bytes than it has; the file is damaged")
             made[key] = nn.Parameter(tensor) if entry["is_param"] and tensor.is_floating_point() else tensor
         tensors[name] = made[key]
     return tensors
@@ -141,13 +150,13 @@ def _tensor(data: bytearray, meta: dict[str, Any], name: str) -> Tensor:
     offset = int(meta["storage_offset"]["as_int"])
     dtype = DTYPES[meta["dtype"]]
     if meta["layout"] != _STRIDED or min([*sizes, *strides, offset], default=0) < 0 or len(sizes) != len(strides):
-        raise StorageError(f"{name!r} has an unknown layout; expected a dense tensor")
+        raise StorageError(f"{shown(name)} has an unknown layout; expected a dense tensor")
     count = math.prod(sizes)
     last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)) if count else -1
     # Overlapping strides could declare far more elements than there are bytes.
     if count > len(data) // dtype.itemsize or last >= len(data) // dtype.itemsize:
         raise StorageError(
-            f"{name!r} declares {count} values, more than its {len(data)} bytes hold; the file is damaged"
+            f"{shown(name)} declares {count} values, more than its {len(data)} bytes hold; the file is damaged"
         )
     if not data:
         return torch.zeros(sizes, dtype=dtype)

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from nutlet.errors import DataError, NutletError, StorageError
-from nutlet.storage import digest, write_atomic
+from nutlet.errors import DataError, NutletError, StorageError, first_line, shown
+from nutlet.storage import digest, sweep, write_atomic
 
 __all__ = ["MAX_BYTES", "Arrays", "cache_folder", "cached", "natural", "read_npz", "read_npz_folder"]
 
 MAX_BYTES = 16 * 2**30
 """No more than this is read from one file."""
 
-_MAX_RATIO = 1100
-# Deflate reaches 1,032 to 1 on zeros; a larger array than this with a higher ratio was made to fill memory.
+_MAX_RATIO = 200
+# Deflate reaches 1,032 to 1 on zeros, images and sparse features about 50; what is larger than this and packs better
+# still was made to fill memory.
 _RATIO_FROM = 64 * 2**20
 _CHUNK = 4 * 2**20
 # Smaller files are read faster than they are looked up.
@@ -58,17 +59,30 @@ def read_npz(path: Path) -> Arrays:
                 wanted = ["x", "y"]
             else:
                 raise DataError(
-                    f"{path} holds the arrays {', '.join(sorted(names)) or '(none)'}; expected x and y, or x_train, "
-                    "y_train, x_test and y_test: save it with numpy.savez(path, x=..., y=...)"
+                    f"{path} holds the arrays {', '.join(sorted(names))[:200] or '(none)'}; expected x and y, or "
+                    "x_train, y_train, x_test and y_test: save it with numpy.savez(path, x=..., y=...)"
                 )
+            _check_sizes(archive, wanted, path)
             return Arrays(*(_member(archive, name, path) for name in wanted))
     except NutletError:
         raise
     except Exception as error:  # zip, LZMA, bzip2 and npy readers raise many kinds on damaged files
         raise StorageError(
-            f"{path} cannot be read as .npz ({type(error).__name__}: {error}); expected a whole file from numpy.savez, "
-            "this one is damaged or of another kind: copy or save it anew"
+            f"{path} cannot be read as .npz ({type(error).__name__}: {first_line(error)}); expected a whole file from "
+            "numpy.savez, this one is damaged or of another kind: copy or save it anew"
         ) from error
+
+
+def _check_sizes(archive: zipfile.ZipFile, names: list[str], path: Path) -> None:
+    """Refuse what would take too much memory, by the sizes declared: reading holds each array to its own."""
+    infos = [archive.getinfo(f"{name}.npy") for name in names]
+    size = sum(info.file_size for info in infos)
+    packed = min(sum(info.compress_size for info in infos), path.stat().st_size)
+    if size > MAX_BYTES or (size > _RATIO_FROM and size > _MAX_RATIO * max(packed, 1)):
+        raise StorageError(
+            f"{path} unpacks to {size:,} bytes from {packed:,}; expected at most {MAX_BYTES:,} and, from "
+            f"{_RATIO_FROM:,} on, no more than {_MAX_RATIO:,} to 1: split the data, or save them with numpy.savez"
+        )
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
@@ -87,17 +101,13 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
                 "save it with an explicit dtype"
             )
         if dtype.kind not in "uifb" or dtype.itemsize == 0:
-            raise DataError(f"{path}: {name} has dtype {dtype}; expected numbers")
+            raise DataError(f"{path}: {name} has dtype {shown(dtype)}; expected numbers")
         size = math.prod(shape) * dtype.itemsize
         held = info.file_size - file.tell()
         if min(shape, default=0) < 0 or size != held:
             raise StorageError(
-                f"{path}: {name} declares {shape} of {dtype}, {size:,} bytes, but holds {held:,}; the file is damaged"
-            )
-        if size > MAX_BYTES or (size > _RATIO_FROM and size > _MAX_RATIO * max(info.compress_size, 1)):
-            raise StorageError(
-                f"{path}: {name} unpacks to {size:,} bytes from {info.compress_size:,}; expected at most "
-                f"{MAX_BYTES:,} and no more than {_MAX_RATIO:,} to 1: split the data, or save them uncompressed"
+                f"{path}: {name} declares {shown(shape)} of {dtype}, {size:,} bytes, but holds {held:,}; the file is "
+                "damaged"
             )
         # Grows with what really comes out, whatever was declared.
         data = bytearray()
@@ -146,9 +156,17 @@ def _join(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
 
 
-def cache_folder() -> Path:
-    """Return ``$NUTLET_CACHE``, or ``~/.cache/nutlet``; it can be deleted at any time."""
-    return Path(os.environ.get("NUTLET_CACHE") or Path.home() / ".cache" / "nutlet")
+def cache_folder() -> Path | None:
+    """Return ``$NUTLET_CACHE``, or ``~/.cache/nutlet``; it can be deleted at any time.
+
+    None where there is neither: in a container, a user may have no home.
+    """
+    if given := os.environ.get("NUTLET_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "nutlet"
+    except RuntimeError:
+        return None
 
 
 def cached(source: Path, files: list[Path], read: Callable[[], Arrays]) -> Arrays:
@@ -157,17 +175,19 @@ def cached(source: Path, files: list[Path], read: Callable[[], Arrays]) -> Array
     It stands while the names, sizes and dates of ``files`` do.
     """
     stats = [(str(file.resolve()), file.stat()) for file in files if file.is_file()]
-    if sum(stat.st_size for _, stat in stats) < _CACHED_FROM:
+    cache = cache_folder()
+    if cache is None or sum(stat.st_size for _, stat in stats) < _CACHED_FROM:
         return read()
     key = digest(str(source.resolve()), *(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats))[:32]
-    folder = cache_folder() / "arrays" / key
+    folder = cache / "arrays" / key
     try:
         found = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("x", "y")}
         if (folder / "test_x.npy").exists():
             found |= {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("test_x", "test_y")}
         return Arrays(**found)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # no entry, or a damaged one, which may raise anything: it is made anew
         arrays = read()
+    sweep(folder)
     # Labels of the training set last: without them the entry does not count as complete.
     for name in ("test_x", "test_y", "x", "y"):
         array = getattr(arrays, name)

@@ -66,7 +66,8 @@ def _load(datasets: Any, name: str) -> Any:
             f"{name} holds {len(found)} parquet files, none named train*; expected train*.parquet (and test*.parquet), "
             "or a folder written by save_to_disk"
         )
-    return datasets.load_dataset("parquet", data_files=splits, cache_dir=str(cache_folder() / "datasets"))
+    cache = cache_folder()
+    return datasets.load_dataset("parquet", data_files=splits, cache_dir=cache and str(cache / "datasets"))
 
 
 def _columns(datasets: Any, table: Any, name: str) -> tuple[np.ndarray, np.ndarray]:

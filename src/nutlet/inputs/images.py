@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nutlet.errors import DataError, MissingExtra
+from nutlet.errors import DataError, MissingExtra, first_line
 from nutlet.inputs.arrays import MAX_BYTES, Arrays, natural
+from nutlet.reading import read_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +23,11 @@ __all__ = ["decode", "read_image_folder"]
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm"})
 _GREY = frozenset({"1", "L", "LA"})
-_MAX_PIXELS = 64 * 2**20
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
+# Pillow goes by the content, not by the suffix, and for some other formats it starts programs (EPS: Ghostscript).
+_MAX_PIXELS = 32 * 2**20
+# Decoding takes up to 12 bytes for a pixel.
+_MAX_FILE = 8 * _MAX_PIXELS
 
 
 def read_image_folder(root: Path) -> Arrays:
@@ -89,7 +94,9 @@ def decode(sources: Sequence[Path | bytes], names: Sequence[str]) -> np.ndarray:
             try:
                 pixels[k] = np.asarray(image.convert("L" if grey else "RGB"))
             except Exception as error:  # decoders raise many kinds on damaged files
-                raise DataError(f"{name} cannot be decoded ({error}); expected an intact image: replace it") from error
+                raise DataError(
+                    f"{name} cannot be decoded ({first_line(error)}); expected an intact image: replace it"
+                ) from error
     return pixels
 
 
@@ -102,9 +109,14 @@ def _open(source: Path | bytes, name: str) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warning of huge images: our own bound is lower
         try:
-            image: Any = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            # From memory: a file would be asked for as many bytes as a damaged chunk says it has.
+            content = source if isinstance(source, bytes) else read_bytes(source, _MAX_FILE)[:_MAX_FILE]
+            image: Any = Image.open(io.BytesIO(content), formats=_FORMATS)
         except Exception as error:
-            raise DataError(f"{name} cannot be read as an image ({error}); expected an intact image") from error
+            raise DataError(
+                f"{name} cannot be read as an image ({first_line(error)}); expected an intact one, "
+                f"{', '.join(_FORMATS)}"
+            ) from error
         with image:
             yield image
 

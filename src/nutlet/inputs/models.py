@@ -14,6 +14,7 @@ from nutlet.graph.scope import Layer
 from nutlet.inputs.factory import build, is_factory
 from nutlet.inputs.program import load_program
 from nutlet.inputs.weights import check_finite_weights, load_into, read_weights
+from nutlet.outputs import TWO_OUTPUTS
 from nutlet.predict import evaluating
 
 __all__ = ["check_kinds", "check_model", "load_model"]
@@ -120,6 +121,8 @@ def _check_output(output: object, batch: Tensor, classes: int) -> int:
     wanted = f"expected one float tensor of shape ({rows}, classes), the logits of a classifier"
     if not isinstance(output, Tensor):
         raise ModelError(f"the model returned a {type(output).__name__}; {wanted}: return the logits alone")
+    if output.is_floating_point() and output.shape in ((rows,), (rows, 1)):
+        raise ModelError(one_output(bool(((output >= 0) & (output <= 1)).all())))
     if output.ndim != 2 or len(output) != rows or not output.is_floating_point():
         raise ModelError(
             f"the model returned shape {tuple(output.shape)} and dtype {output.dtype} for {rows} inputs; {wanted}"
@@ -136,6 +139,15 @@ def _check_output(output: object, batch: Tensor, classes: int) -> int:
             "(mean, std) and the weights"
         )
     return int(output.shape[1])
+
+
+def one_output(probability: bool = False) -> str:
+    """Return what to say of a model with one output, with Python that gives it two."""
+    low, what = ("1 - z", "a probability") if probability else ("torch.zeros_like(z)", "a logit")
+    return (
+        f"the model gives one number for each example, {what} of the second of two classes by its values; expected two "
+        f"outputs: wrap the model\n{TWO_OUTPUTS.format(low=low)}"
+    )
 
 
 def _explain(error: Exception, batch: Tensor, seen: list[tuple[str, nn.Module, tuple[int, ...]]]) -> str:

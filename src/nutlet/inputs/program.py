@@ -7,6 +7,8 @@ parameters becomes a real layer again, named as its parameter was; everything el
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import operator
 import re
@@ -16,6 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from nutlet.errors import ModelError, NutletError
 from nutlet.inputs.archive import DTYPES, NAME, Program, read_program
@@ -39,8 +46,8 @@ def load_program(path: Path) -> nn.Module:
     """Return the model in a ``.pt2`` file, with real layers, in evaluation mode and for batches of any size.
 
     Nothing in the file is executed, unpickled or evaluated: the graph is read as JSON, only operators on a list are
-    accepted (:mod:`nutlet.inputs.operators`), and weights are raw bytes. (What remains to a hostile file is to
-    ask for much time or memory.)
+    accepted (:mod:`nutlet.inputs.operators`), and weights are raw bytes. Before it is tried, the graph runs on shapes
+    alone, so that no value is larger than a classifier needs. (What remains to a hostile file is to ask for much time.)
 
     Raises:
         StorageError: the file is damaged, or holds what would have to be unpickled.
@@ -74,7 +81,7 @@ class _Rebuild:
         """Value name to the name of the parameter, buffer or constant it stands for."""
         self.layers: dict[str, tuple[Any, nn.Module]] = {}
 
-    def module(self) -> nn.Module:
+    def module(self) -> fx.GraphModule:
         self._check_outputs()
         self._inputs()
         for node in self.program.graph["nodes"]:
@@ -271,7 +278,45 @@ def _outputs(outputs: list[dict[str, Any]]) -> Iterator[str | None]:
             raise ModelError(f"a node gives a result of the kind {kind!r}; expected tensors and sizes")
 
 
-def _try(module: nn.Module, program: Program) -> None:
+class _Sizes(fx.Interpreter):
+    """Runs a graph on shapes alone, and stops at the first value that is larger than a classifier's can be."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return what the node gives."""
+        value = super().run_node(n)
+        for item in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(item, Tensor) and item.numel() > _MAX_TRIAL:
+                raise ModelError(
+                    f"the program computes {n.name!r} of shape {tuple(item.shape)} from three rows; expected at most "
+                    f"{_MAX_TRIAL:,} numbers: name the model's Python factory instead"
+                )
+        return value
+
+
+def _check_sizes(module: fx.GraphModule, inputs: list[Tensor]) -> None:
+    """Raise ModelError where a value would be too large, before any memory is taken for it.
+
+    A graph whose shapes depend on values (a mask as an index) cannot be run on shapes alone; it passes.
+    """
+    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as shapes, torch.no_grad():
+        try:
+            _Sizes(module).run(*(shapes.from_tensor(x) for x in inputs))
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep PyTorch from logging the trace of an error that is raised, and said, anyway."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _try(module: fx.GraphModule, program: Program) -> None:
     """Run three rows together and alone: the batch must be free, and no row may depend on another."""
     inputs = []
     for spec in program.signature["input_specs"]:
@@ -284,6 +329,7 @@ def _try(module: nn.Module, program: Program) -> None:
         values = torch.randn(3, *shape[1:], generator=torch.Generator().manual_seed(0))
         dtype = DTYPES[meta["dtype"]]
         inputs.append(values.to(dtype) if dtype.is_floating_point else torch.zeros(3, *shape[1:], dtype=dtype))
+    _check_sizes(module, inputs)
     with torch.no_grad():
         together = module(*inputs)
         alone = module(*(x[:1] for x in inputs))

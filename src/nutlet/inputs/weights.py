@@ -10,20 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from nutlet.errors import ModelError, StorageError, nearest
+from nutlet.errors import ModelError, StorageError, first_line, nearest, shown
+from nutlet.inputs.checkpoint import check_checkpoint, check_header, check_tensor
+from nutlet.inputs.pickled import refusal
 
 __all__ = ["check_finite_weights", "load_into", "read_weights"]
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
+_WRAPPERS = ("_orig_mod", "module")
+"""Parts of names that come from wrappers: of ``torch.compile``, and of parallel training and weight averaging."""
 _SHOWN = 4
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file by name.
 
-    A checkpoint that nests its tensors (``{"state_dict": ...}``) and the ``module.`` prefix of ``DataParallel``
-    are unwrapped.
+    A checkpoint that nests its tensors (``{"state_dict": ...}``) is unwrapped.
 
     Raises:
         StorageError: no such file, another kind of file, or a pickle that holds code (which is not executed).
@@ -46,10 +50,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise StorageError(f"{path} holds a {type(loaded).__name__}; expected a state dict, names mapped to tensors")
     odd = [key for key, value in loaded.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if odd or not loaded:
-        found = f"the entry {odd[0]!r}, which is no named tensor" if odd else "no tensors"
+        found = f"the entry {shown(odd[0])}, which is no named tensor" if odd else "no tensors"
         raise StorageError(f"{path} holds {found}; expected a state dict, as `torch.save(model.state_dict(), path)`")
-    if all(name.startswith("module.") for name in loaded):
-        return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    for name, tensor in loaded.items():
+        check_tensor(name, tensor, path)
     return dict(loaded)
 
 
@@ -57,13 +61,17 @@ def _read_safetensors(path: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_header(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise StorageError(f"{path} is not a safetensors file or is damaged: {error}; write or copy it anew") from error
+        raise StorageError(
+            f"{path} is not a safetensors file or is damaged: {first_line(error)}; write or copy it anew"
+        ) from error
 
 
 def _read_checkpoint(path: Path) -> Any:
+    check_checkpoint(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said in our own words below
@@ -71,14 +79,7 @@ def _read_checkpoint(path: Path) -> Any:
     except Exception as error:  # a damaged or hostile file may raise anything
         code = isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower()
         if code or "TorchScript" in str(error):
-            raise StorageError(
-                f"{path} holds code (pickled objects, not just tensors), which was not executed; expected tensors "
-                "only. If you trust the file, convert it once where the code is at home:\n"
-                "    from safetensors.torch import save_file\n"
-                f"    model = torch.load({path.name!r}, weights_only=False)\n"
-                "    save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, "
-                f"{path.with_suffix('.safetensors').name!r})"
-            ) from error
+            raise StorageError(refusal(path)) from error
         raise StorageError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); expected a file written by "
             "`torch.save(model.state_dict(), path)`: it may be cut short or of another kind"
@@ -88,10 +89,14 @@ def _read_checkpoint(path: Path) -> Any:
 def load_into(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load ``weights`` into ``model``; names and shapes must agree.
 
+    The parts of names that wrappers add (``_orig_mod`` of ``torch.compile``, ``module`` of ``DataParallel``) are looked
+    over on both sides, wherever they stand. Lazy layers take their sizes from the weights.
+
     Raises:
         ModelError: the first missing and unexpected names, each with its nearest counterpart, or differing shapes.
     """
     own = model.state_dict()
+    weights = _named_as(own, weights)
     # Counters of batch norms are of no consequence, and old checkpoints have none.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in weights if name not in own]
@@ -110,7 +115,7 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
     differing = [
         f"{name} is {_size(weights[name])} in the file and {_size(own[name])} in the model"
         for name in weights
-        if weights[name].shape != own[name].shape
+        if not is_lazy(own[name]) and weights[name].shape != own[name].shape
     ]
     if differing:
         raise ModelError(
@@ -120,9 +125,24 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> N
     model.load_state_dict(dict(weights), strict=False)
 
 
+def _named_as(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return ``weights`` under the names of the model, where they differ only by what wrappers add."""
+    if not set(weights) - set(own):
+        return weights
+    ours = {_unwrapped(name): name for name in own}
+    theirs = {_unwrapped(name): tensor for name, tensor in weights.items()}
+    if len(ours) < len(own) or len(theirs) < len(weights):  # two names would become one
+        return weights
+    return {ours.get(name, name): tensor for name, tensor in theirs.items()}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
 def check_finite_weights(model: nn.Module) -> None:
     """Raise ModelError naming the parameters and buffers of ``model`` that hold NaN or infinity."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    tensors = [(name, t) for name, t in (*model.named_parameters(), *model.named_buffers()) if not is_lazy(t)]
     bad = [name for name, t in tensors if t.is_floating_point() and not bool(torch.isfinite(t.detach()).all())]
     if bad:
         raise ModelError(

@@ -20,6 +20,7 @@ import torch
 
 from nutlet.errors import ConfigError, MissingExtra, first_line
 from nutlet.jobs.job import Job, Result
+from nutlet.signals import blocked_for_children
 
 __all__ = ["Pool", "cluster", "processes", "spread", "versions"]
 
@@ -27,6 +28,7 @@ _LOSSES = 2
 """How often a job is begun again after its worker was killed."""
 _IDLE = 300
 """Seconds for which processes wait for more work: starting one takes seconds, as it loads torch."""
+_OLDEST_RAY = (2, 40)
 _STOPPING = 10
 """Seconds for which the end of processes that were told to end is waited for."""
 
@@ -40,12 +42,14 @@ class Pool(NamedTuple):
     lost: Callable[[BaseException], bool]
 
 
-def spread(jobs: dict[str, Job], pool: Pool) -> Iterator[tuple[str, Result]]:
+def spread(jobs: dict[str, Job], pool: Pool) -> Iterator[tuple[str, Result | Exception]]:
     """Yield results as they come, with no more jobs pickled at a time than the pool has slots for.
 
+    In the place of the result of a job that failed stands its error: what it raised, or a ConfigError where it cannot
+    be sent or lost its worker too often.
+
     Raises:
-        ConfigError: a job cannot be sent, or lost its worker too often.
-        Exception: what a job raised.
+        ConfigError: no job can begin.
     """
     todo = list(reversed(jobs))
     waiting: dict[Future[bytes], str] = {}
@@ -54,31 +58,40 @@ def spread(jobs: dict[str, Job], pool: Pool) -> Iterator[tuple[str, Result]]:
         while todo or waiting:
             while todo and len(waiting) < pool.slots:
                 key = todo.pop()
-                waiting[pool.submit(jobs[key].pickled())] = key
+                try:
+                    payload = jobs[key].pickled()
+                except ConfigError as refused:
+                    yield key, refused
+                else:
+                    waiting[pool.submit(payload)] = key
+            if not waiting:
+                continue
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 key = waiting.pop(future)
                 error = future.exception()
                 if error is None:
                     outcome = cloudpickle.loads(future.result())
-                    if isinstance(outcome, _Failure):
-                        raise outcome.error()
-                    yield key, outcome
+                    yield key, outcome.error() if isinstance(outcome, _Failure) else outcome
                 elif not pool.lost(error):
                     raise ConfigError(
                         f"a worker could not begin a job: {first_line(error.__cause__ or error)}; expected nutlet "
                         "installed there as here"
                     ) from error
                 elif losses[key] == _LOSSES:
-                    raise ConfigError(
-                        f"the worker of the job {jobs[key].title!r} was killed {_LOSSES + 1} times, by the system for "
-                        "want of memory or by somebody; expected it to finish: run fewer processes at a time"
-                    ) from error
+                    yield key, _lost(jobs[key].title)
                 else:
                     losses[key] += 1
                     todo.append(key)
     except BaseException:  # Ctrl-C, and a caller who stops listening: nothing is to go on unseen
         pool.stop(waiting)
         raise
+
+
+def _lost(title: str) -> ConfigError:
+    return ConfigError(
+        f"the worker of the job {title!r} was killed {_LOSSES + 1} times, by the system for want of memory or by "
+        "somebody; expected it to finish: run fewer processes at a time"
+    )
 
 
 def processes(count: int, threads: int) -> Pool:
@@ -111,7 +124,8 @@ def processes(count: int, threads: int) -> Pool:
 
     def submit(payload: bytes) -> Future[bytes]:
         while True:
-            with suppress(BrokenProcessPool):  # it broke between being found whole and being asked
+            # It may break between being found whole and being asked.
+            with suppress(BrokenProcessPool), blocked_for_children():
                 future: Future[bytes] = executor().submit(_work, payload, threads, versions())
                 return future
 
@@ -139,12 +153,17 @@ def cluster(address: str, count: int, threads: int) -> Pool:
 
     Raises:
         MissingExtra: Ray is not installed.
-        ConfigError: no cluster answers there.
+        ConfigError: Ray is too old, or no cluster answers there.
     """
     try:
         ray: Any = importlib.import_module("ray")  # half of it is typed
     except ImportError:
         raise MissingExtra("ray", "ray", "running jobs on a cluster") from None
+    if tuple(map(int, ray.__version__.split(".")[:2])) < _OLDEST_RAY:
+        raise ConfigError(
+            f"found Ray {ray.__version__}; expected {'.'.join(map(str, _OLDEST_RAY))} or later: install it with: "
+            "pip install 'nutlet[ray]'"
+        )
     if not ray.is_initialized():
         own = {"num_cpus": count * threads, "include_dashboard": False} if address == "local" else {}
         try:

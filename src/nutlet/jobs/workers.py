@@ -17,8 +17,9 @@ from nutlet.errors import ConfigError, StorageError
 from nutlet.fingerprint import fingerprint
 from nutlet.jobs.job import Job, Result
 from nutlet.jobs.pools import cluster, processes, spread, versions
+from nutlet.locks import locked
 from nutlet.progress import Progress
-from nutlet.storage import prepare_folder, write_atomic
+from nutlet.storage import write_atomic
 
 __all__ = ["Workers", "layout"]
 
@@ -62,36 +63,64 @@ class Workers:
 
         Raises:
             ConfigError: a job cannot be sent to another process, or its worker was killed three times.
-            StorageError: a result cannot be written, or what lies in its place is damaged.
+            StorageError: a result cannot be written, what lies in its place is damaged, or another run works in this
+                folder.
             MissingExtra: Ray is not installed.
             Exception: whatever a job raised; the results of those that had finished are kept.
         """
-        if self.folder is not None:
-            prepare_folder(self.folder)
+        results = []
+        for outcome in self._outcomes(jobs, title, lenient=False):
+            assert not isinstance(outcome, Exception)
+            results.append(outcome)
+        return results
+
+    def attempt(self, jobs: Sequence[Job], title: str) -> list[Result | Exception]:
+        """Return the results of ``jobs`` in their order; in the place of one that failed stands the error.
+
+        Errors are not kept: where the same jobs are asked for again, those that failed are tried again.
+
+        Raises:
+            ConfigError: no worker can begin a job.
+            StorageError, MissingExtra: as in :meth:`run`.
+        """
+        return self._outcomes(jobs, title, lenient=True)
+
+    def _outcomes(self, jobs: Sequence[Job], title: str, *, lenient: bool) -> list[Result | Exception]:
+        """Do the jobs; the first error ends them all, unless ``lenient``."""
+        with locked(self.folder, self.progress):
+            return self._done(jobs, title, lenient=lenient)
+
+    def _done(self, jobs: Sequence[Job], title: str, *, lenient: bool) -> list[Result | Exception]:
         keys = [self._key(job) for job in jobs]
         todo = dict(zip(keys, jobs, strict=True))
-        results = {key: found for key in todo if (found := self._read(key)) is not None}
+        results: dict[str, Result | Exception] = {key: found for key in todo if (found := self._read(key)) is not None}
         total = round(100 * sum(job.cost for job in todo.values())) or 1
         with self.progress.task(title, total=total) as task:
             task.advance(round(100 * sum(todo.pop(key).cost for key in results)))
             with closing(self._execute(todo)) as finished:
-                for key, result in finished:
-                    arrays = _packed(result)
-                    if self.folder is not None:
-                        _write(self._path(key), arrays)
-                    # As it would be read: a tuple is a list, whether or not it was on disk.
-                    results[key] = _unpacked(arrays)
+                for key, outcome in finished:
+                    if isinstance(outcome, Exception):
+                        if not lenient:
+                            raise outcome
+                        results[key] = outcome
+                    else:
+                        arrays = _packed(outcome)
+                        if self.folder is not None:
+                            _write(self._path(key), arrays)
+                        # As it would be read: a tuple is a list, whether or not it was on disk.
+                        results[key] = _unpacked(arrays)
                     task.advance(round(100 * todo[key].cost), note=todo[key].title)
         return [results[key] for key in keys]
 
-    def _execute(self, jobs: dict[str, Job]) -> Generator[tuple[str, Result]]:
+    def _execute(self, jobs: dict[str, Job]) -> Generator[tuple[str, Result | Exception]]:
+        """Yield the result of each job as it finishes, or the error it ended with."""
         if self.ray is not None and jobs:
             yield from spread(jobs, cluster(self.ray, self.processes, self.threads))
         elif self.processes > 1 and len(jobs) > 1:
             yield from spread(jobs, processes(min(self.processes, len(jobs)), self.threads))
         else:
             for key, job in jobs.items():
-                yield key, job.run(self.threads)
+                yield key, _outcome(job, self.threads)
 
     def _key(self, job: Job) -> str:
         return fingerprint(job.function, job.arguments, self.threads, versions()[:2])[:32]
@@ -111,6 +140,13 @@ class Workers:
                 f"{self._path(key)} is no result of a job ({type(error).__name__}); expected what an earlier run left "
                 "there: delete it, and it is computed anew"
             ) from error
+
+
+def _outcome(job: Job, threads: int) -> Result | Exception:
+    try:
+        return job.run(threads)
+    except Exception as error:  # whatever a job may raise; the caller decides what it means
+        return error
 
 
 def _packed(result: Result) -> dict[str, Any]:

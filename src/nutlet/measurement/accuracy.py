@@ -12,6 +12,7 @@ from torch import nn
 
 from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError
+from nutlet.outputs import TWO_OUTPUTS
 from nutlet.predict import predict
 
 __all__ = ["Estimate", "agreement", "difference", "predict_module", "top1", "wilson"]
@@ -77,6 +78,11 @@ def top1(outputs: Array, labels: Array) -> Estimate:
     """
     if len(outputs) != len(labels):
         raise DataError(f"found {len(outputs)} rows of outputs for {len(labels)} labels; expected as many of each")
+    if outputs.shape[1] == 1:
+        raise DataError(
+            "the model gives one output for each example; expected one for each class: give it two before it is "
+            f"exported\n{TWO_OUTPUTS.format(low='torch.zeros_like(z)')}"
+        )
     if int(labels.max()) >= outputs.shape[1]:
         raise DataError(
             f"the largest label is {int(labels.max())}, but the model gives {outputs.shape[1]} classes; "

@@ -36,7 +36,7 @@ def main(argument: str) -> None:
     options.log_severity_level = 4
     options.add_session_config_entry("session.load_model_format", "ONNX")
     before = peak_bytes()
-    session = ort.InferenceSession(wanted["path"], options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(wanted["path"], options, providers=["CPUExecutionProvider"], enable_fallback=0)
     name = session.get_inputs()[0].name
     for batch in wanted["batches"]:
         session.run(None, {name: np.zeros((batch, *wanted["shape"]), wanted["dtype"])})

@@ -14,8 +14,10 @@ from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
 from nutlet.measurement.accuracy import check_finite
 from nutlet.measurement.machine import cores
+from nutlet.measurement.outputs import chosen_output
 from nutlet.progress import Progress
 from nutlet.storage import LARGEST_ONNX
+from nutlet.trial import Trials
 
 if TYPE_CHECKING:
     import onnx
@@ -28,11 +30,13 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(dou
 def read_onnx(path: str | Path) -> bytes:
     """Read an ONNX file and check that it is one, whole, within bounds, and on its own.
 
-    External data are refused: such a file names other files to read, which a file of unknown origin must not.
+    External data are refused: such a file names other files to read, which a file of unknown origin must not. The file
+    is opened, and run on one row, in a process with limits before it is parsed here.
 
     Raises:
         StorageError: there is no such file, it is larger than :data:`~nutlet.storage.LARGEST_ONNX`, it is not ONNX (or
             cut off), or it points to external data.
+        ModelError: it takes too much memory or time; see :mod:`nutlet.trial`.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -44,7 +48,7 @@ def read_onnx(path: str | Path) -> bytes:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            content = b"" if size > LARGEST_ONNX else file.read(LARGEST_ONNX)
+            content = b"" if size > LARGEST_ONNX else file.read(size)
     except OSError as error:
         raise StorageError(f"could not read {path}: {error.strerror}; expected a readable ONNX file") from error
     if size > LARGEST_ONNX:
@@ -52,6 +56,7 @@ def read_onnx(path: str | Path) -> bytes:
             f"{path} has {size:,} bytes; expected an ONNX file of at most {LARGEST_ONNX:,}: "
             "none without external data is larger"
         )
+    Trials.of(content, path)
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
@@ -75,38 +80,42 @@ def read_onnx(path: str | Path) -> bytes:
 class Runtime:
     """A shipped file, opened in ONNX Runtime on the CPU with all graph optimisations.
 
-    The checks keep a strange file from reading other files; they do not bound the work its graph may ask for.
-    Open files from strangers in a container with limits on memory and time.
+    A file that this process did not write is tried first in a process of its own, limited in memory and time: when it
+    is opened, and on each larger batch (:mod:`nutlet.trial`).
 
     Args:
         path: the ONNX file: one input ``(N, ...)``, one output ``(N, classes)``.
         threads: threads for one operator; 0 for all cores. ``self.threads`` holds the true count.
+        output: name of the output that holds the scores; by default the only one that can.
 
     Raises:
         StorageError: see :func:`read_onnx`.
-        ModelError: ONNX Runtime refuses the file, or it has not one floating-point input and one output.
+        ModelError: ONNX Runtime refuses the file, or it has not one floating-point input and one output of scores.
+        ConfigError: there is no such output.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, *, threads: int = 0, output: str | None = None) -> None:
         self.path = Path(path)
-        self._open(read_onnx(path), threads)
+        content = read_onnx(path)
+        self._open(content, threads, output, Trials.of(content, self.path))
 
     def reopened(self, threads: int) -> Runtime:
         """Return the same bytes opened with another number of threads."""
-        return Runtime.from_bytes(self.content, self.path, threads=threads)
+        return Runtime.from_bytes(self.content, self.path, threads=threads, output=self.output)
 
     @staticmethod
-    def from_bytes(content: bytes, path: Path, *, threads: int = 0) -> Runtime:
+    def from_bytes(content: bytes, path: Path, *, threads: int = 0, output: str | None = None) -> Runtime:
         """Open what :func:`read_onnx` returned for ``path``."""
         runtime = object.__new__(Runtime)
         runtime.path = path
-        runtime._open(content, threads)
+        runtime._open(content, threads, output, Trials.of(content, path))
         return runtime
 
-    def _open(self, content: bytes, threads: int) -> None:
+    def _open(self, content: bytes, threads: int, output: str | None, trials: Trials) -> None:
         import onnxruntime as ort
 
         self.content = content
+        self._trials = trials
         self.threads = threads or cores()
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -119,17 +128,19 @@ class Runtime:
         # Idle threads of one session would otherwise go on spinning while another session is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
                 f"ONNX Runtime {ort.__version__} refuses {self.path}: {first_line(error)}; expected a file it can "
                 "run on the CPU: export it again, with operators and an opset this version knows"
             ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
+        if len(inputs) != 1:
             raise ModelError(
-                f"{self.path} has the inputs {[i.name for i in inputs]} and the outputs {[o.name for o in outputs]}; "
-                "expected one of each: export a module that takes one tensor and returns one, (N, classes)"
+                f"{self.path} has the inputs {[i.name for i in inputs]}; "
+                "expected one: export a module that takes one tensor and returns one, (N, classes)"
             )
         if inputs[0].type not in _DTYPES or not inputs[0].shape:
             raise ModelError(
@@ -139,7 +150,7 @@ class Runtime:
         self.input_name: str = inputs[0].name
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
         self.dtype: str = _DTYPES[inputs[0].type]
-        self._output: str = outputs[0].name
+        self.output = chosen_output(self.path, outputs, output)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -190,9 +201,14 @@ class Runtime:
         return np.asarray(y, dtype=np.float32)
 
     def run_raw(self, x: npt.NDArray[Any]) -> Any:
-        """Return what the runtime gives for one batch, unchecked: the call that is timed."""
+        """Return what the runtime gives for one batch, unchecked: the call that is timed.
+
+        Raises:
+            ModelError: the file fails to run, or takes too much memory or time for such a batch.
+        """
+        self._trials.check(x.shape)
         try:
-            return self._session.run([self._output], {self.input_name: x})[0]
+            return self._session.run([self.output], {self.input_name: x})[0]
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
                 f"{self.path} fails on a batch of {len(x)}: {first_line(error)}; expected it to run: export it "

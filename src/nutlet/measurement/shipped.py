@@ -20,15 +20,18 @@ from nutlet.storage import packed_size
 
 __all__ = ["measure"]
 
+_BATCHES = (1, 32)
+
 
 def measure(
     path: str | Path,
     data: Data | Examples,
     against: str | Path | nn.Module | None = None,
     *,
-    batches: Sequence[int] = (1, 32),
+    batches: Sequence[int] | None = None,
     threads: Sequence[int] = (1, 0),
     seconds: float = 2.0,
+    output: str | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure a shipped ONNX file in ONNX Runtime: bytes, accuracy, latency and peak memory.
@@ -38,9 +41,10 @@ def measure(
         data: examples to predict; of a :class:`~nutlet.data.Data` its test split, or validation where it has none.
         against: the original. Of an ONNX file everything is measured too, and both are timed in turn in one run;
             of a module only accuracy and agreement.
-        batches: batch sizes for latency and memory.
+        batches: batch sizes for latency and memory; by default 1 and 32, or the only size that a file takes.
         threads: numbers of threads for latency; 0 for all cores. Those that come to the same are timed once.
         seconds: time for one latency setting, all files together.
+        output: name of the output that holds the scores, where ``path`` has several that may.
         progress: shows bars; nothing by default.
 
     Raises:
@@ -49,16 +53,17 @@ def measure(
         DataError: the examples do not fit.
         ConfigError: a setting is out of range.
     """
-    check_settings(batches, threads, seconds)
+    check_settings(_BATCHES if batches is None else batches, threads, seconds)
     progress = progress or Progress(quiet=True)
     examples, split = _examples(data)
     if not examples.labelled:
         raise DataError("the examples to measure with have no labels; expected some: accuracy is counted by them")
     if against is not None and not isinstance(against, (str, Path, nn.Module)):
         raise ConfigError(f"against is {type(against).__name__}; expected the path of an ONNX file, a module or None")
-    runtimes = [Runtime(path)]
+    runtimes = [Runtime(path, output=output)]
     if isinstance(against, (str, Path)):
         runtimes.append(Runtime(against))
+    batches = _batches(runtimes) if batches is None else batches
     for runtime in runtimes:  # what does not fit is said before any long work
         for size in batches:
             runtime.batch_of(examples, size)
@@ -95,6 +100,17 @@ def measure(
         split=split,
         environment=environment(),
     )
+
+
+def _batches(runtimes: Sequence[Runtime]) -> tuple[int, ...]:
+    """Return the sizes to time: the usual ones, or the one that the files are fixed at."""
+    fixed = sorted({runtime.fixed_batch for runtime in runtimes if runtime.fixed_batch is not None})
+    if len(fixed) > 1:
+        raise DataError(
+            f"one file takes batches of {fixed[0]} only, the other of {fixed[1]}; expected a size that both take: "
+            "export one of them with a dynamic batch dimension, or measure them apart"
+        )
+    return tuple(fixed) or _BATCHES
 
 
 def _file(

@@ -64,9 +64,9 @@ class Answers:
         Answers(kind='top-k', k=3, digits=2)
         """
         name, _, number = text.partition("-")
-        if name == "top" and number.isdigit():
+        if name == "top" and _short_number(number):
             return Answers("top-k", k=int(number))
-        if name == "rounded" and number.isdigit():
+        if name == "rounded" and _short_number(number):
             return Answers("rounded", digits=int(number))
         if text in ("labels", "probabilities", "logits"):
             return Answers(text)  # type: ignore[arg-type]
@@ -85,6 +85,11 @@ class Answers:
         if self.kind == "rounded":
             return scores.round(decimals=self.digits)
         return scores
+
+
+def _short_number(text: str) -> bool:
+    """Whether a text is a whole number as the command line takes it; other scripts have digits too."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def as_probabilities(scores: Tensor, outputs: Literal["auto", "logits", "probabilities"] = "auto") -> Tensor:

@@ -7,19 +7,21 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import torch
-import yaml
 from torch import Tensor
 
-from nutlet.errors import ConfigError, DataError, OracleError, nearest
+from nutlet.errors import ConfigError, DataError, OracleError, nearest, shown
 from nutlet.oracle.answers import Answers
 from nutlet.oracle.transport import Transient, beginning, send
+from nutlet.reading import load_yaml
+from nutlet.redaction import secret_parameters, without_secrets
+from nutlet.signals import undeferred
 from nutlet.storage import digest
 
 __all__ = ["Endpoint", "load_endpoint"]
@@ -47,7 +49,8 @@ class Endpoint:
     and no more is read than an answer can be long.
 
     Args:
-        url: with ``https``, or with ``http`` where no secret is sent or it is on this machine.
+        url: with ``https``, or with ``http`` where no secret is sent or it is on this machine. A signature in it
+            (``sig=``), for which no header can stand, is shown nowhere.
         classes: scores of one answer.
         outputs: what it promises for each input: ``probabilities``, ``logits``, or ``labels`` (the number of a class).
         i_own_this_endpoint: your word that it is yours.
@@ -56,7 +59,7 @@ class Endpoint:
         batch: inputs in one request, at most 256.
         request: where the inputs, nested lists, go in the body: ``inputs``, ``a.b``, or empty where they are the body.
         response: where the answers are in the body of the response, one per input; a number steps into a list.
-        timeout: seconds for one request.
+        timeout: seconds for one request, from connecting to the end of the answer.
         retries: further attempts at one request.
         pause: seconds before each request, to stay below a limit of requests.
         sleep: how it waits.
@@ -92,10 +95,14 @@ class Endpoint:
         for name, (kind, least, most) in _NUMBERS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-                raise ConfigError(f"{name} of the endpoint is {value!r}; expected a number from {least} to {most:,}")
+                raise ConfigError(
+                    f"{name} of the endpoint is {shown(value)}; expected a number from {least} to {most:,}"
+                )
         for name, known in (("outputs", ("probabilities", "logits", "labels")), ("method", ("POST", "PUT"))):
             if getattr(self, name) not in known:
-                raise ConfigError(f"{name} of the endpoint is {getattr(self, name)!r}; expected {' or '.join(known)}")
+                raise ConfigError(
+                    f"{name} of the endpoint is {shown(getattr(self, name))}; expected {' or '.join(known)}"
+                )
         self._check_headers()
         if self.i_own_this_endpoint is not True:
             raise ConfigError(
@@ -108,13 +115,15 @@ class Endpoint:
             raise ConfigError(f"headers of the endpoint are a {type(self.headers).__name__}; expected name: value")
         for name, value in self.headers.items():
             if not isinstance(name, str) or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
-                raise ConfigError(f"found a header named {name!r}; expected letters, digits and hyphens")
+                raise ConfigError(f"found a header named {shown(name)}; expected letters, digits and hyphens")
             if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-                raise ConfigError(f"the header {name!r} holds what no header can; expected printable ASCII, in quotes")
+                raise ConfigError(
+                    f"the header {shown(name)} holds what no header can; expected printable ASCII, in quotes"
+                )
             if _SECRET.search(name) and not re.fullmatch(rf"(\w+ )?{_FROM_ENVIRONMENT.pattern}", value):
                 raise ConfigError(
-                    f"the header {name!r} holds a secret in plain sight; expected `env:NAME`: put the secret into an "
-                    "environment variable of that name"
+                    f"the header {shown(name)} holds a secret in plain sight; expected `env:NAME`: put the secret into "
+                    "an environment variable of that name"
                 )
         parts = urlsplit(self.url)
         if self._secrets() and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
@@ -126,16 +135,24 @@ class Endpoint:
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
+    def __repr__(self) -> str:
+        options = (f for f in dataclasses.fields(self) if f.repr)
+        shown = ", ".join(f"{option.name}={getattr(self, option.name)!r}" for option in options)
+        return f"Endpoint({without_secrets(shown)})"
+
     @property
     def answers(self) -> Answers:
         """What it shows, for the oracle before it."""
         return Answers(self.outputs)
 
     def fingerprint(self) -> str:
-        """Return a hash of what its answers depend on, as far as can be known from here; no secret is in it."""
+        """Return a hash of what its answers depend on, as far as can be known from here; no secret is in it.
+
+        An address that was signed anew is the same endpoint, and what it answered stays paid for.
+        """
         plain = {name: value for name, value in self.headers.items() if not _FROM_ENVIRONMENT.search(value)}
         deciding = [
-            self.url,
+            without_secrets(self.url),
             self.method,
             self.request,
             self.response,
@@ -162,10 +179,12 @@ class Endpoint:
             content = {name: content}
         secrets = self._secrets()
         headers = {name: _FROM_ENVIRONMENT.sub(lambda m: secrets[m[1]], value) for name, value in self.headers.items()}
+        hidden = [*secrets.values(), *secret_parameters(parse_qsl(urlsplit(self.url).query))]
         delay = self.pause
         for attempt in range(1, self.retries + 2):
             if delay:
-                self.sleep(delay)
+                with undeferred():  # nothing is under way
+                    self.sleep(delay)
             try:
                 body = send(
                     self.url,
@@ -175,12 +194,13 @@ class Endpoint:
                     timeout=self.timeout,
                     # A score is written in about 25 characters; the rest of the body may hold something else.
                     limit=2**20 + 64 * len(x) * self.classes,
+                    secrets=hidden,
                 )
-                return self._scores(body, len(x))
+                return self._scores(body, len(x), hidden)
             except OracleError as error:
-                raise OracleError(f"{self.where} {_hidden(str(error), secrets)}") from None
+                raise OracleError(f"{self.where} {error}") from None
             except Transient as problem:
-                found, wait = _hidden(str(problem), secrets), problem.wait
+                found, wait = str(problem), problem.wait
             if wait > _LONGEST_WAIT:
                 raise OracleError(f"{self.where} {found}; it asks to wait {wait:,.0f} s: go on after that")
             delay = max(self.pause, wait, min(_LONGEST_BACKOFF, 2.0 ** (attempt - 1)))
@@ -200,24 +220,25 @@ class Endpoint:
                 secrets[name] = secret
         return secrets
 
-    def _scores(self, body: bytes, rows: int) -> Tensor:
+    def _scores(self, body: bytes, rows: int, secrets: Sequence[str]) -> Tensor:
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
-            raise Transient(f"gave {beginning(body)!r}; expected JSON") from None
+            raise Transient(f"gave {beginning(body, secrets)!r}; expected JSON") from None
         for name in self.response.split(".") if self.response else []:
             if isinstance(value, dict) and name in value:
                 value = value[name]
             elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
                 value = value[int(name)]
             else:
-                held = f"the names {beginning(', '.join(value))}" if isinstance(value, dict) else type(value).__name__
+                names = beginning(", ".join(value), secrets) if isinstance(value, dict) else ""
+                held = f"the names {names}" if names else type(value).__name__
                 raise Transient(f"gave {held} where {name!r} of `response: {self.response}` should be; mend `response`")
         try:
-            scores = torch.tensor(value, dtype=torch.float64).float()
+            scores = torch.tensor(_numbers(value), dtype=torch.float64).float()
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise Transient(
-                f"gave {beginning(json.dumps(value))!r}; expected lists of numbers of equal length"
+                f"gave {beginning(json.dumps(value), secrets)!r}; expected lists of numbers of equal length"
             ) from None
         return self._labels(scores, rows) if self.outputs == "labels" else self._rows(scores, rows)
 
@@ -267,12 +288,18 @@ def _check_url(url: str) -> None:
         )
 
 
-def _hidden(text: str, secrets: Mapping[str, str]) -> str:
-    """Return ``text`` without the secrets: an endpoint may repeat what it was sent."""
-    for secret in secrets.values():
-        for part in {secret, *secret.split()}:
-            text = text.replace(part, "***") if len(part) > 3 else text
-    return text
+def _numbers(value: Any) -> Any:
+    """Return numbers, or lists of them, as they are; torch would take ``true`` for 1.0.
+
+    Raises:
+        TypeError: there is something else among them.
+    """
+    rows = value if isinstance(value, list) else [value]
+    for row in rows:
+        for number in row if isinstance(row, list) else [row]:
+            if type(number) not in (int, float):
+                raise TypeError(f"found {type(number).__name__}")
+    return value
 
 
 def load_endpoint(
@@ -293,28 +320,18 @@ def load_endpoint(
     Raises:
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
     """
-    fields: Any = {} if path is None else _read_yaml(Path(path))
+    fields: Any = {} if path is None else load_yaml(Path(path), "the endpoint", "its fields, one a line")
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path} holds {type(fields).__name__}; expected the fields of an endpoint, `url: …` first")
     known = {option.name for option in dataclasses.fields(Endpoint)} - {"sleep", "i_own_this_endpoint"}
     for key in fields:
         if key == "i_own_this_endpoint":
             raise ConfigError(f"{path} says {key}; expected your word with each run: --i-own-this-endpoint")
         if key not in known:
-            raise ConfigError(f"{path} has the unknown key {key!r}; {nearest(str(key), known)}")
+            raise ConfigError(f"{path} has the unknown key {shown(key)}; {nearest(str(key), known)}")
     given = {name: value for name, value in (("url", url), ("classes", classes)) if value is not None}
     fields = {**fields, **given}
     for name in ("url", "classes"):
         if name not in fields:
             raise ConfigError(f"the endpoint has no {name}; expected it in the file or on the command line")
     return Endpoint(**fields, i_own_this_endpoint=i_own_this_endpoint)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"could not read {path}: {error.strerror}; expected a YAML file of an endpoint") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML; expected the fields of an endpoint, one a line") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path} holds {type(fields).__name__}; expected the fields of an endpoint, `url: …` first")
-    return fields

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from nutlet.errors import OracleError, StorageError, first_line
 from nutlet.fingerprint import fingerprint
+from nutlet.locks import exclusive
 from nutlet.oracle.endpoint import Endpoint
 from nutlet.oracle.oracle import Source, checked
+from nutlet.signals import deferred
 from nutlet.storage import digest, prepare_folder
 
 __all__ = ["Kept"]
@@ -24,13 +26,18 @@ _BATCH = 256
 _LONGEST = 2**24
 """Bytes that one record may have."""
 
+_Known = dict[bytes, Tensor]
+"""Answers by the hash of their inputs."""
+
 
 class Kept:
     """A victim that is asked about each input once; its answers are kept in a file of SQLite.
 
     The file is named after the source, so that several can share a folder. Answers are written after each batch that is
-    sent, all of them or none: a run that is killed loses at most the batch in flight. Each record has a checksum; one
-    that is damaged is asked for anew. A damaged file is not touched.
+    sent, all of them or none, before anybody sees them: a run that is killed loses at most the batch in flight, one
+    that is interrupted (Ctrl-C, SIGTERM) waits for it. Threads and processes that ask about one input at a time wait
+    for each other: it is paid for once. Each record has a checksum; one that is damaged is asked for anew. A damaged
+    file is not touched.
 
     Args:
         source: the victim; an input has one answer, whenever it is asked about.
@@ -74,14 +81,44 @@ class Kept:
         x = x.detach().float().cpu().contiguous()
         keys = [bytes.fromhex(digest(repr(tuple(row.shape)), row.numpy().tobytes())) for row in x]
         with self._opened() as answers:
-            known = {key: scores for key in set(keys) if (scores := _read(answers, key)) is not None}
+            known = self._known(answers, keys)
             missing = sorted({key: index for index, key in enumerate(keys) if key not in known}.values())
             for start in range(0, len(missing), self._batch):
                 part = missing[start : start + self._batch]
-                fresh = dict(zip([keys[index] for index in part], self._ask(x[part]), strict=True))
-                _write(answers, fresh)
-                known.update(fresh)
+                known |= self._pay(answers, {keys[index]: x[index] for index in part})
+        if len({len(scores) for scores in known.values()}) > 1:
+            raise StorageError(
+                f"{self.path} holds answers with different numbers of classes; expected one number: it was changed, or "
+                "another source answered. Move it away, and pay for them again"
+            )
         return torch.stack([known[key] for key in keys])
+
+    def _pay(self, answers: sqlite3.Connection, inputs: dict[bytes, Tensor]) -> _Known:
+        """Return the answers to one batch: those that somebody paid for while we waited, and what is to be paid now."""
+        with exclusive(self.path):
+            known = self._known(answers, inputs)
+            left = {key: x for key, x in inputs.items() if key not in known}
+            if left:
+                with deferred():
+                    fresh = dict(zip(left, self._ask(torch.stack(list(left.values()))), strict=True))
+                    _write(answers, fresh)
+                    self.sent += len(fresh)
+                known |= fresh
+        return known
+
+    def _known(self, answers: sqlite3.Connection, keys: Iterable[bytes]) -> _Known:
+        """Return those answers that are kept, whole, and such as the source could give."""
+        read = _read(answers, keys)
+        return {key: scores for key, scores in read.items() if self._could_answer(scores)}
+
+    def _could_answer(self, scores: Tensor) -> bool:
+        """Whether the source could have given these scores: who changes a record can put its checksum right."""
+        if bool((scores.isnan() | scores.isposinf()).any()) or not len(scores):
+            return False
+        if not isinstance(self.source, Endpoint):
+            return True
+        probabilities = abs(float(scores.sum()) - 1) <= 1e-3 and bool((scores >= -1e-6).all())
+        return len(scores) == self.source.classes and (self.source.outputs == "logits" or probabilities)
 
     def _ask(self, x: Tensor) -> Tensor:
         try:
@@ -91,7 +128,6 @@ class Kept:
                 f"{error}; {len(self):,} answers are kept in {self.path}: give the same command again, and it goes on "
                 "from there without asking for them again"
             ) from error
-        self.sent += len(x)
         return rows
 
     def fingerprint(self) -> str:
@@ -111,21 +147,32 @@ class Kept:
                 f"could not read or write {self.path}: {first_line(error)}; expected a file that can grow, on a disk "
                 "that can lock it: free some space, or choose another folder"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # text that is none, in a table or a message
             raise StorageError(
                 f"{self.path} is damaged: {first_line(error)}; expected the answers that were kept there: get back "
                 "what is left with `sqlite3 FILE .recover`, or move it away and pay for them again"
             ) from error
 
 
-def _read(answers: sqlite3.Connection, key: bytes) -> Tensor | None:
-    found = answers.execute("SELECT scores, checksum FROM answers WHERE input = ?", (key,)).fetchone()
-    if found is None or found[1] != zlib.crc32(key + found[0]):
+def _read(answers: sqlite3.Connection, keys: Iterable[bytes]) -> _Known:
+    """Return those answers that are kept, and whole."""
+    known = {}
+    for key in set(keys):
+        found = answers.execute("SELECT scores, checksum FROM answers WHERE input = ?", (key,)).fetchone()
+        scores = None if found is None else _scores(key, *found)
+        if scores is not None:
+            known[key] = scores
+    return known
+
+
+def _scores(key: bytes, content: object, checksum: object) -> Tensor | None:
+    """Return the scores of one record, or None where it is damaged: SQLite holds any type in any column."""
+    if not isinstance(content, bytes) or len(content) % 4 or checksum != zlib.crc32(key + content):
         return None
-    return torch.from_numpy(np.frombuffer(found[0], "<f4").astype(np.float32))
+    return torch.from_numpy(np.frombuffer(content, "<f4").astype(np.float32))
 
 
-def _write(answers: sqlite3.Connection, fresh: dict[bytes, Tensor]) -> None:
+def _write(answers: sqlite3.Connection, fresh: _Known) -> None:
     records = [(key, row.numpy().astype("<f4").tobytes()) for key, row in fresh.items()]
     with answers:
         answers.executemany(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from nutlet.errors import BudgetError, ModelError
 from nutlet.fingerprint import fingerprint
+from nutlet.locks import Mutex
 from nutlet.measurement import Runtime
 from nutlet.oracle.answers import Answers, as_probabilities
 from nutlet.predict import evaluating
@@ -27,7 +30,7 @@ An attack that looks for the last digits sends float64, and gets them where the 
 
 @dataclass
 class Ledger:
-    """Who sent how many inputs.
+    """Who sent how many inputs, whichever thread sent them.
 
     Args:
         clients: queries by client.
@@ -37,16 +40,56 @@ class Ledger:
     clients: dict[str, int] = field(default_factory=dict)
     evaluation: int = 0
 
+    def __post_init__(self) -> None:
+        """Add what is no part of the account."""
+        self.turn = Mutex()
+        self._on_the_way: Counter[str] = Counter()
+
     @property
     def queries(self) -> int:
         """Queries of all clients."""
-        return sum(self.clients.values())
+        with self.turn:
+            return sum(self.clients.values())
+
+    def of(self, client: str) -> int:
+        """Return the queries of one client."""
+        return self.clients.get(client, 0)
+
+    def left(self, client: str, budget: int) -> int:
+        """Return what a budget leaves to a client, with what is on the way counted as if it were answered."""
+        with self.turn:
+            return budget - self.of(client) - self._on_the_way[client]
+
+    @contextlib.contextmanager
+    def counting(self, client: str, count: int, budget: int | None) -> Iterator[None]:
+        """Count so many queries if the block answers them; until it has, no other thread can spend them.
+
+        Raises:
+            BudgetError: they are more than the budget leaves; nothing was counted.
+        """
+        with self.turn:
+            if budget is not None and count > self.left(client, budget):
+                raise BudgetError(
+                    f"{client} asked for {count:,} more answers after {budget - self.left(client, budget):,}; expected "
+                    f"at most {budget:,} in all: raise the budget, or ask less"
+                )
+            self._on_the_way[client] += count
+        answered = 0
+        try:
+            yield
+            # Counted when answered: what an endpoint failed on is paid for only once.
+            answered = count
+        finally:
+            with self.turn:
+                self._on_the_way[client] -= count
+                self.clients[client] = self.of(client) + answered
 
     def add(self, other: Ledger) -> None:
         """Take over the counts of a ledger that another process kept."""
-        for client, count in other.clients.items():
-            self.clients[client] = self.clients.get(client, 0) + count
-        self.evaluation += other.evaluation
+        with self.turn:
+            for client, count in other.clients.items():
+                self.clients[client] = self.of(client) + count
+            self.evaluation += other.evaluation
 
 
 class Oracle:
@@ -88,12 +131,12 @@ class Oracle:
     @property
     def queries(self) -> int:
         """Inputs that this client has sent."""
-        return self.ledger.clients.get(self.name, 0)
+        return self.ledger.of(self.name)
 
     @property
     def left(self) -> int | None:
         """Inputs that it may still send; None for no limit."""
-        return None if self.budget is None else self.budget - self.queries
+        return None if self.budget is None else self.ledger.left(self.name, self.budget)
 
     def client(self, name: str, budget: int | None = None, answers: Answers | None = None) -> Oracle:
         """Return the same victim for another client, with a count and a budget of its own in the same ledger."""
@@ -114,20 +157,15 @@ class Oracle:
             ModelError: the answers are not finite scores ``(B, classes)``.
             OracleError: the endpoint does not answer, or answers something else than promised.
         """
-        if self.left is not None and len(x) > self.left:
-            raise BudgetError(
-                f"{self.name} asked for {len(x):,} more answers after {self.queries:,}; expected at most "
-                f"{self.budget:,} in all: raise the budget, or ask less"
-            )
-        scores = self._scores(x)
-        # Counted when answered: what an endpoint failed on is paid for only once.
-        self.ledger.clients[self.name] = self.queries + len(x)
+        with self.ledger.counting(self.name, len(x), self.budget):
+            scores = self._scores(x)
         return self.answers.show(scores if self.answers.kind == "logits" else self._probabilities(scores))
 
     def judge(self, x: Tensor) -> Tensor:
         """Return all probabilities ``(N, classes)`` for who scores an attack; listed apart, never an attacker's."""
         scores = self._scores(x)
-        self.ledger.evaluation += len(x)
+        with self.ledger.turn:
+            self.ledger.evaluation += len(x)
         return self._probabilities(scores)
 
     def _scores(self, x: Tensor) -> Tensor:
@@ -136,10 +174,11 @@ class Oracle:
         return torch.cat([checked(self.source(part), len(part)) for part in torch.split(x, 256)])
 
     def _probabilities(self, scores: Tensor) -> Tensor:
-        probabilities = as_probabilities(scores, self.outputs)
-        if self.outputs == "auto":
-            # Settled by the first answers: a later batch that happens to sum to one must not be read in another way.
-            self.outputs = "probabilities" if probabilities is scores else "logits"
+        with self.ledger.turn:
+            probabilities = as_probabilities(scores, self.outputs)
+            if self.outputs == "auto":
+                # Settled by the first answers: a later batch that happens to sum to one must not be read otherwise.
+                self.outputs = "probabilities" if probabilities is scores else "logits"
         return probabilities
 
 
@@ -163,11 +202,13 @@ class ModuleSource:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._turn = Mutex()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the module's scores; it keeps its own mode."""
         weight = next((p for p in self.module.parameters() if p.is_floating_point()), x)
-        with evaluating(self.module), torch.inference_mode():
+        # One thread at a time: another would find the module in evaluation mode, and leave it there or take it out.
+        with self._turn, evaluating(self.module), torch.inference_mode():
             scores: Tensor = self.module(x.to(weight.dtype))
         # Out of inference mode, so that answers can stand beside parameters in a loss.
         return (scores if scores.dtype == torch.float64 else scores.float()).clone()
@@ -183,21 +224,23 @@ class FileSource:
     Args:
         path: the file.
         threads: threads of the runtime; more than one only where nothing else computes at that time.
+        output: name of the output that holds the scores; by default the only one that can.
 
     Raises:
         StorageError, ModelError: see :class:`nutlet.measurement.Runtime`.
     """
 
-    def __init__(self, path: Path | str, *, threads: int = 1) -> None:
+    def __init__(self, path: Path | str, *, threads: int = 1, output: str | None = None) -> None:
         self.path = Path(path)
         self.threads = threads
-        self._runtime: Runtime | None = Runtime(self.path, threads=threads)
+        self._runtime: Runtime | None = Runtime(self.path, threads=threads, output=output)
+        self.output = self._runtime.output
         self.content = self._runtime.content
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the file's scores; a file of fixed batch size is fed that many, the last ones padded."""
         if self._runtime is None:
-            self._runtime = Runtime.from_bytes(self.content, self.path, threads=self.threads)
+            self._runtime = Runtime.from_bytes(self.content, self.path, threads=self.threads, output=self.output)
         size = self._runtime.fixed_batch or len(x)
         rows = []
         for part in torch.split(x, size):
@@ -209,8 +252,8 @@ class FileSource:
         return {**self.__dict__, "_runtime": None}
 
     def fingerprint(self) -> str:
-        """Return a hash of the file's content."""
-        return digest(self.content)
+        """Return a hash of the file's content, and of which output is asked for."""
+        return digest(self.content, self.output)
 
 
 def source_of(victim: nn.Module | Path | str | Source) -> Source:

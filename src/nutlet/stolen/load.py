@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nutlet.errors import ModelError, NutletError, first_line
+from nutlet.export.onnx_packing import load_unpacked
 from nutlet.measurement.runtime import read_onnx
 from nutlet.stolen.layers import conv_layer, dense_layer
 from nutlet.stolen.module import LARGEST_VALUE, Call, StolenModule
@@ -42,7 +43,7 @@ _NOT_TRAINED = {"BatchNormalization": (3, 4), "Clip": (1, 2), "DequantizeLinear"
 """Inputs that are settings and no weights: running statistics, bounds, scales."""
 
 
-def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False) -> StolenModule:
+def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False, output: str | None = None) -> StolenModule:
     """Return the shipped file as a module that can be differentiated and trained, in evaluation mode.
 
     Stored integer weights are de-quantized, ``w = s (q - z)``, and become float parameters. Convolutions and dense
@@ -51,18 +52,19 @@ def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False) -> 
     range. Batch norms keep the statistics of the file. Everything is computed in float32.
 
     Args:
-        path: the ONNX file: one floating-point input ``(N, ...)``, one output.
+        path: the ONNX file: one floating-point input ``(N, ...)``.
+        output: name of the output to compute; the file's only one where it is not given. Operators that do not lead to
+            it are left out.
         drop_activation_quantizers: do not round or clip activations; a ReLU that the clipping stood for stays.
 
     Raises:
         StorageError: see :func:`nutlet.measurement.runtime.read_onnx`.
         ModelError: the file has operators that are not understood, or its graph cannot run.
     """
-    import onnx
-
     content = read_onnx(path)
     try:
-        reader = _Reader(onnx.load_model_from_string(content), Path(path), 8 * len(content))
+        proto = load_unpacked(content)
+        reader = _Reader(proto, Path(path), 8 * proto.ByteSize(), output)
         module = StolenModule(*reader.parts(), rounding=not drop_activation_quantizers).eval()
         _try(module, reader.input_shape)
     except NutletError:
@@ -82,9 +84,12 @@ class _Reader:
         model: the parsed file.
         path: for messages.
         allowance: elements that values computed while reading may have in all; a small file cannot ask for more.
+        output: name of the one to compute.
     """
 
-    def __init__(self, model: onnx.ModelProto, path: Path, allowance: int) -> None:
+    def __init__(self, model: onnx.ModelProto, path: Path, allowance: int, output: str | None = None) -> None:
+        self.output = output or (model.graph.output[0].name if len(model.graph.output) == 1 else None)
+        self.nodes = _leading_to(model.graph.node, self.output)
         self.model, self.path, self.allowance = model, path, allowance
         self.static: dict[str, Tensor] = {}
         """Values that stand in the file, or follow from those alone."""
@@ -94,8 +99,8 @@ class _Reader:
         self.weights: dict[str, nn.Parameter] = {}
         self.constants: dict[str, Tensor] = {}
         self.types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        self.readers = Counter(name for node in model.graph.node for name in node.input)
-        self.readers.update(output.name for output in model.graph.output)
+        self.readers = Counter(name for node in self.nodes for name in node.input)
+        self.readers.update([self.output])
 
     def parts(self) -> tuple[str, str, list[Call], list[nn.Module], dict[str, nn.Parameter], dict[str, Tensor]]:
         self._check()
@@ -103,7 +108,7 @@ class _Reader:
         self.static = {tensor.name: _tensor(tensor) for tensor in graph.initializer}
         (given,) = (value for value in graph.input if value.name not in self.static)
         self.input_shape = _shape(given)
-        for number, node in enumerate(graph.node):
+        for number, node in enumerate(self.nodes):
             try:
                 self._node(node)
             except NutletError:
@@ -113,7 +118,8 @@ class _Reader:
                     f"operator {number} of {self.path}, {node.op_type}, is not understood: {first_line(error)}; "
                     "expected what exporters of classifiers write"
                 ) from error
-        output = graph.output[0].name
+        output = self.output
+        assert output is not None  # checked above
         if output in self.static:
             raise ModelError(f"{self.path} gives {output!r}, a stored value; expected scores that depend on the input")
         return given.name, output, _with_ends(self.calls, output), self.layers, self.weights, self.constants
@@ -130,7 +136,7 @@ class _Reader:
         stored = {tensor.name for tensor in graph.initializer}
         inputs = [value.name for value in graph.input if value.name not in stored]
         outputs = [value.name for value in graph.output]
-        if len(inputs) != 1 or len(outputs) != 1:
+        if len(inputs) != 1 or self.output not in outputs:
             raise ModelError(
                 f"{self.path} has the inputs {inputs} and the outputs {outputs}; expected one of each: export a "
                 "module that takes one tensor and returns one, (N, classes)"
@@ -139,12 +145,12 @@ class _Reader:
             raise ModelError(f"{self.path} stores sparse tensors; expected dense ones: export it again without them")
         known = {*OPERATORS, "Constant"}
         names = {(f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type)
-                 for node in graph.node}  # fmt: skip
+                 for node in self.nodes}  # fmt: skip
         if names - known:
             unknown = ", ".join(sorted(names - known))[:300]
             raise ModelError(
-                f"{self.path} uses operators that are not understood: {unknown}; expected those of "
-                f"classifiers: {', '.join(sorted(known))}"
+                f"{self.path} uses operators that are not understood: {unknown}; expected those that the reader knows "
+                "(nutlet.stolen.operators.OPERATORS): only what looks inside a file needs them"
             )
 
     def _node(self, node: onnx.NodeProto) -> None:
@@ -244,6 +250,18 @@ def _count(call: Call, inputs: list[Tensor]) -> int:
         axis: int = call.attributes.get("axis", 0)
         return others[0].numel() * first.numel() // max(1, first.shape[axis])
     return first.numel()
+
+
+def _leading_to(nodes: Sequence[onnx.NodeProto], output: str | None) -> list[onnx.NodeProto]:
+    """Return the nodes whose results ``output`` depends on, in order; all where it is not known."""
+    if output is None:
+        return list(nodes)
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    return kept[::-1]
 
 
 def _with_ends(calls: list[Call], output: str) -> list[Call]:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.errors import ModelError
 from nutlet.graph.coupling import coupled_groups
 from nutlet.method import Context
 from nutlet.methods import PruneChannels
@@ -70,3 +71,44 @@ def test_the_work_asked_for_is_kept(criterion: str) -> None:
     for distribution in ("uniform", "global"):
         result = compress(model, [PruneChannels(macs=0.6, criterion=criterion, distribution=distribution)], data)  # type: ignore[arg-type]
         assert 0.4 < result.steps[1].size.macs / result.steps[0].size.macs <= 0.6
+
+
+class _Grouped(nn.Module):
+    """A convolution in groups between two others."""
+
+    def __init__(self, groups: int, transposed: bool) -> None:
+        super().__init__()
+        kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+        self.first, self.inner = nn.Conv2d(3, 16, 3, padding=1), kind(16, 16, 3, padding=1, groups=groups)
+        self.last, self.fc = nn.Conv2d(16, 12, 3, padding=1), nn.Linear(12, tiny.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.inner(F.relu(self.first(x))))
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_dead_channels_of_grouped_convolutions_go_without_a_trace_or_stay(groups: int, transposed: bool) -> None:
+    data = tiny.tiny_data((3, 8, 8))
+    model = tiny.settled(_Grouped(groups, transposed), data.calibration.x)
+    dead = [1, 3, 4, 6]  # more of one group than of another
+    with torch.no_grad():
+        width = 16 // groups
+        for channel in dead:
+            if transposed:  # its inputs come first, its outputs are numbered within a group
+                group, place = divmod(channel, width)
+                model.inner.weight[group * width : (group + 1) * width, place] = 0
+            else:
+                model.inner.weight[channel] = 0
+        model.inner.bias[dead] = 0
+        model.last.weight[:, dead] = 0
+    method = PruneChannels(ratio=0.25, include=("inner",))
+    try:
+        small = compress(model, [method], data)
+    except ModelError:  # no channel of it can go
+        with pytest.raises(ModelError, match="left alone"):
+            method.decide(model, Context(data=data, teacher=model))
+        return
+    with torch.no_grad():
+        torch.testing.assert_close(small.model(data.calibration.x), model(data.calibration.x), rtol=1e-4, atol=1e-4)

@@ -131,10 +131,8 @@ def test_an_earlier_mask_is_kept() -> None:
 
 def test_weights_stay_on_their_grid_and_what_rounding_loses_is_made_up_for() -> None:
     model, data = tiny.tiny("mlp")
-    coarse = nl.compress(model, [nl.Quantize(activations=False, portable=False)], data)
-    result = nl.compress(
-        model, [nl.Quantize(activations=False, portable=False), nl.PruneSecondOrder(sparsity=0.5)], data
-    )
+    coarse = nl.compress(model, [nl.Quantize(activations=False)], data)
+    result = nl.compress(model, [nl.Quantize(activations=False), nl.PruneSecondOrder(sparsity=0.5)], data)
     for name in result.steps[-1].plan["masked"]:
         old, new = coarse.model.get_submodule(name), result.model.get_submodule(name)
         grid, mask = constraints(new)

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.quantizers.few_values import FewValues, looked_up, slower
+from nutlet.graph.quantizers.few_values import FewValues, fitting, looked_up, slower
 
 __all__ = ["Codebook"]
 
@@ -88,6 +88,8 @@ class Codebook(FewValues):
 
 def _centres(weight: Tensor, count: int, *, keep_zero: bool) -> Tensor:
     """Return ``count`` values; where zero is one, it is the first."""
+    if not fitting():
+        return weight.new_zeros(count)
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -9,10 +12,39 @@ from torch import Tensor, nn
 
 from nutlet.graph.constraints import Constraint, constraints
 
-__all__ = ["LEAST_SCALE", "FewValues", "along", "formats", "looked_up", "rounded", "slower", "through"]
+__all__ = [
+    "LEAST_SCALE",
+    "FewValues",
+    "along",
+    "fitting",
+    "formats",
+    "looked_up",
+    "rounded",
+    "shapes_only",
+    "slower",
+    "through",
+]
 
 LEAST_SCALE = 1e-12
 """Scales stay above this: that of a channel of zeros would be zero."""
+
+
+_FITTING = ContextVar("_FITTING", default=True)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Make quantizers, for the block, without fitting them: what is read from a file will overwrite their values."""
+    token = _FITTING.set(False)
+    try:
+        yield
+    finally:
+        _FITTING.reset(token)
+
+
+def fitting() -> bool:
+    """Whether quantizers that are made are fitted to their weight, see :func:`shapes_only`."""
+    return _FITTING.get()
 
 
 class FewValues(Constraint):

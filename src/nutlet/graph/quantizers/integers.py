@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, rounded, slower
+from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, fitting, rounded, slower
 
 __all__ = ["Grid", "WeightQuantizer"]
 
@@ -176,6 +176,8 @@ class WeightQuantizer(FewValues):
 
     def refit(self, weight: Tensor) -> None:
         """Set the ranges anew, as the grid says."""
+        if not fitting():
+            return
         rows = _rows(weight.detach(), self.axis, self.grid)
         if self.grid.ranges == "mean":
             # Zeros are not counted: there are many in a pruned weight, and they are exact at any scale.

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, looked_up, slower
+from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, fitting, looked_up, slower
 
 __all__ = ["Binarizer", "TrainedTernarizer"]
 
@@ -78,7 +78,7 @@ class Binarizer(FewValues):
 
     def refit(self, weight: Tensor) -> None:
         """Set the scales to the mean magnitude of what is not zero."""
-        if self.granularity == "none":
+        if self.granularity == "none" or not fitting():
             return
         rows = weight.detach().movedim(self.axis, 0).reshape(len(self.scale), -1)
         mean = rows.abs().sum(1) / (rows != 0).sum(1).clamp_min(1)
@@ -161,6 +161,8 @@ class TrainedTernarizer(FewValues):
 
     def refit(self, weight: Tensor) -> None:
         """Set threshold and scales anew."""
+        if not fitting():
+            return
         weight = weight.detach()
         threshold = self.share * weight.abs().max()
         sides = [side[side > threshold] for side in (weight, -weight)]

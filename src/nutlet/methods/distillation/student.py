@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ class Student(Method):
     """
 
     effect: ClassVar[str] = "student"
+    sample: ClassVar[Mapping[str, Any]] = {"width": 0.5}
     when: ClassVar[str] = "much smaller is asked for and there is time to train: a thinner, shallower net, then Distill"
     recoverable: ClassVar[bool] = True
 

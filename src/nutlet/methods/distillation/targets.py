@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.sites import walk
+from nutlet.graph.training_path import runs_channels_last
 from nutlet.method import Answering, Context
 from nutlet.train import LossTerm, Training, cross_entropy
 
@@ -79,9 +80,20 @@ def teaching(context: Context, *, folded: bool = True) -> nn.Module:
     teacher = copy.deepcopy(context.teacher).eval().requires_grad_(False)
     if folded:
         fold(teacher, foldable(teacher, walk(teacher, context.example)))
-    if context.example.ndim == 4:
-        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.channels_last if runs_channels_last(teacher, context.example) else torch.contiguous_format
+    teacher.to(memory_format=layout)  # type: ignore[call-overload]
+    teacher.register_forward_pre_hook(_InLayout(layout))
     return teacher
+
+
+@dataclass(frozen=True, eq=False)
+class _InLayout:
+    """Forward pre-hook that gives a teacher its inputs in its own memory format, whatever the student takes."""
+
+    layout: torch.memory_format
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].contiguous(memory_format=self.layout), *args[1:])
 
 
 def mixed(teacher: nn.Module, soft: float, compare: Compare) -> LossTerm:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,19 @@ from nutlet.measurement.size import size_of
 from nutlet.method import Context, Method, Plan, register
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, chain, fits, limits, pieces
-from nutlet.methods.low_rank.ranks import Call, Choice, Cost, candidates, cheapest, costs, descent, spread, within
+from nutlet.methods.low_rank.products import multiplied_out, unlike_weights
+from nutlet.methods.low_rank.ranks import (
+    Call,
+    Choice,
+    Cost,
+    candidates,
+    cheapest,
+    costs,
+    descent,
+    portions,
+    spread,
+    within,
+)
 from nutlet.predict import evaluate, evaluating
 
 __all__ = ["Factorize"]
@@ -29,8 +41,6 @@ ITERATIVE = ("cp", "nmf")
 """Decompositions without a spectrum: their error at a rank is known once they are made."""
 TRIED = 8
 """How many ranks of these are tried for each layer, from a sixteenth of the largest that pays."""
-MOMENTS = 2**27
-"""How many numbers the input moments may hold at a time (1 GiB)."""
 
 
 @register
@@ -60,7 +70,7 @@ class Factorize(Method):
     Args:
         decomposition: one of the above.
         energy: keep the cheapest ranks that keep this share of the squared norm of each weight (of its outputs, where
-            ``whitened``).
+            ``whitened``); 0.9 where none of the five is given.
         rank: keep this rank everywhere.
         parameters: share of the parameters of the whole model that is left. Each step goes to the layer that loses
             least for what it saves: of the squared norm of its weight (where ``whitened``, the share of its outputs'
@@ -81,13 +91,14 @@ class Factorize(Method):
     [16.8481, 1.0684]
     """  # noqa: E501
 
+    separable: ClassVar[tuple[str, ...]] = ("ranks",)
     effect: ClassVar[str] = "rank"
     when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
     recoverable: ClassVar[bool] = True
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
     decomposition: Literal["svd", "whitened", "spatial", "tucker", "cp", "nmf"] = "svd"
-    energy: float = 0.9
+    energy: float | None = None
     rank: int | None = None
     parameters: float | None = None
     macs: float | None = None
@@ -96,14 +107,13 @@ class Factorize(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in ("rank", "parameters", "macs", "drop") if getattr(self, name) is not None]
-        if self.energy != type(self).energy:
-            given.append("energy")
+        ways = ("energy", "rank", "parameters", "macs", "drop")
+        given = [name for name in ways if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(
                 f"Factorize has {' and '.join(given)}; expected one of energy, rank, parameters, macs and drop"
             )
-        if not 0 < self.energy <= 1:
+        if not 0 < self._energy <= 1:
             raise ConfigError(f"Factorize.energy is {self.energy}; expected a share above 0 up to 1")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"Factorize.rank is {self.rank}; expected 1 or more")
@@ -117,6 +127,10 @@ class Factorize(Method):
             raise ConfigError(
                 f"Factorize.signed is for decomposition='nmf'; found {self.decomposition!r}, which takes any weight"
             )
+
+    @property
+    def _energy(self) -> float:
+        return 0.9 if self.energy is None else self.energy
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the ranks of each layer that gets cheaper, and the values of the factors."""
@@ -174,6 +188,18 @@ class Factorize(Method):
         """Return the largest rank that the decomposition can give ``layer``."""
         shape = tuple(constrained_weight(layer).shape)
         return min(limits(fits(self.decomposition, shape), shape))
+
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the chains, whose quantizers are fitted anew."""
+        return list(plan["ranks"])
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model with each weight the product of its factors."""
+        return multiplied_out(model, plan)
+
+    def faults(self, model: nn.Module, plan: Plan) -> dict[str, str]:
+        """Return the layers whose product is no projection of the weight, or worse than the best of its rank."""
+        return unlike_weights(model, plan)
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
@@ -240,7 +266,7 @@ class Factorize(Method):
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
     ) -> Iterator[tuple[str, Decomposed]]:
         """Yield each layer with its decomposition."""
-        for some in _portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
+        for some in portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
             moments = {}
             if self.decomposition == "whitened":
                 moments = input_moments(model, some, context.data.calibration.batches())
@@ -271,9 +297,9 @@ class Factorize(Method):
             return self._searched(self.drop, model, layers, context, notes)
         chosen = {}
         for name, layer in layers.items():
-            choice = cheapest(layer.choices[1:], (1 - self.energy + 1e-7) * layer.norm)
+            choice = cheapest(layer.choices[1:], (1 - self._energy + 1e-7) * layer.norm)
             if choice is None:
-                notes.append(f"{name}: {self.energy:.0%} of it take no fewer parameters, left as it is")
+                notes.append(f"{name}: {self._energy:.0%} of it take no fewer parameters, left as it is")
             else:
                 chosen[name] = choice
         return chosen
@@ -350,41 +376,33 @@ def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decompos
     return factors.train(layer.training)
 
 
-def _portions(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    """Yield the layers in portions whose input moments fit into memory."""
-    portion: dict[str, nn.Module] = {}
-    numbers = 0
-    for name, layer in layers.items():
-        more = constrained_weight(layer)[0].numel() ** 2
-        if portion and numbers + more > MOMENTS:
-            yield portion
-            portion, numbers = {}, 0
-        portion[name] = layer
-        numbers += more
-    yield portion
-
-
 def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> list[str]:
     """Return the layers whose ``weight`` another module reads, as attention reads that of its output projection."""
-    trial, found = copy.deepcopy(model), []
-    for name in names:
-        layer = trial.get_submodule(name)
-        replace(trial, name, _Nameless(layer))
-        try:
-            with evaluating(trial), torch.no_grad():
-                trial(example)
-        except AttributeError:
-            found.append(name)
+    trial = copy.deepcopy(model)
+    watched = {name: _Watched(trial.get_submodule(name)) for name in names}
+    for name, layer in watched.items():
         replace(trial, name, layer)
-    return found
+    with evaluating(trial), torch.no_grad():
+        trial(example)
+    return [name for name, layer in watched.items() if layer.read]
 
 
-class _Nameless(nn.Module):
-    """A layer that runs, and whose weight nobody finds."""
+class _Watched(nn.Module):
+    """A layer that runs, and notes what of it is asked for from outside; a factorized one would not have it."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        """Give what the layer has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            value = getattr(self.layer, name)
+            self.read.add(name)
+            return value
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.layer(x)

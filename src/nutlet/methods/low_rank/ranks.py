@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from math import prod
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
+from nutlet.graph.constraints import constrained_weight
 from nutlet.methods.low_rank.decompositions import Piece, Ranks, Shape, limits
 
-__all__ = ["Call", "Choice", "Cost", "candidates", "cheapest", "costs", "descent", "spread", "within"]
+__all__ = ["Call", "Choice", "Cost", "candidates", "cheapest", "costs", "descent", "portions", "spread", "within"]
 
 Call = tuple[Shape, Shape]
 """Shapes of what a layer takes and gives, batch first."""
 
 Cost = Literal["parameters", "macs"]
+
+MOMENTS = 2**27
+"""How many numbers the input moments may hold at a time (1 GiB)."""
 
 
 @dataclass(frozen=True)
@@ -146,3 +151,17 @@ def within(layers: Mapping[str, Sequence[Choice]], what: Cost, saving: float) ->
 
 def _price(before: Choice, after: Choice, what: Cost) -> float:
     return (after.error - before.error) / (before.cost(what) - after.cost(what))
+
+
+def portions(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
+    """Yield the layers in portions whose input moments fit into memory."""
+    portion: dict[str, nn.Module] = {}
+    numbers = 0
+    for name, layer in layers.items():
+        more = constrained_weight(layer)[0].numel() ** 2
+        if portion and numbers + more > MOMENTS:
+            yield portion
+            portion, numbers = {}, 0
+        portion[name] = layer
+        numbers += more
+    yield portion

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nutlet.data import Examples
 from nutlet.graph.constraints import constrained_weight, output_axis
-from nutlet.graph.statistics import observing, weight_gradients
+from nutlet.graph.statistics import Loss, observing, weight_gradients
 from nutlet.methods.pruning.criteria import SMALL_BATCH
 from nutlet.predict import evaluating
 
@@ -19,7 +19,9 @@ __all__ = ["ChannelCriterion", "channel_scores"]
 ChannelCriterion = Literal["magnitude", "activation", "taylor", "second-order"]
 
 
-def channel_scores(model: nn.Module, names: Iterable[str], criterion: str, examples: Examples) -> dict[str, Tensor]:
+def channel_scores(
+    model: nn.Module, names: Iterable[str], criterion: str, examples: Examples, loss: Loss | None = None
+) -> dict[str, Tensor]:
     """Return one score, zero or more, for each output channel of each layer; without meaning for ``magnitude``.
 
     ``activation``
@@ -38,19 +40,20 @@ def channel_scores(model: nn.Module, names: Iterable[str], criterion: str, examp
         names: layers of ``model``.
         criterion: one of the above.
         examples: what activations or gradients are taken from.
+        loss: whose gradients; the cross entropy of logits by default.
     """
     layers = {name: model.get_submodule(name) for name in names}
     if criterion == "activation":
         return _sizes_of_outputs(model, layers, examples)
     if criterion == "second-order":
-        squares = weight_gradients(model, layers, examples.batches(SMALL_BATCH))
+        squares = weight_gradients(model, layers, examples.batches(SMALL_BATCH), loss)
         return {
             n: _by_channel(layer, constrained_weight(layer).square() * squares[n][1]) / 2 for n, layer in layers.items()
         }
     scores = {name: torch.zeros(constrained_weight(layer).shape[output_axis(layer)]) for name, layer in layers.items()}
     batches = list(examples.batches(SMALL_BATCH))
     for batch in batches:
-        for name, (gradient, _) in weight_gradients(model, layers, [batch]).items():
+        for name, (gradient, _) in weight_gradients(model, layers, [batch], loss).items():
             change = _by_channel(layers[name], constrained_weight(layers[name]) * gradient)
             scores[name] += change.square() / len(batches)
     return scores

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nutlet.data import Examples
 from nutlet.graph.constraints import constrained_weight
-from nutlet.graph.statistics import WITH_ROWS, input_rows, observing, weight_gradients, without_rows
+from nutlet.graph.statistics import WITH_ROWS, Loss, input_rows, observing, weight_gradients, without_rows
 from nutlet.predict import evaluating
 
 __all__ = ["Criterion", "saliencies"]
@@ -22,7 +22,11 @@ SMALL_BATCH = 32
 
 
 def saliencies(
-    model: nn.Module, layers: Mapping[str, nn.Module], criterion: Criterion, examples: Examples
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    criterion: Criterion,
+    examples: Examples,
+    loss: Loss | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return how much each weight of each layer matters, and sentences about the layers where that cannot be said.
 
@@ -40,6 +44,7 @@ def saliencies(
         layers: layers of ``model`` by name.
         criterion: one of the above.
         examples: what the inputs or gradients are taken from.
+        loss: whose gradients; the cross entropy of logits by default.
 
     Returns:
         Tensors of the shapes of the weights, zero or more; a weight that is zero already matters nothing.
@@ -50,7 +55,7 @@ def saliencies(
     if criterion == "activation":
         factors = _input_norms(model, layers, examples)
     else:
-        gradients = weight_gradients(model, layers, examples.batches(SMALL_BATCH))
+        gradients = weight_gradients(model, layers, examples.batches(SMALL_BATCH), loss)
         factors = {name: squares.sqrt() for name, (_, squares) in gradients.items() if squares.any()}
     notes = []
     for name in layers:

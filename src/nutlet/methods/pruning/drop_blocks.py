@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.modules import Passthrough, replace
@@ -40,9 +39,11 @@ class DropBlocks(Method):
         ConfigError: ``drop`` is not positive, or larger than the number of blocks that can go.
     """
 
+    separable: ClassVar[tuple[str, ...]] = ("dropped",)
     effect: ClassVar[str] = "depth"
     when: ClassVar[str] = "the model must be fast at batch 1: latency follows depth more than work"
     recoverable: ClassVar[bool] = True
+    sample: ClassVar[Mapping[str, Any]] = {"drop": 1}
 
     drop: int
 
@@ -83,8 +84,7 @@ class DropBlocks(Method):
     def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return the layers that are inside no block which can go."""
         candidates = blocks_in_scope(model, example, self)
-        if self.drop is not None:  # unset where every method is asked, without a recipe
-            self._check_enough(candidates, [])
+        self._check_enough(candidates, [])
         blocks = tuple(f"{block}." for block in candidates)
         inside = {name: f"{name}.".startswith(blocks) for name in layers_with_values(model)}
         return {name: "" if within else "in no block that can go" for name, within in inside.items()}
@@ -102,6 +102,13 @@ class DropBlocks(Method):
         if self.drop > len(candidates):
             which = "; ".join([", ".join(candidates), *notes])
             raise ConfigError(f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {which}")
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model with each block in its place, and giving back what it was given."""
+        silenced = copy.deepcopy(model)
+        for name in plan["dropped"]:
+            setattr(silenced.get_submodule(name), "forward", _first)  # noqa: B010  a method, says mypy
+        return silenced
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
@@ -171,6 +178,10 @@ def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def _first(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return x
+
+
 def _trials(candidates: int, drop: int) -> int:
     return sum(candidates - k for k in range(drop))
 
@@ -182,7 +193,7 @@ def _loss_without(model: nn.Module, name: str, context: Context) -> float:
     try:
         with evaluating(model), torch.no_grad():
             for x, y in context.data.calibration.batches():
-                total += float(F.cross_entropy(model(x), y, reduction="sum"))
+                total += float(context.loss(x, model(x), y)) * len(y)
     finally:
         replace(model, name, block)
     return total / len(context.data.calibration)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.coupling import Group, coupled_groups, remove_channels
+from nutlet.graph.coupling import Group, coupled_groups, refused_removals, remove_channels
 from nutlet.graph.reasons import EXCLUDED, layers_with_values
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
@@ -49,6 +50,7 @@ class PruneChannels(Method):
     """
 
     effect: ClassVar[str] = "width"
+    sample: ClassVar[Mapping[str, Any]] = {"ratio": 0.25}
     when: ClassVar[str] = "the model must be smaller and faster on any runtime, and you can fine-tune after"
     recoverable: ClassVar[bool] = True
 
@@ -92,6 +94,9 @@ class PruneChannels(Method):
             notes.append(
                 f"nothing removed: widths rounded up to multiples of {self.multiple_of} are the widths there are"
             )
+        for root, reason in refused_removals(model, context.example, removed).items():
+            del removed[root]
+            notes.append(f"{root}: {reason}; left alone")
         return {"removed": removed, "notes": notes}
 
     def _scores(self, model: nn.Module, groups: list[Group], context: Context) -> dict[str, Tensor]:
@@ -99,7 +104,7 @@ class PruneChannels(Method):
             scores = {group.root: group.importance for group in groups}
         else:
             producers = dict.fromkeys(name for group in groups for name in group.producers)
-            own = channel_scores(model, producers, self.criterion, context.data.calibration)
+            own = channel_scores(model, producers, self.criterion, context.data.calibration, context.loss)
             scores = {group.root: group.summed(own) for group in groups}
         if self.criterion in ("magnitude", "activation"):
             return {root: score / score.mean().clamp_min(1e-12) for root, score in scores.items()}

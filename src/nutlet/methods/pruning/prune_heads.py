@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class PruneHeads(Method):
     """
 
     effect: ClassVar[str] = "width"
+    sample: ClassVar[Mapping[str, Any]] = {"ratio": 0.25}
     when: ClassVar[str] = "a transformer whose attention is a good part of the work; many heads are never missed"
     recoverable: ClassVar[bool] = True
 
@@ -109,7 +111,7 @@ class PruneHeads(Method):
                     model(x)
             return scores
         for batch in examples.batches(SMALL_BATCH):
-            for layer, (gradient, _) in weight_gradients(model, layers, [batch]).items():
+            for layer, (gradient, _) in weight_gradients(model, layers, [batch], context.loss).items():
                 # Summed over what reads a head, w g is the derivative by a factor on its output.
                 change = constrained_weight(model.get_submodule(layer)) * gradient
                 score = scores[layers[layer]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import weighted_layers
@@ -48,7 +48,7 @@ class PruneWeights(Sparsifying):
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that are masked; the masks are values."""
         layers, notes = self.fitting(weighted_layers(model, self))
-        saliency, unseen = saliencies(model, layers, self.criterion, context.data.calibration)
+        saliency, unseen = saliencies(model, layers, self.criterion, context.data.calibration, context.loss)
         kept, short = self.kept(model, saliency, context)
         masks = {
             # What is zero stays zero, also where a pattern or a tie would have kept it.
@@ -56,3 +56,11 @@ class PruneWeights(Sparsifying):
             for name, scores in saliency.items()
         }
         return {"masked": list(masks), "values": mask_values(model, masks), "notes": [DENSE, *notes, *unseen, *short]}
+
+    def remaining(self, layer: nn.Module, mask: Tensor) -> Tensor:
+        """Return the largest weights, as many as the mask keeps, where size alone decides; ties as it has them."""
+        if (self.criterion, self.pattern) != ("magnitude", "weight"):
+            return mask
+        sizes, count = constrained_weight(layer).abs(), int(mask.sum())
+        least = sizes.flatten().kthvalue(sizes.numel() - count + 1).values if count else sizes.max() + 1
+        return (sizes > least) | ((sizes == least) & mask)

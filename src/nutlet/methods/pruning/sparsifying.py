@@ -7,17 +7,21 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.constraints import Mask, constrain, take_off
+from nutlet.graph.constraints import Mask, constrain, constrained_weight, raw_weight, take_off
+from nutlet.graph.quantizers import formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
+from nutlet.outputs import to_logits
 from nutlet.predict import predict
 
 __all__ = ["Sparsifying"]
@@ -37,6 +41,9 @@ class Sparsifying(Method):
             at six levels, measures how far the outputs on the calibration examples move, and spends where that costs
             least: six passes over them for each layer.
     """
+
+    sample: ClassVar[Mapping[str, Any]] = {"sparsity": 0.5}
+    separable: ClassVar[tuple[str, ...]] = ("masked",)
 
     sparsity: float | None = None
     pattern: str = "weight"
@@ -144,7 +151,7 @@ class Sparsifying(Method):
     def _measured(self, model: nn.Module, saliency: Mapping[str, Tensor], context: Context) -> dict[str, int]:
         assert self.sparsity is not None
         trial, examples, pattern = copy.deepcopy(model), context.data.calibration, self.positions
-        before = predict(trial, examples).log_softmax(1)
+        before = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
         sizes = {name: scores.numel() // prod(pattern.block) for name, scores in saliency.items()}
         with context.progress.task("measuring layers", total=len(sizes) * len(LEVELS)) as task:
 
@@ -153,13 +160,34 @@ class Sparsifying(Method):
                 mask = pattern.mask(layer, saliency[name], keep) & (saliency[name] > 0)
                 earlier = take_off(layer)
                 constrain(layer, [*(c for c in earlier if not isinstance(c, Mask)), Mask(mask)])
-                after = predict(trial, examples).log_softmax(1)
+                after = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
                 take_off(layer)
                 constrain(layer, earlier)
                 task.advance()
                 return float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
 
             return by_sensitivity(sizes, self.sparsity, cost)
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model with weights set to zero by hand; None where changed weights lie on a grid as well."""
+        expected, values = copy.deepcopy(model), plan.get("values", {})
+        for name in plan["masked"]:
+            layer = expected.get_submodule(name)
+            changed = values.get(f"{name}.parametrizations.weight.original")
+            if changed is not None and formats(layer):
+                return None
+            weight = constrained_weight(layer) if changed is None else changed
+            masks = [v for k, v in values.items() if k.startswith(f"{name}.parametrizations.") and k.endswith(".mask")]
+            for mask in masks:
+                weight = weight * self.remaining(layer, mask)
+            take_off(layer, bake=True)
+            with torch.no_grad():
+                raw_weight(layer).copy_(weight)
+        return expected
+
+    def remaining(self, layer: nn.Module, mask: Tensor) -> Tensor:
+        """Return where weights stay: what ``mask`` says, or, of a method that can tell without it, what has to."""
+        return mask
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:

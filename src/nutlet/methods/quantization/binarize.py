@@ -9,15 +9,15 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from nutlet.graph.quantizers import Binarizer
-from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.formats import layers_to_code, put_format
+from nutlet.method import Context, Plan, register
+from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 
 __all__ = ["Binarize"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Binarize(Method):
+class Binarize(Coding):
     """Keep the sign of each weight, in one bit, and a scale (Rastegari et al. 2016, arXiv:1603.05279).
 
     Accuracy is lost until the model has been trained again, for long. ``Quantize`` after it makes the activations
@@ -33,6 +33,7 @@ class Binarize(Method):
     {'Binarize': {'edges': True}}
     """
 
+    separable: ClassVar[tuple[str, ...]] = ("signs",)
     effect: ClassVar[str] = "grid"
     when: ClassVar[str] = "one bit for a weight on disk; only with long training after it, and wide layers"
     recoverable: ClassVar[bool] = True

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.quantizers import Codebook
-from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.formats import layers_to_code, put_format
+from nutlet.method import Context, Plan, register
+from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 
 __all__ = ["Cluster"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Cluster(Method):
+class Cluster(Coding):
     """Let the weights of a layer share a few values, found by k-means (Han et al. 2016, arXiv:1510.00149).
 
     A weight is stored as an index into a codebook, and training goes on learning the values. What was pruned stays
@@ -38,6 +38,7 @@ class Cluster(Method):
     {'Cluster': {'values': 32}}
     """
 
+    separable: ClassVar[tuple[str, ...]] = ("codebooks",)
     effect: ClassVar[str] = "shared values"
     when: ClassVar[str] = "3 to 5 bits for a weight on disk at less loss than a uniform grid of so many bits"
     recoverable: ClassVar[bool] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,6 +53,14 @@ class Equalize(Method):
         if not found:
             plan["notes"].append("nothing equalized: no two layers in scope with only ReLU or pooling between them")
         return plan
+
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the layers whose quantizers, if any, are fitted to the scaled weights."""
+        return _touched([Link(layer, norm, tuple(readers)) for layer, norm, readers in plan["links"]])
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model as it is."""
+        return copy.deepcopy(model)
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -10,12 +12,28 @@ from nutlet.graph.constraints import constrain, constrained_weight, output_axis,
 from nutlet.graph.quantizers import FewValues, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
-from nutlet.method import Context, Method
+from nutlet.method import Context, Method, Plan
 
-__all__ = ["Fit", "edge_layers", "layers_to_code", "put_format"]
+__all__ = ["Coding", "Fit", "edge_layers", "layers_to_code", "put_format"]
 
 Fit = Callable[[Tensor, int], FewValues]
 """``(weight, axis of the output channels) -> constraint``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coding(Method):
+    """Base of the methods that put the weights of layers on few values and change nothing else.
+
+    Their plans have one separable key, which names the layers.
+    """
+
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the layers of the plan."""
+        return self.parts(plan)
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model as it is."""
+        return copy.deepcopy(model)
 
 
 def edge_layers(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> set[str]:

@@ -9,15 +9,15 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from nutlet.graph.quantizers import HalfFloat
-from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.formats import layers_to_code, put_format
+from nutlet.method import Context, Plan, register
+from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 
 __all__ = ["HalfPrecision"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class HalfPrecision(Method):
+class HalfPrecision(Coding):
     """Store weights in 16 bits; the runtime computes in 32, so answers hardly change and speed does not.
 
     Args:
@@ -27,6 +27,7 @@ class HalfPrecision(Method):
     {'HalfPrecision': {'dtype': 'bfloat16'}}
     """
 
+    separable: ClassVar[tuple[str, ...]] = ("halves",)
     effect: ClassVar[str] = "grid"
     when: ClassVar[str] = "half the size at no loss, where integers lose too much"
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
-from nutlet.graph.activations import ActivationGrid, attach, calibrate, runs_on_integers
-from nutlet.graph.constraints import constrained_weight
+from nutlet.graph.activations import ActivationGrid, attach, calibrate
+from nutlet.graph.constraints import constrained_weight, raw_weight, take_off
 from nutlet.graph.fold import fold, foldable
+from nutlet.graph.placement import read_exactly, runs_on_integers
 from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
+from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.method import Context, Method, Plan
+from nutlet.methods.quantization.floor import hold_to_floor
 from nutlet.methods.quantization.formats import put_format
 
 __all__ = ["OnIntegers", "check_bits", "grid_for", "grouped", "integer_plan", "put_grid", "usual_grid", "with_integers"]
@@ -25,10 +31,39 @@ __all__ = ["OnIntegers", "check_bits", "grid_for", "grouped", "integer_plan", "p
 class OnIntegers(Method):
     """Base of the methods whose plan puts layers on integer grids."""
 
+    separable: ClassVar[tuple[str, ...]] = ("fold", "weights", "rounded")
+
     @property
     def folds_norms(self) -> bool:
         """Whether batch norms go into the layers before them, unless a method says otherwise."""
         return True
+
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the layers that get a grid."""
+        return list(plan["weights"])
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model as it is, norms and all, with the weights whose codes were chosen."""
+        expected, norms = copy.deepcopy(model), dict(plan["fold"])
+        for name in plan.get("rounded", ()):
+            layer = expected.get_submodule(name)
+            weight = plan["values"][f"{name}.parametrizations.weight.original"].double()
+            if name in norms:  # it was chosen for after the folding
+                factor = norm_factor(expected.get_submodule(norms[name]))
+                weight = scaled(layer, weight, torch.where(factor == 0, factor, 1 / factor))
+            take_off(layer, bake=True)
+            with torch.no_grad():
+                raw_weight(layer).copy_(weight)
+        return expected
+
+    def without(self, plan: Plan, gone: Collection[str]) -> Plan:
+        """Return the plan with other folds and grids; activations have to be placed anew then."""
+        rounded = plan.get("rounded", ())
+        whole = {*gone, *(layer for layer, norm in plan["fold"] if norm in gone and layer in rounded)}
+        left = super().without(plan, whole)
+        if (left["fold"], left["weights"]) != (plan["fold"], plan["weights"]):
+            left.pop("activations", None)
+        return left
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
@@ -93,10 +128,16 @@ def integer_plan(
         )
     if activations is not None:
         trial = with_integers(copy.deepcopy(model), plan)
+        record = walk(trial, context.example)
         inputs = (x for x, _ in context.data.calibration.batches())
-        ranges = calibrate(trial, walk(trial, context.example), inputs, activations)
+        ranges = calibrate(trial, record, inputs, activations)
         if ranges:
             plan["activations"] = ranges
+        if exact := sorted(read_exactly(record)):
+            plan["notes"].append(
+                f"{', '.join(exact[:3])}{' and others' if len(exact) > 3 else ''}: the forward decides by these values "
+                "(indices, conditions), they are not rounded"
+            )
         plan["notes"] += [
             f"{name}: no integer kernel takes such weights, it computes in floating point"
             for name, layer in trial.named_modules()
@@ -104,7 +145,7 @@ def integer_plan(
         ]
     untouched = [n for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
     plan["notes"] += [f"{name}: its inner weights stay in floating point" for name in untouched]
-    return plan
+    return hold_to_floor(model, plan, context, with_integers)
 
 
 def with_integers(model: nn.Module, plan: Plan) -> nn.Module:

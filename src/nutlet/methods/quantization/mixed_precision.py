@@ -15,6 +15,7 @@ from nutlet.graph.constraints import constrain, constrained_weight, constraints,
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Plan, register
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grid_for, integer_plan, put_grid, usual_grid
+from nutlet.outputs import to_logits
 from nutlet.predict import predict
 
 __all__ = ["MixedPrecision"]
@@ -85,7 +86,7 @@ class MixedPrecision(OnIntegers):
     ) -> dict[str, dict[int, float]]:
         trial = copy.deepcopy(model)
         examples = context.data.calibration
-        wanted = F.log_softmax(predict(trial, examples), 1)
+        wanted = F.log_softmax(to_logits(predict(trial, examples), context.outputs), 1)
         lost: dict[str, dict[int, float]] = {}
         with context.progress.task("sensitivity", total=len(names) * len(widths)) as task:
             for name in names:
@@ -94,7 +95,7 @@ class MixedPrecision(OnIntegers):
                 for width in widths:
                     stack = copy.deepcopy(constraints(layer))
                     put_grid(layer, usual_grid(width))
-                    outputs = F.log_softmax(predict(trial, examples), 1)
+                    outputs = F.log_softmax(to_logits(predict(trial, examples), context.outputs), 1)
                     lost[name][width] = float(F.kl_div(outputs, wanted, reduction="batchmean", log_target=True))
                     take_off(layer)
                     constrain(layer, stack)

@@ -26,6 +26,9 @@ __all__ = ["Quantize"]
 class Quantize(OnIntegers):
     """Store weights as integers of 2 to 8 bits, and compute with unsigned integer activations.
 
+    Where 8 bits are too coarse for a layer or an activation (the outputs would move by more than a tenth, or
+    by more than 1.7 % with weights alone), those that move them most stay in floating point; the history says which.
+
     Batch norms are folded (Jacob et al. 2018, arXiv:1712.05877). Ranges of activations come from the calibration
     examples. Fine-tuning afterwards is quantization-aware training; with ``learn`` it trains the scales as well.
 
@@ -39,18 +42,21 @@ class Quantize(OnIntegers):
             what learning begins with; by default ``minmax`` at 8 bits, ``mean`` to be learned, ``mse`` otherwise.
         edge_bits: bits of the first and the last layer; by default those of the others.
         activations: quantize activations as well; without, the file is as small but computes in floating point.
-        activation_bits: bits of an activation, 2 to 8; the input has 8.
-        activation_ranges: what an activation's scale covers: ``minmax``; ``moving`` averages of it over batches;
+        activation_bits: bits of an activation, 2 to 8, by default 8; the input has 8.
+        activation_ranges: what an activation's scale covers: ``minmax``, the default; ``moving`` averages of it over
+            batches;
             ``percentile`` all but one value in 10,000; ``mse`` and ``entropy`` (KL divergence) the best on calibration.
         learn: later training learns the scales of weights and activations (LSQ, Esser et al. 2020, arXiv:1902.08153).
         fold: fold batch norms at once; otherwise when a file with integer activations is made, and training goes on
             with them (without norms it may diverge at the usual learning rates). By default at once, but for scales to
             be learned.
         portable: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
-            answers on x86 processors without VNNI; costs a little precision, at 8 bits alone.
+            answers on x86 processors without VNNI; costs a little precision. By default where it matters: integer
+            kernels with weights of 8 bits.
 
     Raises:
-        ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer.
+        ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer, ``portable`` where no
+            integer kernel computes with 8-bit weights.
 
     >>> Quantize(activations=False).to_dict()
     {'Quantize': {'activations': False}}
@@ -68,19 +74,20 @@ class Quantize(OnIntegers):
     ranges: Literal["minmax", "mse", "mean"] | None = None
     edge_bits: int | None = None
     activations: bool = True
-    activation_bits: int = 8
-    activation_ranges: RangeKind = "minmax"
+    activation_bits: int | None = None
+    activation_ranges: RangeKind | None = None
     learn: bool = False
     fold: bool | None = None
-    portable: bool = True
+    portable: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bits("Quantize", "bits", self.bits)
-        check_bits("Quantize", "activation_bits", self.activation_bits)
+        if self.activation_bits is not None:
+            check_bits("Quantize", "activation_bits", self.activation_bits)
         if self.edge_bits is not None:
             check_bits("Quantize", "edge_bits", self.edge_bits)
-        if not self.activations and (self.activation_bits, self.activation_ranges) != (8, "minmax"):
+        if not self.activations and (self.activation_bits, self.activation_ranges) != (None, None):
             raise ConfigError(
                 "Quantize.activation_bits and activation_ranges need activations; found activations: false"
             )
@@ -89,6 +96,18 @@ class Quantize(OnIntegers):
                 f"Quantize.granularity is {self.granularity!r} with group_size {self.group_size}; expected a positive "
                 "group_size (32 or 128, say) with 'group', and none without"
             )
+
+        if self.portable is not None and not self._saturates:
+            raise ConfigError(
+                "Quantize.portable chooses scales for integer kernels with 8-bit weights; found none here (bits below "
+                "8, activations: false, groups or zero points); expected it to be left out"
+            )
+
+    @property
+    def _saturates(self) -> bool:
+        """Whether integer kernels compute with weights of 8 bits, whose products some processors let saturate."""
+        kernels = self.activations and self.symmetric and self.granularity != "group"
+        return kernels and 8 in (self.bits, self.edge_bits)
 
     @property
     def folds_norms(self) -> bool:
@@ -113,7 +132,9 @@ class Quantize(OnIntegers):
             if self.granularity == "group":
                 grids[name], told = grouped(name, layer, grids[name], self.group_size)
                 notes += told
-        activations = ActivationGrid(bits=self.activation_bits, ranges=self.activation_ranges, learn=self.learn)
+        activations = ActivationGrid(
+            bits=self.activation_bits or 8, ranges=self.activation_ranges or "minmax", learn=self.learn
+        )
         plan = integer_plan(
             self,
             model,
@@ -141,13 +162,13 @@ class Quantize(OnIntegers):
             symmetric=self.symmetric,
             ranges=self.ranges or ("mean" if self.learn and bits < 8 else usual.ranges),
             learn=self.learn,
-            portable=self.portable,
+            portable=self._saturates if self.portable is None else self.portable,
         )
 
     def gentler(self) -> Quantize | None:
         """Return it with activations in floating point."""
         return (
-            replace(self, activations=False, activation_bits=8, activation_ranges="minmax")
+            replace(self, activations=False, activation_bits=None, activation_ranges=None, portable=None)
             if self.activations
             else None
         )

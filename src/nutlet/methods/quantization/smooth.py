@@ -78,6 +78,14 @@ class Smooth(Method):
             plan["notes"].append("nothing smoothed: no norm or layer that only layers in scope read")
         return plan
 
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the layers whose quantizers, if any, are fitted to the scaled weights."""
+        return [str(name) for layer, norm, readers in plan["links"] for name in (norm or layer, *readers)]
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+        """Return the model as it is."""
+        return copy.deepcopy(model)
+
 
 def _largest_inputs(model: nn.Module, found: list[Link], context: Context) -> list[Tensor]:
     """Return the largest magnitude of each channel of each link on the calibration examples."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.quantizers import Grid, TrainedTernarizer, WeightQuantizer
-from nutlet.method import Context, Method, Plan, register
-from nutlet.methods.quantization.formats import layers_to_code, put_format
+from nutlet.method import Context, Plan, register
+from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 from nutlet.methods.quantization.integers import put_grid
 
 __all__ = ["Ternarize"]
@@ -18,7 +18,7 @@ __all__ = ["Ternarize"]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Ternarize(Method):
+class Ternarize(Coding):
     """Keep zero and one value of either sign, in less than two bits a weight; training learns the values.
 
     Accuracy is lost until the model has been trained again. ``Quantize`` after it makes the activations integers as
@@ -28,7 +28,7 @@ class Ternarize(Method):
         scales: 1, the same of both signs (TWN, Li et al. 2016, arXiv:1605.04711: what has the smallest squared error
             at first), or 2, one for the positive and one for the negative weights of a layer (TTQ, Zhu et al. 2017,
             arXiv:1612.01064).
-        granularity: with one scale, whether each output ``channel`` or the whole ``tensor`` has it.
+        granularity: with one scale, whether each output ``channel`` (the default) or the whole ``tensor`` has it.
         edges: the first and the last layer as well.
 
     Raises:
@@ -38,17 +38,18 @@ class Ternarize(Method):
     {'Ternarize': {'scales': 2}}
     """
 
+    separable: ClassVar[tuple[str, ...]] = ("ternary",)
     effect: ClassVar[str] = "grid"
     when: ClassVar[str] = "less than two bits for a weight on disk, with training after it"
     recoverable: ClassVar[bool] = True
 
     scales: Literal[1, 2] = 1
-    granularity: Literal["channel", "tensor"] = "channel"
+    granularity: Literal["channel", "tensor"] | None = None
     edges: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scales == 2 and self.granularity != type(self).granularity:
+        if self.scales == 2 and self.granularity is not None:
             raise ConfigError(
                 f"Ternarize.granularity is {self.granularity!r}, for one scale; with scales=2 a layer has both of them"
             )
@@ -57,7 +58,10 @@ class Ternarize(Method):
         """Return the layers that become ternary."""
         order = (WeightQuantizer if self.scales == 1 else TrainedTernarizer).order
         layers, notes = layers_to_code(self, model, context, 3, order, edges=self.edges)
-        return {"ternary": dict.fromkeys(layers, self.granularity if self.scales == 1 else "signs"), "notes": notes}
+        return {
+            "ternary": dict.fromkeys(layers, "signs" if self.scales == 2 else self.granularity or "channel"),
+            "notes": notes,
+        }
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
