@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nutlet.errors import ExportError
 from nutlet.export.comparison import agreeing
+from nutlet.export.onnx_optimize import optimize
 from nutlet.export.onnx_packing import pack_initializers
 from nutlet.export.onnx_slim import slim
 from nutlet.export.trial import explain, silence
@@ -72,13 +73,7 @@ def _content(model: nn.Module, example: Tensor, *, packed: bool) -> bytes:
     return content
 
 
-_FOLDED = 256
-"""Constants of more elements are not computed with beforehand: they are weights, stored in few bits."""
-
-
 def _trace(model: nn.Module, example: Tensor) -> Any:
-    import onnxscript.optimizer
-
     batch = torch.export.Dim("batch")
     try:
         with silence():
@@ -94,8 +89,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
                 optimize=False,
             )
             assert program is not None
-            # As torch would, but that weights stay as they are stored.
-            onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_FOLDED)
+            optimize(program.model)
     except Exception as error:
         raise ExportError(f"torch could not export this model to ONNX: {explain(error)}") from error
     proto = program.model_proto
