@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nutlet.errors import ModelError, NutletError, first_line
-from nutlet.predict import evaluating
+from nutlet.predict import evaluating, let_go
 
 __all__ = ["TrainingPath", "runs_channels_last", "takes_channels_last", "training_path"]
 
@@ -120,8 +120,11 @@ def _tried(path: TrainingPath, model: nn.Module, x: Tensor, wanted: Tensor, prob
     model.to(memory_format=_layout(path))  # type: ignore[call-overload]
     x = x.contiguous(memory_format=torch.channels_last) if path.channels_last else x
     path.enter(model)
-    with torch.enable_grad():
-        result = model(x.clone())
+    try:
+        with torch.enable_grad():
+            result = model(x.clone())
+    finally:
+        let_go(model)
     output = 0 if isinstance(result, Tensor) else _nearest(result, path, model, x, wanted)
     notes = []
     if not path.everything:
