@@ -27,7 +27,7 @@ from nutlet.graph.training_path import training_path
 from nutlet.inputs import load_model
 from nutlet.inputs.weights import load_into
 from nutlet.measurement.accuracy import top1
-from nutlet.methods import Distill, FineTune, PruneChannels, Quantize
+from nutlet.methods import Distill, FineTune, PruneChannels, Quantize, TrainSparse
 from nutlet.outputs import to_logits
 from nutlet.pipeline import compress
 from nutlet.preflight import check
@@ -408,3 +408,28 @@ def test_the_recipe_for_a_checkpoint_with_objects_works(
     exec(textwrap.dedent(str(caught.value).partition("\n")[2]), {})
     loaded = load_model(spec, tmp_path / "w.safetensors")
     assert torch.equal(loaded.state_dict()["0.weight"], model[0].weight)
+
+
+class _KeepsFeatures(nn.Module):
+    """Keeps the features of its last forward, and the way they were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, tiny.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = F.relu(self.first(x))
+        return self.fc(F.relu(self.second(self.features)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        PruneChannels(ratio=0.25, criterion="taylor"),
+        Distill(epochs=1, batch_size=16, lr=0.01),
+        TrainSparse(epochs=1, batch_size=16, lr=0.01),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_methods_that_need_gradients_work_where_a_forward_keeps_features(method: Any) -> None:
+    compress(_KeepsFeatures(), [method], tiny.tiny_data((3, 8, 8)))

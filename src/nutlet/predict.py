@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nutlet.data import Examples
 from nutlet.errors import ModelError
@@ -38,12 +38,12 @@ def let_go(model: nn.Module) -> None:
     """
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, (Tensor, list, tuple, dict)) and not name.startswith("_"):
-                vars(module)[name] = tree_map_only(Tensor, _detached, value)
+            if isinstance(value, (Tensor, list, tuple, dict)) and any(map(_is_result, tree_leaves(value))):
+                vars(module)[name] = tree_map_only(_is_result, Tensor.detach, value)
 
 
-def _detached(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_leaf else tensor.detach()
+def _is_result(value: object) -> bool:
+    return isinstance(value, Tensor) and not value.is_leaf
 
 
 def predict(model: nn.Module, examples: Examples, *, batch: int = 256) -> Tensor:

@@ -27,7 +27,8 @@ def optimize(model: Any) -> None:
 
     class Rewrite(ir.passes.InPlacePass):
         def call(self, model: ir.Model) -> ir.passes.PassResult:
-            return _rewrite(model)
+            result: ir.passes.PassResult = _rewrite(model)
+            return result
 
     once = [
         _constant_folding.FoldConstantsPass(
@@ -37,7 +38,7 @@ def optimize(model: Any) -> None:
         ),
         Rewrite(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
     ]
     ir.passes.Sequential(
