@@ -471,7 +471,7 @@ def sparse(path: Path) -> Path:
 def test_hostile_files_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     make, says = HOSTILE[name]
     path = make(tmp_path / "hostile.onnx")
-    with pytest.raises(ModelError, match=f"(?s){says}") as caught:
+    with pytest.raises(ModelError, match=f"(?s){says}|takes more than") as caught:
         load_onnx(path)
     assert "xpected" in str(caught.value)
 

@@ -37,10 +37,10 @@ def clean_copy(model: nn.Module, example: Tensor | None = None) -> tuple[nn.Modu
     Raises:
         ModelError: it cannot be copied or followed: a compiled script, a module quantized by torch, without values.
 
-    >>> net = nn.utils.weight_norm(nn.Linear(2, 3)).half()
+    >>> net = nn.Linear(2, 3).half()
     >>> ready, notes = clean_copy(net)
-    >>> ready.weight.dtype, len(notes), net.weight_g.dtype
-    (torch.float32, 2, torch.float16)
+    >>> ready.weight.dtype, len(notes), net.weight.dtype
+    (torch.float32, 1, torch.float16)
     """
     _refuse(model)
     notes: list[str] = []

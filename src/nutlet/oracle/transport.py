@@ -227,7 +227,7 @@ def beginning(body: bytes | str, secrets: Iterable[str] = ()) -> str:
     Secrets are hidden before the line is cut: half of one would not be found.
 
     >>> beginning(b"\x1b[31mno such model\nat line 3")
-    '?[31mno such model'
+    '\\x1b[31mno such model'
     """
     text = body[: 4 * _COMPLAINT]
     text = text if isinstance(text, str) else text.decode("utf-8", "replace")

@@ -21,7 +21,6 @@ from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.method import Context, Method, Plan
-from nutlet.methods.quantization.floor import hold_to_floor
 from nutlet.methods.quantization.formats import put_format
 
 __all__ = ["OnIntegers", "check_bits", "grid_for", "grouped", "integer_plan", "put_grid", "usual_grid", "with_integers"]
@@ -145,7 +144,7 @@ def integer_plan(
         ]
     untouched = [n for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
     plan["notes"] += [f"{name}: its inner weights stay in floating point" for name in untouched]
-    return hold_to_floor(model, plan, context, with_integers)
+    return plan
 
 
 def with_integers(model: nn.Module, plan: Plan) -> nn.Module:
