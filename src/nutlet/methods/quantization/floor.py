@@ -14,6 +14,7 @@ from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
 from nutlet.graph.quantizers import Grid
 from nutlet.graph.sites import Edited, walk
+from nutlet.memory import release
 from nutlet.method import Context, Plan
 from nutlet.predict import evaluating
 
@@ -60,6 +61,7 @@ def hold_to_floor(model: nn.Module, plan: Plan, context: Context, put_weights: P
         return _without(model, plan, left, put_weights, context.example)
 
     error = moved(())
+    release(model)
     if error <= most:
         return plan
     order = _by_effect(model, plan, put_weights, torch.cat([part[:_FEW] for part in inputs]), context.example)
