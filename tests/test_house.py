@@ -25,7 +25,7 @@ SOURCE = ROOT / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "history", "progress", "redaction", "signals"},
+    {"errors", "history", "memory", "progress", "redaction", "signals"},
     {"attempt", "data", "reading", "registry", "storage", "table", "trial"},
     {"catalogue", "fingerprint", "locks", "outputs", "predict"},
     {"graph", "jobs"},

@@ -21,6 +21,7 @@ from nutlet.graph.sites import Edited, body_of, walk
 from nutlet.graph.stored import settle
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.graph.work import macs
+from nutlet.memory import release
 from nutlet.method import Context, Method, Plan, apply_plan
 
 __all__ = ["carried_out", "probe", "trained"]
@@ -54,6 +55,7 @@ def carried_out(method: Method, model: nn.Module, context: Context) -> tuple[nn.
         ComparisonError: something is wrong that leaving out parts of the plan does not mend.
     """
     plan = method.decide(model.take_off() if isinstance(model, Edited) else model, context)
+    release(model)
     notes = plan.pop("notes", [])
     step = _Step(method, copy.deepcopy(model), context)
     after = step.applied(plan, model)
@@ -197,7 +199,9 @@ class _Step:
             if self.finite and not bool(torch.isfinite(run(plain(after, quantized=True), self.x)).all()):
                 return "answers are no longer finite"
             return ""
+        release(after)
         found = answers(plain(after, quantized=quantized), self.x)
+        release(after)
         single = found.double is None or expected.double is None
         apart = difference(found.single, expected.single) if single else difference(found.best, expected.best)
         tolerance = Answers(expected.single, None).tolerance if single else expected.tolerance

@@ -61,8 +61,14 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
 
 
 def as_teacher(model: nn.Module, outputs: OutputKind) -> nn.Module:
-    """Return a copy of ``model`` that is not trained and gives logits, whatever its ``outputs`` hold."""
-    teacher = copy.deepcopy(model).requires_grad_(False)
+    """Return a module that is not trained and gives logits, whatever the ``outputs`` of ``model`` hold.
+
+    Args:
+        model: nobody may change its parameters, which the teacher shares; buffers are its own.
+        outputs: what it gives.
+    """
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    teacher = copy.deepcopy(model, shared).requires_grad_(False)
     if outputs != "logits":
         teacher.register_forward_hook(_GivesLogits(outputs))
     return teacher

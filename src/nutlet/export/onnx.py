@@ -16,6 +16,7 @@ from nutlet.export.onnx_packing import pack_initializers
 from nutlet.export.onnx_slim import slim
 from nutlet.export.trial import explain, silence
 from nutlet.graph.finalize import finalize
+from nutlet.memory import release
 from nutlet.storage import LARGEST_ONNX, write_atomic
 from nutlet.trial import trust
 
@@ -61,6 +62,8 @@ def _content(model: nn.Module, example: Tensor, *, packed: bool) -> bytes:
             "hold: compress further (Quantize makes them a quarter)"
         )
     proto = _trace(final, example)
+    del final
+    release(model)
     slim(proto)
     if packed:
         pack_initializers(proto)
