@@ -80,10 +80,11 @@ def audited(folder: Path) -> dict[str, Any]:
         queries=(16,), seeds=1, effort=0.05, shadow_models=2, attacks=("Knockoff", "RMIA", "LossThreshold", "FileLeaks")
     )
     attacks = nl.audit(file, data, original, protocol=protocol).value["attacks"]
-    run = {attack["name"]: attack for attack in attacks if attack["status"] == "run"}
-    timeless = json.dumps(run, sort_keys=True, default=str)
-    return {name: hashlib.sha256(json.dumps(_without_times(json.loads(timeless)[name])).encode()).hexdigest()
-            for name in sorted(run)}  # fmt: skip
+    return {
+        attack["name"]: hashlib.sha256(json.dumps(_without_times(attack)).encode()).hexdigest()
+        for attack in attacks
+        if attack["status"] == "run"
+    }
 
 
 def _without_times(value: Any) -> Any:

@@ -32,6 +32,7 @@ from nutlet.pipeline import compress
 from nutlet.stolen import StolenModule, load_onnx, module
 from nutlet.stolen.operators import OPERATORS
 from nutlet.thief import fresh
+from nutlet.trial import trust
 
 RECIPES: dict[str, list[Any]] = {
     "plain": [],
@@ -471,7 +472,8 @@ def sparse(path: Path) -> Path:
 def test_hostile_files_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     make, says = HOSTILE[name]
     path = make(tmp_path / "hostile.onnx")
-    with pytest.raises(ModelError, match=f"(?s){says}|takes more than") as caught:
+    trust(path.read_bytes())  # the reader has bounds of its own, behind the trial in a process of its own
+    with pytest.raises(ModelError, match=f"(?s){says}") as caught:
         load_onnx(path)
     assert "xpected" in str(caught.value)
 

@@ -26,7 +26,6 @@ from nutlet.graph.constraints import (
     raw_weight,
     take_off,
 )
-from nutlet.graph.detaching import Detaching
 from nutlet.graph.scope import Layer
 from nutlet.predict import evaluating
 
@@ -217,8 +216,7 @@ def _group(graph: Any, members: Any, names: dict[nn.Module, str], stacks: dict[s
 
 def _bare_copy(model: nn.Module) -> tuple[nn.Module, dict[str, list[Any]]]:
     """Copy without constraints, which Torch-Pruning cannot see through, and the constraints by layer name."""
-    with Detaching():  # an earlier forward may have left results on the model
-        bare = copy.deepcopy(model)
+    bare = copy.deepcopy(model)
     stacks = {name: take_off(layer) for name, layer in list(constrained_layers(bare))}
     for parameter in bare.parameters():
         parameter.requires_grad_(True)  # the graph is traced through autograd
@@ -254,8 +252,7 @@ def _output(model: nn.Module, example: Tensor) -> Tensor:
 
 def _outcome_without(model: nn.Module, example: Tensor, root: str, gone: list[int]) -> tuple[Tensor, Tensor]:
     """Return the outputs without channels, and of the whole model when nothing reads them."""
-    with Detaching():
-        thinner, whole = copy.deepcopy(model), copy.deepcopy(model)
+    thinner, whole = copy.deepcopy(model), copy.deepcopy(model)
     _ignore(whole, example, root, gone)
     _remove(thinner, example, {root: gone}, {})
     return _output(_without_statistics(thinner), example), _output(_without_statistics(whole), example)
