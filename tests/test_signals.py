@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,17 @@ def test_a_signal_while_modules_load(module: str, how: str, code: int, word: str
     )
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr == f"nutlet: {word}; run the same command again to go on from here\n"
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_a_fresh_process() -> Iterator[None]:
+    """Undo for one test what a library brought in by an earlier one handles (Ray: SIGTERM)."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send(how: signal.Signals = signal.SIGINT) -> None:
@@ -129,7 +140,7 @@ def test_an_interruption_is_found_behind_other_errors() -> None:
 
 WORKERS = """
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from nutlet.jobs import Job, Workers
 def slow(number):
