@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.errors import ModelError
 from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints, raw_weight
-from nutlet.graph.coupling import coupled_groups, remove_channels
+from nutlet.graph.coupling.groups import Coupling, remove_channels
 from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.method import Context
 from nutlet.methods import PruneChannels
@@ -90,8 +89,8 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def groups_of(model: nn.Module) -> tuple[dict[str, set[str]], dict[str, str]]:
-    groups, refused = coupled_groups(model, X)
-    return {g.root: set(g.producers) for g in groups}, refused
+    coupling = Coupling(model, X)
+    return {g.root: set(g.producers) for g in coupling.groups}, coupling.refused
 
 
 def test_residual() -> None:
@@ -100,12 +99,12 @@ def test_residual() -> None:
     assert refused == {}
 
 
-def test_concat_and_depthwise_with_a_cell_for_each_side() -> None:
-    (group,), refused = coupled_groups(settled(ConcatNet(), X), X)
-    assert set(group.producers) == {"a", "b", "depthwise"}
-    assert sorted(len(cell) for cell in group.cells) == [2, 8]
-    assert sorted(i for cell in group.cells for i in cell) == list(range(10))
-    assert refused == {}
+def test_each_side_of_a_concatenation_is_a_group() -> None:
+    groups = Coupling(settled(ConcatNet(), X), X).groups
+    assert {group.root: (set(group.producers), group.channels) for group in groups} == {
+        "a": ({"a", "depthwise"}, 8),
+        "b": ({"b", "depthwise"}, 2),
+    }
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9, 0.99])
@@ -124,39 +123,40 @@ def test_no_side_of_a_concatenation_loses_all_its_channels(ratio: float) -> None
 def test_flatten_to_linear_removes_whole_planes() -> None:
     model = settled(FlattenNet(), X)
     wanted = model.fc1.weight.detach().view(8, 6, 9)[:, [0, 2, 3, 5]].flatten(1)
-    remove_channels(model, X, {"a": [1, 4]})
+    remove_channels(model, X, {"a": [1, 4]}, {})
     assert torch.equal(model.fc1.weight, wanted)
     assert model(X).shape == (2, 3)
 
 
-def test_a_padded_shortcut_is_refused_by_name() -> None:
+def test_beside_a_padded_shortcut_channels_stay_and_those_added_to_it_go_together() -> None:
     model = settled(PaddedShortcut(), X)
-    groups, refused = groups_of(model)
-    assert "c" in groups
-    root, reason = next(iter(refused.items()))
-    assert not {"a", "b"} & set().union(*groups.values())
-    data = tiny_data((3, 8, 8))
-    plan = PruneChannels(ratio=0.5).decide(model, Context(data=data, teacher=model))
-    assert any(root in note and reason in note for note in plan["notes"])
-    with pytest.raises(ModelError, match=root):
-        PruneChannels(ratio=0.5, include=(root,)).decide(model, Context(data=data, teacher=model))
+    coupling = Coupling(model, X)
+    assert {group.root: (set(group.producers), group.channels) for group in coupling.groups} == {
+        "a": ({"a", "b"}, 4),
+        "c": ({"c"}, 8),
+    }
+    assert "zeros beside channels" in coupling.refused["b"]
+    remove_channels(model, X, {"a": [1]}, {})
+    assert model.b.weight.shape[:2] == (7, 3)
+    assert model.c.weight.shape[:2] == (8, 7)
+    assert model(X).shape == (2, 3)
 
 
 @pytest.mark.parametrize("kind", NETS)
 def test_removing_dead_channels_changes_nothing(kind: type[nn.Module]) -> None:
     """The sharpest test of coupling: channels whose every weight is zero can go without a trace."""
     model = settled(kind(), X)
-    groups, _ = coupled_groups(model, X)
+    groups = Coupling(model, X).groups
     for group in groups:
         trial = settled(kind(), X)
-        gone = [0, group.channels - 1] if group.channels > 3 else [0]
+        gone = [group.places[0], group.places[-1]] if group.channels > 3 else group.places[:1]
         # Removing with a mask of zeros on every removed slice of all weights is what removal means.
         stacks = {}
         for name, layer in trial.named_modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
                 stacks[name] = torch.arange(float(layer.weight.numel())).view_as(layer.weight).remainder(5) > 1
                 constrain(layer, [Mask(stacks[name]), WeightQuantizer.fit(raw_weight(layer) * stacks[name])])
-        remove_channels(trial, X, {group.root: gone})
+        remove_channels(trial, X, {group.root: gone}, {})
         assert trial(X).shape == model(X).shape
         for _, layer in trial.named_modules():
             for constraint in constraints(layer):
@@ -172,10 +172,10 @@ def test_masks_select_the_slices_that_their_weights_keep(kind: type[nn.Module]) 
     for layer in list(model.modules()):
         if isinstance(layer, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
             constrain(layer, [Mask(raw_weight(layer).detach() > 0)])
-    groups, _ = coupled_groups(model, X)
+    groups = Coupling(model, X).groups
     assert groups
     for group in groups:
-        remove_channels(model, X, {group.root: [0]})
+        remove_channels(model, X, {group.root: [0]}, {})
     for layer in model.modules():
         for constraint in constraints(layer):
             assert isinstance(constraint, Mask)
@@ -187,13 +187,13 @@ def test_importance_sees_the_masks() -> None:
     mask = torch.ones_like(model.c.weight, dtype=torch.bool)
     mask[2] = False
     constrain(model.c, [Mask(mask)])
-    groups, _ = coupled_groups(model, X)
+    groups = Coupling(model, X).groups
     (group,) = [g for g in groups if g.root == "c"]
     assert int(group.importance.argmin()) == 2
 
 
 def test_frozen_parameters_stay_frozen() -> None:
     model = settled(ResidualNet(), X).requires_grad_(False)
-    coupled_groups(model, X)
-    remove_channels(model, X, {"c": [0]})
+    Coupling(model, X)
+    remove_channels(model, X, {"c": [0]}, {})
     assert not any(p.requires_grad for p in model.parameters())

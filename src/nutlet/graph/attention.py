@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.errors import ModelError
-from nutlet.graph.constraints import constrain, constraints, raw_weight, refit
+from nutlet.graph.constraints import constrain, constraints, raw_weight
 
 __all__ = ["Attention", "open_attention"]
 
@@ -15,8 +17,8 @@ __all__ = ["Attention", "open_attention"]
 class Attention(nn.Module):
     """Multi-head attention with a dense layer for each projection, for :class:`torch.nn.MultiheadAttention`.
 
-    It takes and gives what that module does. The width of a head is fixed, so that the projections become thinner with
-    each head that goes; torch's module derives it from the width of the model and cannot.
+    It takes and gives what that module does. The width of a head is an attribute, so that the projections can become
+    thinner with each head that goes; torch's module derives it from the width of the model.
 
     Args:
         q_proj: ``heads * head_dim`` outputs, as ``k_proj`` and ``v_proj`` have.
@@ -27,9 +29,8 @@ class Attention(nn.Module):
         batch_first: whether inputs are ``(B, L, E)``, else ``(L, B, E)``.
         dropout: share of the attention weights that is dropped in training.
 
-    >>> attention = Attention(*(nn.Linear(8, 8) for _ in range(4)), heads=4)
-    >>> attention.keep([0, 3]).q_proj
-    Linear(in_features=8, out_features=4, bias=True)
+    >>> open_attention(nn.MultiheadAttention(8, 4)).q_proj
+    Linear(in_features=8, out_features=8, bias=True)
     """
 
     in_proj_bias = None
@@ -103,21 +104,6 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
-    def keep(self, heads: list[int]) -> Attention:
-        """Return the attention with these heads only; constraints of its layers are carried."""
-        places = torch.arange(self.num_heads * self.head_dim).view(self.num_heads, -1)[heads].flatten()
-        q, k, v = (_slice(layer, 0, places) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        kept = Attention(
-            q,
-            k,
-            v,
-            _slice(self.out_proj, 1, places),
-            heads=len(heads),
-            batch_first=self.batch_first,
-            dropout=self.dropout,
-        )
-        return kept.train(self.training)
-
 
 def open_attention(module: nn.Module) -> Attention | str:
     """Return ``module`` as an :class:`Attention` that computes the same, or why that cannot be.
@@ -138,12 +124,11 @@ def open_attention(module: nn.Module) -> Attention | str:
         weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
     biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
     q, k, v = (_dense(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-    everything = torch.arange(module.out_proj.in_features)
     return Attention(
         q,
         k,
         v,
-        _slice(module.out_proj, 1, everything),
+        _copied(module.out_proj),
         heads=module.num_heads,
         batch_first=module.batch_first,
         dropout=module.dropout,
@@ -160,14 +145,11 @@ def _dense(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def _slice(layer: nn.Linear, dim: int, places: Tensor) -> nn.Linear:
-    """Return the layer with these outputs (``dim`` 0) or inputs (1) only, under the same constraints."""
-    bias = layer.bias[places] if layer.bias is not None and dim == 0 else layer.bias
-    thinner = _dense(raw_weight(layer).index_select(dim, places), bias)
-    constrain(thinner, [constraint.select(dim, places) for constraint in constraints(layer)])
-    # Other weights lie side by side now, and a quantizer's scale may depend on pairs.
-    refit(thinner)
-    return thinner
+def _copied(layer: nn.Linear) -> nn.Linear:
+    """Return a layer with the same values under the same constraints."""
+    same = _dense(raw_weight(layer), layer.bias)
+    constrain(same, [copy.deepcopy(constraint) for constraint in constraints(layer)])
+    return same
 
 
 def _merged(mask: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:

@@ -16,7 +16,7 @@ from nutlet.graph.constraints import constrained_layers, constrained_weight, den
 from nutlet.graph.sites import Edited
 from nutlet.predict import evaluating
 
-__all__ = ["Answers", "answers", "difference", "plain", "run"]
+__all__ = ["ROUNDING", "Answers", "answers", "difference", "plain", "run"]
 
 ROUNDING = 1e-5
 """Relative difference that a few roundings of weights make, on models that do not amplify them."""

@@ -11,6 +11,7 @@ Names, not counters over the whole model, because structure changes between step
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from nutlet.graph.nested import plain_arguments, rebuild, tensors
 from nutlet.graph.record import Record, Site
 from nutlet.predict import evaluating
 
-__all__ = ["Edited", "Record", "Site", "body_of", "walk"]
+__all__ = ["Edited", "Record", "Site", "body_of", "located", "plain_name", "walk"]
 
 _WEIGHT = "parametrizations."
 """Part of the path of modules that compute a weight, not a step of the data flow."""
@@ -101,7 +102,7 @@ class _Mode(TorchFunctionMode):
         # What a parametrization computes is part of a weight, not of the data flow.
         if _WEIGHT in path:
             return func(*args, **kwargs)
-        op = _plain_name(func)
+        op = plain_name(func)
         first = self.counts.get((path, op), 0)
         args, kwargs = self.visit.before(f"{path}/{op}/{first}", args, kwargs)
         result = func(*args, **kwargs)
@@ -371,6 +372,20 @@ def _kept(model: nn.Module) -> list[tuple[str, str, int]]:
     ]
 
 
-def _plain_name(func: Callable[..., Any]) -> str:
+@contextlib.contextmanager
+def located(model: nn.Module) -> Iterator[list[str]]:
+    """Give the paths of the modules that are running, the innermost last, while ``model`` runs within the block."""
+    state = _State()
+    handles = _hook(model, state)
+    state.active = True
+    try:
+        yield state.stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_name(func: Callable[..., Any]) -> str:
+    """Return the name of an operation, the same for all ways of writing it: ``add`` for ``x + y`` and ``x.add_(y)``."""
     name = getattr(func, "__name__", type(func).__name__).strip("_")
     return _REFLECTED.get(name, name)

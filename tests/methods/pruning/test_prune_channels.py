@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import tiny
 from nutlet.errors import ModelError
-from nutlet.graph.coupling import coupled_groups
+from nutlet.graph.coupling.groups import Coupling
 from nutlet.method import Context
 from nutlet.methods import PruneChannels
 from nutlet.methods.pruning.channel_scores import channel_scores
@@ -46,11 +46,13 @@ def test_taylor_is_the_square_of_the_first_order_change() -> None:
 
 def test_groups_sum_over_coupled_layers() -> None:
     model, data = tiny.tiny("cnn")
-    groups, _ = coupled_groups(model, data.calibration.x[:2])
-    group = next(g for g in groups if {"stem", "block1.conv2"} <= set(g.producers))
-    scores = {name: torch.ones(model.get_submodule(name).out_channels) for name in group.producers}
-    # The stem, both blocks and the depthwise convolution make the first side, the branch and the latter the other.
-    assert group.summed(scores).tolist() == [4.0] * 8 + [2.0] * 4
+    groups = Coupling(model, data.calibration.x[:2]).groups
+    shared = next(group for group in groups if {"stem", "block1.conv2"} <= set(group.producers))
+    branch = next(group for group in groups if group.root == "branch")
+    scores = {name: torch.ones(model.get_submodule(name).out_channels) for name in shared.producers}
+    # The stem, both blocks and the depthwise convolution make one side, the branch and the latter the other.
+    assert shared.summed(scores).tolist() == [4.0] * 8
+    assert branch.summed({name: torch.ones(12) for name in branch.producers}).tolist() == [2.0] * 4
 
 
 def test_global_takes_most_from_the_group_that_matters_least() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 import tiny
 from nutlet.errors import ModelError
 from nutlet.graph.attention import Attention
+from nutlet.graph.coupling.groups import Coupling
 from nutlet.method import Context
 from nutlet.methods import PruneHeads
 from nutlet.pipeline import compress
@@ -51,7 +52,8 @@ def test_taylor_is_the_derivative_by_a_factor_on_the_head() -> None:
     method = PruneHeads(ratio=0.25, include=("block1",))
     opened = compress(model, [method], data).model
     context = Context(data=data, teacher=model)
-    found = method._scores(opened, {"block1.attention": opened.block1.attention}, context)["block1.attention"]
+    groups = {group.root: group for group in Coupling(opened, context.example, heads=True).groups}
+    found = method._scores(opened, groups, context)["block1.attention"]
     factors = torch.ones(3, requires_grad=True)
     opened.block1.attention.out_proj.register_forward_pre_hook(
         lambda _, args: (args[0] * factors.repeat_interleave(4),)

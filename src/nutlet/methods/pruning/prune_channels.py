@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.coupling import Group, coupled_groups, refused_removals, remove_channels
+from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
 from nutlet.graph.reasons import EXCLUDED, layers_with_values
-from nutlet.graph.scope import weighted_layers
+from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.work import macs
 from nutlet.method import Context, Method, Plan, register
@@ -75,68 +74,77 @@ class PruneChannels(Method):
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the channels each group loses."""
-        in_scope = set(weighted_layers(model, self))
-        everything, refused = coupled_groups(model, context.example)
-        groups = [g for g in everything if set(g.producers) <= in_scope]
+        coupling = Coupling(model, context.example)
+        groups = self._free(model, coupling)
         notes = [
             f"{name}: its channels are coupled in a way that cannot be followed ({reason}); left alone"
-            for name, reason in refused.items()
+            for name, reason in coupling.refused.items()
         ]
         if not groups:
             raise ModelError(
                 "PruneChannels found no channels it can remove; expected a layer in scope that is not the output; "
-                + ("; ".join(notes) or f"layers in scope: {', '.join(sorted(in_scope)) or 'none'}")
+                + ("; ".join(notes) or f"layers in scope: {', '.join(weighted_layers(model, self)) or 'none'}")
             )
         scores = self._scores(model, groups, context)
-        ratio = self.ratio if self.ratio is not None else self._ratio_for_macs(model, groups, scores, context.example)
+        ratio = self.ratio if self.ratio is not None else self._ratio_for_macs(coupling, groups, scores)
         removed = self._removed(groups, scores, ratio)
-        if not removed:
+        notes += [
+            f"{group.root}: of each group the same channels would go, which costs far more than the weakest; left alone"
+            for group, gone in self._weakest(groups, scores, ratio)
+            if group.forced(gone)
+        ]
+        if not removed and not notes:
             notes.append(
                 f"nothing removed: widths rounded up to multiples of {self.multiple_of} are the widths there are"
             )
-        for root, reason in refused_removals(model, context.example, removed).items():
-            del removed[root]
-            notes.append(f"{root}: {reason}; left alone")
-        return {"removed": removed, "notes": notes}
+        removed, attributes, refused = coupling.tried(removed)
+        notes += [f"{root}: {reason}; left alone" for root, reason in refused.items()]
+        plan = {"removed": removed, "attributes": attributes, "notes": notes}
+        return plan | refitted(model, plan, context.example)
 
-    def _scores(self, model: nn.Module, groups: list[Group], context: Context) -> dict[str, Tensor]:
+    def _free(self, model: nn.Module, coupling: Coupling) -> list[Group]:
+        """Return the groups that modules in scope make alone."""
+        weighted_layers(model, self)  # or it says why there are none
+        modules = [name for name, _ in model.named_modules()]
+        free = {"", *in_scope(modules, self, modules)}
+        return [group for group in coupling.groups if free.issuperset(group.producers)]
+
+    def _scores(self, model: nn.Module, groups: list[Group], context: Context) -> list[Tensor]:
         if self.criterion == "magnitude":
-            scores = {group.root: group.importance for group in groups}
+            scores = [group.importance for group in groups]
         else:
-            producers = dict.fromkeys(name for group in groups for name in group.producers)
+            producers = dict.fromkeys(name for group in groups for name in group.made)
             own = channel_scores(model, producers, self.criterion, context.data.calibration, context.loss)
-            scores = {group.root: group.summed(own) for group in groups}
+            scores = [group.summed(own) for group in groups]
         if self.criterion in ("magnitude", "activation"):
-            return {root: score / score.mean().clamp_min(1e-12) for root, score in scores.items()}
+            return [score / score.mean().clamp_min(1e-12) for score in scores]
         return scores
 
-    def _removed(self, groups: list[Group], scores: dict[str, Tensor], ratio: float) -> dict[str, list[int]]:
-        weakest = torch.cat([scores[group.root] for group in groups]).sort(stable=True).values
+    def _weakest(self, groups: list[Group], scores: list[Tensor], ratio: float) -> Iterator[tuple[Group, list[int]]]:
+        """Yield the channels that each group would lose, the weakest first."""
+        weakest = torch.cat(scores).sort(stable=True).values
         # Below this score a channel goes, where all are ranked together.
         bar = float(weakest[min(round(len(weakest) * ratio), len(weakest) - 1)])
-        removed = {}
-        for group in groups:
-            gone: list[int] = []
-            for cell in group.cells:
-                score = scores[group.root][list(cell)]
-                wanted = int((score >= bar).sum()) if self.distribution == "global" else round(len(cell) * (1 - ratio))
-                keep = min(len(cell), max(1, -(-wanted // self.multiple_of)) * self.multiple_of)
-                gone += [cell[i] for i in score.argsort(stable=True)[: len(cell) - keep].tolist()]
-            if gone:
-                removed[group.root] = sorted(gone)
+        for group, score in zip(groups, scores, strict=True):
+            wanted = int((score >= bar).sum()) if self.distribution == "global" else round(len(score) * (1 - ratio))
+            keep = min(len(score), max(1, -(-wanted // self.multiple_of)) * self.multiple_of)
+            yield group, score.argsort(stable=True)[: len(score) - keep].tolist()
+
+    def _removed(self, groups: list[Group], scores: list[Tensor], ratio: float) -> dict[str, list[int]]:
+        removed: dict[str, list[int]] = {}
+        for group, gone in self._weakest(groups, scores, ratio):
+            if gone and not group.forced(gone):
+                removed[group.root] = sorted([*removed.get(group.root, []), *(group.places[k] for k in gone)])
         return removed
 
-    def _ratio_for_macs(
-        self, model: nn.Module, groups: list[Group], scores: dict[str, Tensor], example: Tensor
-    ) -> float:
+    def _ratio_for_macs(self, coupling: Coupling, groups: list[Group], scores: list[Tensor]) -> float:
         """Bisect for the smallest ratio that leaves at most the asked share of the work."""
         assert self.macs is not None
-        budget = self.macs * macs(walk(model, example))
+        example = coupling.example
+        budget = self.macs * macs(walk(coupling.model, example))
 
         def work(ratio: float) -> int:
-            trial = copy.deepcopy(model)
-            remove_channels(trial, example, self._removed(groups, scores, ratio))
-            return macs(walk(trial, example))
+            return macs(walk(coupling.thinner(self._removed(groups, scores, ratio)), example))
 
         low, high = 0.0, 1.0
         least = work(high)
@@ -153,17 +161,15 @@ class PruneChannels(Method):
 
     def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers keep their channels and those they read: how they are coupled decides."""
-        in_scope = set(weighted_layers(model, self))
-        groups, refused = coupled_groups(model, example)
-        thinnest = copy.deepcopy(model)
-        free = [group for group in groups if set(group.producers) <= in_scope]
-        gone = {group.root: sorted(channel for cell in group.cells for channel in cell[:-1]) for group in free}
-        remove_channels(thinnest, example, {root: channels for root, channels in gone.items() if channels})
+        coupling = Coupling(model, example)
+        thinner = coupling.touched(self._free(model, coupling))
+        modules = [name for name, _ in model.named_modules()]
+        free = set(in_scope(modules, self, modules))
         return {
             name: ""
-            if _shapes(layer) != _shapes(thinnest.get_submodule(name))
-            else refused.get(name) or (EXCLUDED if name not in in_scope else "none of its channels can go")
-            for name, layer in layers_with_values(model).items()
+            if name in thinner
+            else coupling.refused.get(name) or (EXCLUDED if name not in free else "none of its channels can go")
+            for name in layers_with_values(model)
         }
 
     def gentler(self) -> PruneChannels:
@@ -173,13 +179,17 @@ class PruneChannels(Method):
         assert self.macs is not None
         return replace(self, macs=round((1 + self.macs) / 2, 3))
 
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the layers whose quantizers hold for weights that lie apart now."""
+        return list(plan.get("refitted", ()))
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        """Return the model as it is, with nothing reading the channels that go."""
+        return silenced(model, example, plan["removed"])
+
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Remove the channels of the plan; constraints are carried."""
         if plan["removed"]:
-            remove_channels(model, example, plan["removed"])
+            remove_channels(model, example, plan["removed"], plan.get("attributes", {}))
         return model
-
-
-def _shapes(layer: nn.Module) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in layer.state_dict().values()]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
-from nutlet.graph.attention import Attention, open_attention
-from nutlet.graph.constraints import constrained_weight
+from nutlet.graph.attention import open_attention
+from nutlet.graph.constraints import constrained_weight, output_axis
+from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
 from nutlet.graph.modules import replace
 from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import in_scope
@@ -29,9 +30,11 @@ __all__ = ["PruneHeads"]
 class PruneHeads(Method):
     """Remove the attention heads that matter least, with their part of every projection (Michel et al. 2019).
 
-    Works on ``nn.MultiheadAttention``, that of ``nn.TransformerEncoderLayer`` included. Each becomes a module with a
-    dense layer for each projection, which later steps can work on; it runs without torch's fused kernel for whole
-    encoder layers. Every attention keeps a head.
+    Works on ``nn.MultiheadAttention``, that of ``nn.TransformerEncoderLayer`` included, and on attention that a forward
+    writes out: heads along a dimension of their own, queries and keys multiplied, a softmax or
+    ``scaled_dot_product_attention``, in one projection or three. Numbers of heads that lie in attributes follow. The
+    first becomes a module with a dense layer for each projection, which later steps can work on; it runs without
+    torch's fused kernel for whole encoder layers. Every attention keeps a head.
 
     Args:
         ratio: share of the heads that goes, above 0 up to but not including 1.
@@ -65,108 +68,137 @@ class PruneHeads(Method):
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the heads that each attention loses."""
-        notes: list[str] = []
-        trial = copy.deepcopy(model)
-        opened = {name: attention for name in self._found(model) if (attention := _opened(trial, name, context, notes))}
-        scores = self._scores(trial, opened, context)
-        if self.criterion != "taylor":
-            scores = {name: score / score.mean().clamp_min(1e-12) for name, score in scores.items()}
-        removed = self._removed(scores)
+        opened, notes = _opened(model, context.example)
+        coupling = Coupling(opened, context.example, heads=True)
+        notes += [f"{name}: its heads cannot go ({reason}); left alone" for name, reason in coupling.refused.items()]
+        groups = {group.root: group for group in self._free(opened, coupling, notes)}
+        weakest = self._weakest(self._scores(opened, groups, context))
+        removed = {name: sorted(groups[name].places[k] for k in gone) for name, gone in weakest.items()}
+        removed, attributes, refused = coupling.tried(removed)
+        notes += [f"{name}: {reason}; left alone" for name, reason in refused.items()]
         if not removed:
             notes.append("nothing removed: the share is less than one head of any attention, or each has one only")
-        notes += [f"{name}: {len(gone)} of {len(scores[name])} heads removed" for name, gone in removed.items()]
-        return {"removed": removed, "notes": notes}
+        notes += [f"{name}: {len(gone)} of {groups[name].channels} heads removed" for name, gone in removed.items()]
+        plan = {"removed": removed, "attributes": attributes, "notes": notes}
+        return plan | refitted(opened, plan, context.example, heads=True)
 
     def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return the layers that are inside no attention whose heads may go."""
-        holders = tuple(f"{name}." for name in self._found(model))
-        inside = {name: f"{name}.".startswith(holders) for name in layers_with_values(model)}
-        return {name: "" if within else "in no attention whose heads may go" for name, within in inside.items()}
+        opened, notes = _opened(model, example)
+        coupling = Coupling(opened, example, heads=True)
+        groups = self._free(opened, coupling, notes)
+        inside = coupling.touched(groups)
+        torchs = tuple(f"{g.root}." for g in groups if isinstance(_at(model, g.root), nn.MultiheadAttention))
+        return {
+            name: "" if name in inside or f"{name}.".startswith(torchs) else "in no attention whose heads may go"
+            for name in layers_with_values(model)
+        }
 
-    def _found(self, model: nn.Module) -> list[str]:
-        modules = {name: module for name, module in model.named_modules() if name}
-        free = set(in_scope(modules, self, modules))
-        found = [n for n, m in modules.items() if isinstance(m, (nn.MultiheadAttention, Attention))]
-        if not found:
+    def _free(self, model: nn.Module, coupling: Coupling, notes: list[str]) -> list[Group]:
+        """Return the attentions of which everything is in scope that goes with a head."""
+        if not coupling.has_attention and not notes:
             raise ModelError(
-                "PruneHeads found no attention; expected nn.MultiheadAttention, alone or in nn.TransformerEncoderLayer"
+                "PruneHeads found no attention; expected nn.MultiheadAttention, alone or in "
+                "nn.TransformerEncoderLayer, or a forward that mixes values by the softmax of queries and keys, with "
+                "the heads along a dimension of their own"
             )
-        # A head goes with its part of all that is inside.
-        return [n for n in in_scope(found, self, modules) if all(m in free for m in modules if m.startswith(n + "."))]
+        modules = [name for name, _ in model.named_modules()]
+        free = {"", *in_scope(modules, self, modules)}
+        return [group for group in coupling.groups if free.issuperset([*group.producers, *group.read])]
 
-    def _scores(self, model: nn.Module, found: dict[str, Attention], context: Context) -> dict[str, Tensor]:
-        if self.criterion == "magnitude" or not found:
-            return {name: _norms(attention) for name, attention in found.items()}
+    def _scores(self, model: nn.Module, groups: Mapping[str, Group], context: Context) -> dict[str, Tensor]:
+        if self.criterion == "magnitude" or not groups:
+            return {name: _relative(group.importance) for name, group in groups.items()}
         examples = context.data.calibration
-        scores = {name: torch.zeros(attention.num_heads) for name, attention in found.items()}
-        layers = {f"{name}.out_proj": name for name in found}
+        scores = {name: torch.zeros(group.channels) for name, group in groups.items()}
+        readers = {layer: name for name, group in groups.items() for layer in group.read}
         if self.criterion == "activation":
 
             def note(layer: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
-                heads = x.view(*x.shape[:-1], len(scores[layers[layer]]), -1)
-                scores[layers[layer]] += heads.abs().mean(-1).flatten(0, -2).mean(0) * len(x)
+                own, ours = groups[readers[layer]].read[layer]
+                sizes = x.movedim(-1 if isinstance(module, nn.Linear) else 1, 0).abs().flatten(1).mean(1)
+                scores[readers[layer]].index_add_(0, torch.tensor(ours), sizes[own] * len(x))
 
-            with observing(model, layers, note), evaluating(model), torch.no_grad():
+            with observing(model, readers, note), evaluating(model), torch.no_grad():
                 for x, _ in examples.batches():
                     model(x)
-            return scores
+            return {name: _relative(score) for name, score in scores.items()}
         for batch in examples.batches(SMALL_BATCH):
-            for layer, (gradient, _) in weight_gradients(model, layers, [batch], context.loss).items():
+            for layer, (gradient, _) in weight_gradients(model, readers, [batch], context.loss).items():
                 # Summed over what reads a head, w g is the derivative by a factor on its output.
-                change = constrained_weight(model.get_submodule(layer)) * gradient
-                score = scores[layers[layer]]
-                score += change.view(len(change), len(score), -1).sum((0, 2)).square()
+                module, (own, ours) = model.get_submodule(layer), groups[readers[layer]].read[layer]
+                change = (constrained_weight(module) * gradient).movedim(1 - output_axis(module), 0).flatten(1).sum(1)
+                own_change = torch.zeros(len(scores[readers[layer]])).index_add_(0, torch.tensor(ours), change[own])
+                scores[readers[layer]] += own_change.square()
         return scores
 
-    def _removed(self, scores: dict[str, Tensor]) -> dict[str, list[int]]:
+    def _weakest(self, scores: dict[str, Tensor]) -> dict[str, list[int]]:
         if not scores:
             return {}
         everything = torch.cat(list(scores.values())).sort().values
         bar = float(everything[min(round(len(everything) * self.ratio), len(everything) - 1)])
-        removed = {}
+        weakest = {}
         for name, score in scores.items():
             wanted = int((score < bar).sum()) if self.distribution == "global" else round(len(score) * self.ratio)
             gone = score.argsort(stable=True)[: min(wanted, len(score) - 1)]
             if len(gone):
-                removed[name] = sorted(gone.tolist())
-        return removed
+                weakest[name] = gone.tolist()
+        return weakest
+
+    def fitted(self, plan: Plan) -> list[str]:
+        """Return the layers whose quantizers hold for weights that lie apart now."""
+        return list(plan.get("refitted", ()))
+
+    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        """Return the model with its attention opened, in which nothing reads the heads that go."""
+        return silenced(_with_opened(copy.deepcopy(model), plan), example, plan["removed"], heads=True)
 
     @staticmethod
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
-        """Put thinner attention in the place of each; constraints are carried."""
-        for name, gone in plan["removed"].items():
-            attention = open_attention(model.get_submodule(name))
+        """Open the attention of the plan and remove its heads; constraints are carried."""
+        model = _with_opened(model, plan)
+        if plan["removed"]:
+            remove_channels(model, example, plan["removed"], plan.get("attributes", {}), heads=True)
+        return model
+
+
+def _relative(score: Tensor) -> Tensor:
+    return score / score.mean().clamp_min(1e-12)
+
+
+def _at(model: nn.Module, name: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(name)
+
+
+def _with_opened(model: nn.Module, plan: Plan) -> nn.Module:
+    """Open the attention that loses heads, in place."""
+    for name in plan["removed"]:
+        if isinstance(before := model.get_submodule(name), nn.MultiheadAttention):
+            attention = open_attention(before)
             if isinstance(attention, str):
                 raise ModelError(
                     f"the heads of {name} cannot be removed: {attention}; expected the attention decided on"
                 )
-            replace(model, name, attention.keep([k for k in range(attention.num_heads) if k not in gone]))
-        return model
+            replace(model, name, attention)
+    return model
 
 
-def _opened(model: nn.Module, name: str, context: Context, notes: list[str]) -> Attention | None:
-    """Open the attention ``name`` of ``model`` in place, or say why it is left alone."""
-    before = model.get_submodule(name)
-    attention = open_attention(before)
-    if isinstance(attention, str):
-        notes.append(f"{name}: {attention}, left alone")
-        return None
-    replace(model, name, attention)
-    try:
-        with evaluating(model), torch.no_grad():
-            model(context.example)
-    except NutletError:
-        raise
-    except Exception as error:  # a model that reads the inside of its attention may fail in any way at all
-        replace(model, name, before)
-        notes.append(f"{name}: the model does not run with it opened ({type(error).__name__}: {first_line(error)})")
-        return None
-    return attention
-
-
-def _norms(attention: Attention) -> Tensor:
-    total = torch.zeros(attention.num_heads)
-    for layer, axis in ((attention.q_proj, 0), (attention.k_proj, 0), (attention.v_proj, 0), (attention.out_proj, 1)):
-        slices = constrained_weight(layer).movedim(axis, 0).reshape(attention.num_heads, -1)
-        total += torch.linalg.vector_norm(slices, dim=1)
-    return total
+def _opened(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:
+    """Return a copy with every :class:`torch.nn.MultiheadAttention` opened, and why others could not be."""
+    opened, notes = copy.deepcopy(model), []
+    for name, before in [(n, m) for n, m in opened.named_modules() if isinstance(m, nn.MultiheadAttention)]:
+        attention = open_attention(before)
+        if isinstance(attention, str):
+            notes.append(f"{name}: {attention}, left alone")
+            continue
+        replace(opened, name, attention)
+        try:
+            with evaluating(opened), torch.no_grad():
+                opened(example)
+        except NutletError:
+            raise
+        except Exception as error:  # a model that reads the inside of its attention may fail in any way at all
+            replace(opened, name, before)
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            notes.append(f"{name}: the model does not run with it opened ({reason})")
+    return opened, notes
