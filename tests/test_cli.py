@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -311,3 +312,10 @@ def test_ctrl_c_while_modules_load() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs/reference/cli.md").read_text()
+    documented = {name: int(code) for code, name in re.findall(r"^\| (\d+) \|.*\(`(\w+)`\) \|$", page, re.MULTILINE)}
+    kinds = errors.NutletError.__subclasses__()
+    assert documented == {kind.__name__: kind.exit_code for kind in kinds if kind.__module__ == errors.__name__}

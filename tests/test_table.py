@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from nutlet.errors import ConfigError
 from nutlet.table import Table
@@ -28,3 +31,12 @@ def test_markdown_keeps_its_columns() -> None:
 def test_a_row_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="has 1 cells; expected 2"):
         Table("t", ("a", "b"), (("x",),))
+
+
+def test_no_figure_is_cut_in_a_narrow_terminal() -> None:
+    figures = ("1,234,567,890", "98.7654321", "12,345.678", "1,111,222", "3.14159265")
+    out = io.StringIO()
+    Console(file=out, width=40).print(Table("Sizes", ("file", *"abcde"), (("model.onnx", *figures),)))
+    assert "…" not in out.getvalue()
+    cells = [line.split("│")[1:-1] for line in out.getvalue().splitlines() if line.startswith("│")]
+    assert ["".join(part.strip() for part in column) for column in zip(*cells, strict=True)] == ["model.onnx", *figures]

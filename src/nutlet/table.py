@@ -56,7 +56,8 @@ class Table:
         # Text, not str: a file name such as "[red]" must be shown and not obeyed.
         table = RichTable(title=Text(self.title), title_justify="left")
         for place, column in enumerate(self.columns):
-            table.add_column(Text(column), justify="right" if place else "left")
+            # Where there is little room, a figure goes on in the next line: cut, it would be another figure.
+            table.add_column(Text(column), justify="right" if place else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*map(Text, row))
         return Group(table, *map(Text, self.notes))
