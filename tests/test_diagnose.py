@@ -102,8 +102,8 @@ def test_quantized_activations_are_told_from_weights(cnn: tuple[nn.Module, Data]
 @pytest.mark.parametrize(
     ("chain", "step", "names"),
     [
-        ([PruneChannels(ratio=0.5)], 1, {"depthwise", "mix"}),
-        ([Quantize(), PruneChannels(ratio=0.5)], 2, {"depthwise", "mix"}),
+        ([PruneChannels(ratio=0.5)], 1, {"stem", "mix"}),
+        ([Quantize(), PruneChannels(ratio=0.5)], 2, {"stem", "mix"}),
         ([DropBlocks(drop=2)], 1, {"block1", "block2"}),
         ([Factorize(energy=0.4)], 1, {"fc", "stem"}),
         ([PruneWeights(sparsity=0.4), FineTune(epochs=1, batch_size=16)], 2, {"fc", "stem", "norm"}),

@@ -24,6 +24,7 @@ from nutlet.graph.coupling.cut import Attributes, cut, put_attributes
 from nutlet.graph.coupling.follow import RETURNED
 from nutlet.graph.coupling.silence import Silenced
 from nutlet.graph.coupling.trial import OffenceError, Trial
+from nutlet.graph.quantization_error import carried_problem
 from nutlet.graph.scope import Layer
 
 __all__ = ["Coupling", "Group", "refitted", "remove_channels", "silenced"]
@@ -201,6 +202,15 @@ class Coupling:
         except OffenceError as error:
             return str(error)
 
+    def _owners(self, name: str) -> list[str]:
+        """Return the modules that hold a parameter: more than one where they share it."""
+        weight = self._trial.model.get_parameter(name)
+        return [
+            path
+            for path, module in self._trial.model.named_modules()
+            if any(own is weight for own in module.parameters(recurse=False))
+        ]
+
     def _group(self, family: Family, labels: Tensor) -> Group:
         index = {label: k for k, label in enumerate(labels.tolist())}
         score = torch.zeros(len(labels))
@@ -231,7 +241,7 @@ class Coupling:
             root=root,
             channels=len(labels),
             places=[numbered.index(label) for label in labels.tolist()],
-            producers=tuple(dict.fromkeys(name.rpartition(".")[0] for name, _ in family.makers)),
+            producers=tuple(dict.fromkeys(owner for name, _ in family.makers for owner in self._owners(name))),
             importance=score,
             made=made,
             read=read,
@@ -266,21 +276,22 @@ def remove_channels(
     _, stacks = _bare(model)
     channels = followed(model, example, heads=heads)
     cuts = channels.cuts(labels_of(channels, removed))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    stays = {name: cuts.get(names[id(model.get_submodule(name).get_parameter("weight"))], []) for name in stacks}
     cut(model, cuts)
     put_attributes(model, attributes)
     refitted = []
     for name, stack in stacks.items():
-        layer, places = model.get_submodule(name), cuts.get(f"{name}.weight", [])
+        layer, places = model.get_submodule(name), stays[name]
         weight = layer.get_parameter("weight").detach()
         expected = _selected(before[name], places)
         for k, constraint in enumerate(stack):
             for dim, keep in places:
                 stack[k] = constraint = constraint.select(dim, keep)
             weight = constraint(weight)
-        if places and not torch.equal(weight, expected):
-            refitted.append(name)
         constrain(layer, stack)
-        if name in refitted:
+        if places and (not torch.equal(weight, expected) or carried_problem(layer)):
+            refitted.append(name)
             refit(layer)
     return refitted
 
@@ -306,7 +317,7 @@ def silenced(model: nn.Module, example: Tensor, removed: Removed, *, heads: bool
     whole = copy.deepcopy(model)
     bare, _ = _bare(copy.deepcopy(model))
     channels = followed(bare, example, heads=heads)
-    return Silenced(whole, channels, labels_of(channels, removed))
+    return Silenced(whole, bare, example, channels, labels_of(channels, removed))
 
 
 def labels_of(channels: Channels, removed: Removed) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -24,39 +24,65 @@ class Silenced(nn.Module):
     value of them, and a norm or a mean over channels is taken over those that are left.
 
     Args:
-        model: without constraints, or below constraints that :func:`nutlet.graph.comparison.plain` takes off.
-        channels: of ``model``.
+        model: below constraints or not: they may be taken off later.
+        bare: the same without constraints; not changed.
+        example: inputs, batch first, of which the first is used.
+        channels: of ``bare``.
         gone: labels of the channels.
     """
 
-    def __init__(self, model: nn.Module, channels: Channels, gone: set[int]) -> None:
+    def __init__(self, model: nn.Module, bare: nn.Module, example: Tensor, channels: Channels, gone: set[int]) -> None:
         super().__init__()
         self.model = model
         self.heads = channels.heads
         lost = torch.zeros(len(channels.labels), dtype=torch.bool)
         lost[list(gone)] = True
-        self.lost = lost[channels.labels]
+        marker = _Marker(bare, lost[channels.labels], heads=channels.heads)
+        marker.walk(example[:1])
+        # By order of reading: numbers would not be the same where layers no longer share a weight.
+        self.marks = marker.marks
 
     def forward(self, x: Tensor) -> Any:
-        """Return what the model answers; numbers are issued anew, in the same order."""
-        return _Silencer(self.model, self.lost, heads=self.heads).walk(x)
+        """Return what the model answers."""
+        return _Silencer(self.model, iter(self.marks), heads=self.heads).walk(x)
 
 
-class _Silencer(Follower):
+class _Marker(Follower):
+    """Marks, for each reading of channels, those that are lost; None where there are none."""
+
     def __init__(self, model: nn.Module, lost: Tensor, *, heads: Collection[str]) -> None:
         super().__init__(model, RULES, unknown, heads=heads)
         self.lost = lost
+        self.marks: list[Tensor | None] = []
+
+    def mark(self, numbers: Tensor) -> None:
+        lost = self.lost[numbers]
+        self.marks.append(lost if bool(lost.any()) else None)
 
     def silent(self, tensor: Tensor, numbers: Tensor | None = None) -> Tensor:
-        lost = self.lost[self.of(tensor) if numbers is None else numbers]
-        return tensor.masked_fill(lost, 0.0) if bool(lost.any()) else tensor
+        self.mark(self.of(tensor) if numbers is None else numbers)
+        return tensor
 
     def across(self, x: Tensor, dim: int, run: Callable[[Pick], Any], *, keeps: bool = True) -> Any:
         numbers = self.of(x)
-        stays = ~self.lost[first_along(numbers, varying(numbers) - {dim})].flatten()
-        if bool(stays.all()):
-            return run(lambda tensor, dim: tensor)
-        places = stays.nonzero()[:, 0]
+        self.mark(first_along(numbers, varying(numbers) - {dim}).flatten())
+        return super().across(x, dim, run)
+
+
+class _Silencer(Follower):
+    def __init__(self, model: nn.Module, marks: Iterator[Tensor | None], *, heads: Collection[str]) -> None:
+        super().__init__(model, RULES, unknown, heads=heads)
+        self.marks = marks
+
+    def silent(self, tensor: Tensor, numbers: Tensor | None = None) -> Tensor:
+        lost = next(self.marks)
+        return tensor if lost is None else tensor.masked_fill(lost, 0.0)
+
+    def across(self, x: Tensor, dim: int, run: Callable[[Pick], Any], *, keeps: bool = True) -> Any:
+        lost = next(self.marks)
+        if lost is None:
+            return super().across(x, dim, run)
+        places = (~lost).nonzero()[:, 0]
         result = run(lambda tensor, dim: None if tensor is None else tensor.index_select(dim, places))
         if not keeps:
             return result

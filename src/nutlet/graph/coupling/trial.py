@@ -227,7 +227,7 @@ class Trial:
 
     def disagreement(self, thinner: nn.Module, gone: set[int]) -> str:
         """Return how the answers of a thinner model differ from the model with nothing reading those channels."""
-        silenced = Silenced(self.model, self.channels, gone)
+        silenced = Silenced(self.model, self.model, self.example, self.channels, gone)
         if difference(run(thinner, self.example), run(silenced, self.example)) <= ROUNDING:
             return ""
         # Copies, because a thinner model shares parameters and double precision is put into them in place.

@@ -70,7 +70,17 @@ class Student(Method):
         weighted_layers(model, self)
         if self.depth < 1:
             blocks_in_scope(model, example, self)
+        elif self.start == "inherited":
+            return self._thinner.reasons(model, example)
+        else:
+            self._thinner.reasons(model, example)  # or it says that nothing can be thinner
         return super().reasons(model, example)
+
+    @property
+    def _thinner(self) -> PruneChannels:
+        return PruneChannels(
+            ratio=1 - self.width, multiple_of=self.multiple_of, include=self.include, exclude=self.exclude
+        )
 
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks and channels that go, and new weights for a fresh start."""
@@ -83,11 +93,8 @@ class Student(Method):
             _take_over(plan, DropBlocks(drop=gone, include=self.include, exclude=self.exclude).decide(trial, context))
             trial = DropBlocks.execute(trial, plan, example)
         if self.width < 1:
-            thinner = PruneChannels(
-                ratio=1 - self.width, multiple_of=self.multiple_of, include=self.include, exclude=self.exclude
-            )
             try:
-                _take_over(plan, thinner.decide(trial, context))
+                _take_over(plan, self._thinner.decide(trial, context))
             except NutletError as error:
                 if not plan["dropped"]:
                     raise

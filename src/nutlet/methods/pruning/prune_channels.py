@@ -75,16 +75,7 @@ class PruneChannels(Method):
     def decide(self, model: nn.Module, context: Context) -> Plan:
         """Return the channels each group loses."""
         coupling = Coupling(model, context.example)
-        groups = self._free(model, coupling)
-        notes = [
-            f"{name}: its channels are coupled in a way that cannot be followed ({reason}); left alone"
-            for name, reason in coupling.refused.items()
-        ]
-        if not groups:
-            raise ModelError(
-                "PruneChannels found no channels it can remove; expected a layer in scope that is not the output; "
-                + ("; ".join(notes) or f"layers in scope: {', '.join(weighted_layers(model, self)) or 'none'}")
-            )
+        groups, notes = self._free(model, coupling)
         scores = self._scores(model, groups, context)
         ratio = self.ratio if self.ratio is not None else self._ratio_for_macs(coupling, groups, scores)
         removed = self._removed(groups, scores, ratio)
@@ -102,12 +93,22 @@ class PruneChannels(Method):
         plan = {"removed": removed, "attributes": attributes, "notes": notes}
         return plan | refitted(model, plan, context.example)
 
-    def _free(self, model: nn.Module, coupling: Coupling) -> list[Group]:
-        """Return the groups that modules in scope make alone."""
-        weighted_layers(model, self)  # or it says why there are none
+    def _free(self, model: nn.Module, coupling: Coupling) -> tuple[list[Group], list[str]]:
+        """Return the groups that modules in scope make alone, and sentences about channels that cannot be followed."""
+        layers = weighted_layers(model, self)  # or it says why there are none
         modules = [name for name, _ in model.named_modules()]
         free = {"", *in_scope(modules, self, modules)}
-        return [group for group in coupling.groups if free.issuperset(group.producers)]
+        notes = [
+            f"{name}: its channels are coupled in a way that cannot be followed ({reason}); left alone"
+            for name, reason in coupling.refused.items()
+        ]
+        groups = [group for group in coupling.groups if free.issuperset(group.producers)]
+        if not groups:
+            raise ModelError(
+                "PruneChannels found no channels it can remove; expected a layer in scope that is not the output; "
+                + ("; ".join(notes) or f"layers in scope: {', '.join(layers) or 'none'}")
+            )
+        return groups, notes
 
     def _scores(self, model: nn.Module, groups: list[Group], context: Context) -> list[Tensor]:
         if self.criterion == "magnitude":
@@ -162,7 +163,7 @@ class PruneChannels(Method):
     def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers keep their channels and those they read: how they are coupled decides."""
         coupling = Coupling(model, example)
-        thinner = coupling.touched(self._free(model, coupling))
+        thinner = coupling.touched(self._free(model, coupling)[0])
         modules = [name for name, _ in model.named_modules()]
         free = set(in_scope(modules, self, modules))
         return {

@@ -96,14 +96,14 @@ class PruneHeads(Method):
 
     def _free(self, model: nn.Module, coupling: Coupling, notes: list[str]) -> list[Group]:
         """Return the attentions of which everything is in scope that goes with a head."""
+        modules = [name for name, _ in model.named_modules()]
+        free = {"", *in_scope(modules, self, modules)}
         if not coupling.has_attention and not notes:
             raise ModelError(
                 "PruneHeads found no attention; expected nn.MultiheadAttention, alone or in "
                 "nn.TransformerEncoderLayer, or a forward that mixes values by the softmax of queries and keys, with "
                 "the heads along a dimension of their own"
             )
-        modules = [name for name, _ in model.named_modules()]
-        free = {"", *in_scope(modules, self, modules)}
         return [group for group in coupling.groups if free.issuperset([*group.producers, *group.read])]
 
     def _scores(self, model: nn.Module, groups: Mapping[str, Group], context: Context) -> dict[str, Tensor]:
