@@ -69,6 +69,8 @@ RECIPES: dict[str, tuple[str, list[nl.Method]]] = {
     "masked": ("cnn", [nl.PruneWeights(sparsity=0.5)]),
     "second order": ("mlp", [nl.PruneSecondOrder(sparsity=0.5)]),
     "masked, thinner": ("cnn", [nl.PruneWeights(sparsity=0.5), nl.PruneChannels(ratio=0.3)]),
+    "thinner": ("cnn", [nl.PruneChannels(ratio=0.3)]),
+    "fewer heads": ("attention", [nl.PruneHeads(ratio=0.5)]),
     "int8, thinner": ("cnn", [nl.Quantize(), nl.PruneChannels(ratio=0.3)]),
     "int8, masked": ("cnn", [nl.Quantize(), nl.PruneWeights(sparsity=0.5)]),
     "equalized": ("cnn", [nl.Equalize()]),
@@ -172,6 +174,24 @@ def _another_block(model: nn.Module, plan: dict[str, Any], example: Tensor) -> t
     return model, {"dropped": ["block2" if name == "block1" else "block1" for name in plan["dropped"]]}, example
 
 
+def _cuts(change: Callable[[Tensor], Tensor], of: Callable[[str, int], bool]) -> Callable[[Any], Any]:
+    """Return a mutant of the cut that keeps other places of some parameters, along some of their dimensions."""
+
+    def wrong(model: nn.Module, cuts: dict[str, list[tuple[int, Tensor]]]) -> tuple[Any, ...]:
+        return model, {
+            name: [(dim, change(keep) if of(name, dim) else keep) for dim, keep in places]
+            for name, places in cuts.items()
+        }
+
+    return first(wrong)
+
+
+def _other_place(keep: Tensor) -> Tensor:
+    """Return the first place that goes in the place of one that stays."""
+    gone = [k for k in range(int(keep.max())) if k not in keep.tolist()]
+    return torch.cat([keep[:-1], torch.tensor(gone[:1])]) if gone else keep + 1
+
+
 def _moved_quantizers(result: Any, *args: Any) -> Any:
     edits = result.by_site
     values = list(edits.values())
@@ -257,6 +277,31 @@ FAULTS = {
     ),
     "mask rolled when channels are selected": Fault(
         "nutlet.graph.constraints:Mask.select", after(lambda mask, *args: Mask(mask.mask.roll(1, 0))), "masked, thinner"
+    ),
+    "a reader takes other channels": Fault(
+        "nutlet.graph.coupling.groups:cut",
+        _cuts(_other_place, lambda name, dim: dim == 1 and name != "depthwise.weight"),
+        "thinner",
+    ),
+    "two channels of a reader swapped": Fault(
+        "nutlet.graph.coupling.groups:cut", _cuts(lambda keep: keep.roll(1), lambda name, dim: dim == 1), "thinner"
+    ),
+    "a norm keeps the statistics of others": Fault(
+        "nutlet.graph.coupling.groups:cut", _cuts(_other_place, lambda name, dim: "running" in name), "thinner"
+    ),
+    "biases of other channels": Fault(
+        "nutlet.graph.coupling.groups:cut", _cuts(_other_place, lambda name, dim: name.endswith("bias")), "thinner"
+    ),
+    "values of other heads": Fault(
+        "nutlet.graph.coupling.groups:cut",
+        _cuts(lambda keep: keep.flip(0), lambda name, dim: "v_proj" in name),
+        "fewer heads",
+    ),
+    "another head is read": Fault(
+        "nutlet.graph.coupling.groups:cut", _cuts(lambda keep: keep.flip(0), lambda name, dim: dim == 1), "fewer heads"
+    ),
+    "the number of heads stays": Fault(
+        "nutlet.graph.coupling.groups:put_attributes", lambda _: lambda model, attributes: None, "fewer heads"
     ),
     "scale halved": Fault(
         "nutlet.graph.quantizers.integers:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "int8"

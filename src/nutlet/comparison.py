@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ComparisonError
+from nutlet.errors import ComparisonError, NutletError, first_line
 from nutlet.graph.activations import ActivationGrid, ActivationQuantizer, Activations, calibrate, grid_of
 from nutlet.graph.comparison import Answers, answers, difference, plain, run
 from nutlet.graph.constraints import Mask, constrained_layers, constrained_weight, constraints
@@ -200,7 +200,12 @@ class _Step:
                 return "answers are no longer finite"
             return ""
         release(after)
-        found = answers(plain(after, quantized=quantized), self.x)
+        try:
+            found = answers(plain(after, quantized=quantized), self.x)
+        except NutletError:
+            raise
+        except Exception as error:  # a model that lost the wrong things may fail in any way at all
+            return f"the model no longer runs ({type(error).__name__}: {first_line(error)})"
         release(after)
         single = found.double is None or expected.double is None
         apart = difference(found.single, expected.single) if single else difference(found.best, expected.best)

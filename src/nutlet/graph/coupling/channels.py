@@ -51,6 +51,7 @@ class Channels:
         element: for each number whether none that it was joined with is that of a channel.
         attention: for each module of attention whose heads go as a whole, the labels of its heads.
         parts: for each call that splits by given sizes, the labels of its results.
+        reshaped: for each call that changes a shape, the labels of its result.
         heads: modules of attention whose heads go as a whole.
     """
 
@@ -63,6 +64,7 @@ class Channels:
     element: Tensor
     attention: dict[str, list[int]]
     parts: dict[int, list[Tensor]]
+    reshaped: dict[int, Tensor]
     heads: tuple[str, ...]
 
     @cached_property
@@ -151,6 +153,7 @@ def followed(model: nn.Module, example: Tensor, *, heads: bool = False) -> Chann
         element=~channel[labels],
         attention={path: list(dict.fromkeys(labels[numbers].tolist())) for path, numbers in f.attention.items()},
         parts={number: [labels[numbers] for numbers in parts] for number, parts in f.parts.items()},
+        reshaped={number: labels[numbers] for number, numbers in f.reshaped.items()},
         heads=f.heads,
     )
 

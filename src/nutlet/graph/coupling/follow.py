@@ -92,6 +92,7 @@ class Follower:
         attention: for each module that multiplies such scores with values, the numbers of its heads.
         products: modules that multiply matrices, with why the channels within a head cannot go there, if so.
         parts: for each call that splits by given sizes, the numbers of its results.
+        reshaped: for each call that changes a shape, the numbers of its result.
         shapes: for each call, in order, the shapes of its tensors.
     """
 
@@ -109,6 +110,7 @@ class Follower:
         self.scored: set[int] = set()
         self.attention: dict[str, list[int]] = {}
         self.products: dict[str, str] = {}
+        self.reshaped: dict[int, Tensor] = {}
         self.parts: dict[int, list[Tensor]] = {}
         self.shapes: list[list[tuple[int, ...]]] = []
         self.beside = WeakTensorKeyDictionary()
@@ -198,6 +200,10 @@ class Follower:
     def whole_heads(self, call: Call) -> bool:
         """Whether heads of the attention that makes a call go as a whole."""
         return any(call.path == path or call.path.startswith(f"{path}.") for path in self.heads)
+
+    def shaped(self, call: Call, numbers: Tensor) -> None:
+        """Take note of what a call gives that changes the shape."""
+        self.reshaped[call.number] = numbers
 
     def silent(self, tensor: Tensor, numbers: Tensor | None = None) -> Tensor:
         """Return what a layer is to read of ``tensor``, the numbers of which are those given or its own."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nutlet.graph.coupling.follow import Call, Follower
@@ -110,22 +109,19 @@ def recurrent(f: Follower, call: Call) -> Any:
     if len(call.args) != 9:
         return unknown(f, call)  # packed sequences
     x, state, weights, has_bias, layers, _, _, both, _ = call.args
-    hidden = weights[1].shape[1]
     directions, each = 2 if both else 1, 4 if has_bias else 2
     if len(weights) != each * layers * directions or any(id(weight) not in f.names for weight in weights):
         return unknown(f, call)  # projections, or weights that something else makes
-    read, made, silenced = f.along(x, x.ndim - 1), [], []
-    for layer in range(layers):
-        own = [f.ledger.issue(hidden) for _ in range(directions)]
-        for k in range(directions):
-            start = each * (layer * directions + k)
-            silenced += _gates(f, call, weights[start : start + each], read, own[k])
-        made += own
-        read = torch.cat(own)
-    states = torch.stack(made)[:, None]  # (layers * directions, 1, hidden)
+    read, silenced = f.along(x, x.ndim - 1), []
+    # One width holds for all layers and directions: each loses the same channels.
+    made = f.axis(call, weights[1], 1)
+    for start in range(0, len(weights), each):
+        silenced += _gates(f, call, weights[start : start + each], read, made)
+        if start // each % directions == directions - 1:
+            read = made.repeat(directions)
+    states = made[None, None]  # (layers * directions, 1, hidden)
     for tensor in tensors(state):
         f.ledger.join(f.of(tensor), states)
-    call.put(0, "input", f.silent(x))
     call.put(2, "params", silenced)
     result = call.run()
     f.put(result[0], read)
@@ -141,6 +137,5 @@ def _gates(f: Follower, call: Call, weights: list[Tensor], read: Tensor, made: T
         f.axis(call, weight, 1, numbers)
     for bias in weights[2:]:
         f.ledger.join(f.of(bias), rows)
-    f.made[f.names[id(weights[1])]] = 1
-    # What a layer gives itself is silenced where it is read: in the weight, since it never leaves the call.
-    return [weights[0], f.silent(weights[1], made[None]), *weights[2:]]
+    # What a layer gives itself and the next never leaves the call: it is silenced in the weights that read it.
+    return [f.silent(weights[0], read[None]), f.silent(weights[1], made[None]), *weights[2:]]

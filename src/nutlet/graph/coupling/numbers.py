@@ -18,7 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-__all__ = ["NOTHING", "Ledger", "aligned", "compact", "first_along", "varying"]
+__all__ = ["NOTHING", "Ledger", "aligned", "compact", "first_along", "lines", "varying"]
 
 Array = npt.NDArray[np.int64]
 NOTHING = torch.zeros(1, dtype=torch.long)
@@ -103,6 +103,12 @@ class Ledger:
             for label in labels[torch.from_numpy(numbers)].tolist():
                 found.setdefault(label, reason)
         return found
+
+
+def lines(numbers: Tensor) -> list[list[int]]:
+    """Return the numbers along each dimension, where they lie first along the others."""
+    dims = set(range(numbers.ndim))
+    return [first_along(numbers, dims - {dim}).flatten().tolist() for dim in range(numbers.ndim)]
 
 
 def first_along(numbers: Tensor, dims: Iterable[int]) -> Tensor:

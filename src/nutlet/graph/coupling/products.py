@@ -69,7 +69,8 @@ def product(f: Follower, call: Call, operands: list[tuple[Tensor, list[int]]], o
             kept = kept.select(d, 0)
         ranks = sorted(order)
         placed.append(kept.permute([ranks.index(d) for d in order]).reshape(shape))
-    _note_heads(f, call, placed[0])
+    for own in placed:
+        _note_heads(f, call, own)
     rows, columns = map(varying, placed)
     f.products.setdefault(call.path, "")
     if rows - columns and columns - rows:

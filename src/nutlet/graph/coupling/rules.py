@@ -101,6 +101,10 @@ def _met(f: Follower, call: Call, one: Tensor, other: Tensor) -> Tensor:
         ledger.fix(one, reason)
         return other
     ledger.join(one, other)
+    if first < second and bool((one > 0).all()):
+        return one  # what is joined along a dimension need not vary there
+    if second < first and bool((other > 0).all()):
+        return other
     return torch.where(one > 0, one, other)
 
 
@@ -120,6 +124,7 @@ def movement(f: Follower, call: Call) -> Any:
     numbers = on_numbers(f, call)
     if call.op in _NEW_SHAPES and not f.whole_heads(call):
         numbers = [_even_split(f, call, each) for each in numbers]
+        f.shaped(call, numbers[0])
     result = call.run()
     for tensor, found in zip(tensors(result), numbers, strict=True):
         f.put(tensor, found)
@@ -164,7 +169,7 @@ def parts(f: Follower, call: Call) -> Any:
     numbers = on_numbers(f, call)
     dim = call.get(2, "dim", 0)
     if isinstance(call.get(1, "split_size_or_sections"), (tuple, list)):
-        f.parts[call.number] = numbers
+        f.parts[call.number] = [aligned(each, call.tensors[0].ndim) for each in numbers]
     result = call.run()
     even = len({part.shape for part in result}) == 1 and all(each.numel() > 1 for each in numbers)
     if even and not f.whole_heads(call) and f.of(call.tensors[0]).shape[dim] > 1:
@@ -320,8 +325,10 @@ def layer_norm(f: Follower, call: Call) -> Any:
     own = [t for t in (call.get(2, "weight"), call.get(3, "bias")) if isinstance(t, Tensor)]
     merged(f, call, [(numbers, x), *((f.of(t), t) for t in own)])
     if varying(numbers) - dims and varying(numbers) & dims:
-        f.join_along(numbers, varying(numbers) & dims) if f.whole_heads(call) else f.join_along(
-            numbers, varying(numbers) - dims
+        numbers = (
+            f.join_along(numbers, varying(numbers) & dims)
+            if f.whole_heads(call)
+            else f.join_along(numbers, varying(numbers) - dims)
         )
     taken = varying(numbers) & dims
     if len(taken) != 1:

@@ -15,7 +15,7 @@ from nutlet.graph.comparison import ROUNDING, answers, difference, run
 from nutlet.graph.coupling.channels import Channels, NoSliceError
 from nutlet.graph.coupling.cut import Attributes, Cuts, put_attributes, thin_copy
 from nutlet.graph.coupling.follow import Call, Follower
-from nutlet.graph.coupling.numbers import first_along, varying
+from nutlet.graph.coupling.numbers import lines
 from nutlet.graph.coupling.rules import RULES, unknown
 from nutlet.graph.coupling.silence import Silenced
 
@@ -85,6 +85,7 @@ class _Checker(Follower):
 
     def __init__(self, model: nn.Module, channels: Channels, cuts: Cuts, thinned: set[int]) -> None:
         super().__init__(model, RULES, unknown, heads=channels.heads)
+        self.channels = channels
         self.ledger = _Checking(channels)  # type: ignore[assignment]
         self.recent: list[set[int]] = []
         self.thinned = thinned
@@ -113,6 +114,13 @@ class _Checker(Follower):
             raise
         except Exception as error:  # a call with wrong shapes may raise anything
             raise OffenceError(f"{call}: {type(error).__name__}: {first_line(error)}", self.gone_lately, call) from None
+
+    def shaped(self, call: Call, numbers: Tensor) -> None:
+        # Channels of one head that lie in another, say, though those of all heads have the same labels.
+        before = self.channels.reshaped.get(call.number, numbers)
+        for line, whole in zip(lines(numbers), lines(before), strict=False):
+            if len(set(line)) < len(line) and len(set(whole)) == len(whole):
+                raise _Mismatch(set(line))
 
     @property
     def gone_lately(self) -> set[int]:
@@ -218,7 +226,7 @@ class Trial:
         """Yield the sizes that a call splits by, as one attribute or each as one."""
         before, dim = list(call.get(1, "split_size_or_sections")), call.get(2, "dim", 0)
         after = [
-            sum(label not in gone for label in line) if len(line := _line(part, dim)) == size else size
+            sum(label not in gone for label in line) if len(line := lines(part)[dim]) == size else size
             for size, part in zip(before, parts, strict=True)
         ]
         yield from ({name: after} for name, value in numbers.items() if value in (before, tuple(before)))
@@ -236,11 +244,6 @@ class Trial:
         if apart <= expected.tolerance:
             return ""
         return f"without those chosen, answers are {apart:.2g} of the largest from those with nothing reading them"
-
-
-def _line(labels: Tensor, dim: int) -> list[int]:
-    """Return the labels along a dimension, where they lie first along others."""
-    return first_along(labels, varying(labels) - {dim % max(labels.ndim, 1)}).flatten().tolist()
 
 
 def _is_sizes(value: Any) -> bool:
