@@ -44,8 +44,13 @@ def test_no_step_compresses_the_state(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert calls == []
 
 
-@pytest.mark.parametrize("kind", ["cnn", "mlp", "attention"])
-@pytest.mark.parametrize("method", [None, nl.Quantize(), nl.Quantize(bits=4, activations=False)])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *((kind, method) for kind in ("cnn", "mlp") for method in (None, nl.Quantize())),
+        ("attention", nl.Quantize(bits=4, activations=False)),
+    ],
+)
 def test_fewer_rules_make_the_same_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, method: nl.Method | None
 ) -> None:
