@@ -25,6 +25,7 @@ from nutlet.graph.coupling.follow import RETURNED
 from nutlet.graph.coupling.silence import Silenced
 from nutlet.graph.coupling.trial import OffenceError, Trial
 from nutlet.graph.quantization_error import carried_problem
+from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.scope import Layer
 
 __all__ = ["Coupling", "Group", "refitted", "remove_channels", "silenced"]
@@ -290,7 +291,9 @@ def remove_channels(
                 stack[k] = constraint = constraint.select(dim, keep)
             weight = constraint(weight)
         constrain(layer, stack)
-        if places and (not torch.equal(weight, expected) or carried_problem(layer)):
+        # Other weights lie side by side now, whose products a kernel adds up.
+        saturates = any(isinstance(few, WeightQuantizer) and few.saturates(weight) for few in stack)
+        if places and (saturates or not torch.equal(weight, expected) or carried_problem(layer)):
             refitted.append(name)
             refit(layer)
     return refitted

@@ -196,15 +196,22 @@ class WeightQuantizer(FewValues):
         step = self.step.detach()
         scale = step
         if self.portable:
-            # Pairs of codes and not of weights: those that lie on the grid already stay where they are.
-            pairs = _largest_pair(self.codes(weight).float().movedim(self.axis, 0))
-            pairs = pairs.amax(0, keepdim=True) if self.grid.granularity == "tensor" else pairs
-            scale = torch.where(pairs > _MOST_OF_A_PAIR, torch.maximum(scale, self._least(weight)), scale)
+            scale = torch.where(self._saturated(weight), torch.maximum(scale, self._least(weight)), scale)
         if self.grid.ranges == "minmax" and self.grid.symmetric and not self.grid.learn:
             rows = _rows(weight.detach(), self.axis, self.grid)
             needed = self._covering(rows.amin(1), rows.amax(1))[0]
             scale = torch.where(needed > scale * (1 + 1e-6), needed, scale)
         self._set(scale, self.zero_point)
+
+    def saturates(self, weight: Tensor) -> bool:
+        """Return whether codes of ``weight`` lie side by side that a portable grid keeps apart."""
+        return self.portable and bool(self._saturated(weight).any())
+
+    def _saturated(self, weight: Tensor) -> Tensor:
+        """Return which scales have a pair of codes that saturates; those of weights on the grid already do not move."""
+        pairs = _largest_pair(self.codes(weight).float().movedim(self.axis, 0))
+        pairs = pairs.amax(0, keepdim=True) if self.grid.granularity == "tensor" else pairs
+        return pairs > _MOST_OF_A_PAIR
 
     def anew(self, weight: Tensor, axis: int = 0) -> WeightQuantizer:
         """Return the same grid fitted to another weight."""
