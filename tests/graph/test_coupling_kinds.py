@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.errors import ModelError
 from nutlet.graph.comparison import answers, difference
 from nutlet.graph.coupling.groups import Coupling, remove_channels, silenced
 from nutlet.methods import PruneChannels, PruneHeads
@@ -230,9 +231,20 @@ class CrossCovariance(Attention):
         return (v.transpose(-2, -1).mT @ (q.transpose(-2, -1) @ k).softmax(-1)).contiguous()
 
 
+class TiedAttention(FusedAttention):
+    """Heads are as wide as the input of the attention divided by their number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        n, length, width = x.shape
+        shape = n, length, 3, self.num_heads, width // self.num_heads
+        q, k, v = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4)
+        return self.fc((x + self.proj(self.mixed(q, k, v).transpose(1, 2).reshape(n, length, width))).mean(1))
+
+
 IMAGES = [LayerScale, ReshapedScale, Fusion, Gate, SpatialGate, Normed, Shuffled, Split, Grouped, DepthwiseTwice]
 IMAGES += [Upsampled]
-TOKENS = [TokenMixing, LSTM, GRU, Attention, FusedAttention, EinsumAttention, CrossCovariance]
+TOKENS = [TokenMixing, LSTM, GRU, Attention, FusedAttention, EinsumAttention, CrossCovariance, TiedAttention]
 ATTENTION = [Attention, FusedAttention, EinsumAttention, CrossCovariance]
 
 
@@ -292,6 +304,30 @@ def test_heads_of_attention_that_a_forward_writes_out(kind: type[nn.Module]) -> 
     assert small.model.qkv.weight.shape == (24, 16)
     assert small.model.proj.weight.shape == (16, 8)
     assert small.model.head_dim == 4
+
+
+def test_tied_groups_lose_the_same_share() -> None:
+    data = tiny.tiny_data(ROWS)
+    model, x = made(TiedAttention)
+    assert {(group.root, group.tie) for group in Coupling(model, x).groups} == {("embed", "embed"), ("qkv", "embed")}
+    widths = {}
+    for method in (
+        PruneChannels(ratio=0.3),
+        PruneChannels(ratio=0.45),
+        PruneChannels(ratio=0.3, distribution="global"),
+        PruneChannels(ratio=0.45, multiple_of=8),
+        PruneChannels(ratio=0.3, multiple_of=16),
+        PruneChannels(macs=0.4),
+    ):
+        small = compress(model, [method], data).model
+        widths[method] = small.embed.out_features, small.proj.in_features, small.num_heads
+    assert list(widths.values()) == [(12, 12, 3), (8, 8, 2), (12, 12, 3), (8, 8, 2), (16, 16, 4), (8, 8, 2)]
+
+
+def test_what_is_tied_to_an_excluded_layer_stays() -> None:
+    model, _ = made(TiedAttention)
+    with pytest.raises(ModelError, match="no channels it can remove"):
+        compress(model, [PruneChannels(ratio=0.5, exclude=("embed",))], tiny.tiny_data(ROWS))
 
 
 def test_one_head_goes_unnoticed_that_nobody_reads() -> None:

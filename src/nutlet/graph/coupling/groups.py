@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ class Group:
     Args:
         root: the layer whose output channels number the group.
         channels: number of channels.
+        width: number of outputs of ``root`` that they are; of a head many.
         places: for each channel where it lies among the outputs of ``root``, the first place of those it has.
         producers: names of all modules that make these channels.
         importance: ``(channels,)`` sum over all coupled weights of the L2 norm of what would go, each divided by its
@@ -51,10 +53,13 @@ class Group:
         read: the same of the input channels of layers that read them.
         labels: of the channels.
         own: L2 norms of the weights by which the root makes its part of the channels, each with the channel.
+        tie: the root of the first of those groups that have to lose the same share of their channels, itself included;
+            its own where no other has to.
     """
 
     root: str
     channels: int
+    width: int
     places: list[int]
     producers: tuple[str, ...]
     importance: Tensor
@@ -62,6 +67,7 @@ class Group:
     read: Mapping[str, tuple[list[int], list[int]]]
     labels: Tensor
     own: tuple[Tensor, Tensor]
+    tie: str
 
     def forced(self, gone: list[int]) -> bool:
         """Whether channels that have to go together make it lose far more than a free choice of as many would.
@@ -119,8 +125,13 @@ class Coupling:
                 self.refused.setdefault(root, reason)
         # Every third: enough to see where order matters, or numbers that a forward has written down.
         wrong, _ = self._wrong({family: set(labels[::3].tolist()) for family, labels in free.items()})
-        self.refused |= {self._families()[family]: reason for family, reason in wrong.items()}
-        self.groups = [self._group(family, labels) for family, labels in free.items() if family not in wrong]
+        ties = self._ties({family: labels for family, labels in free.items() if family in wrong})
+        self.refused |= {self._families()[family]: reason for family, reason in wrong.items() if family not in ties}
+        self.groups = [
+            self._group(family, labels, ties.get(family, family))
+            for family, labels in free.items()
+            if family not in wrong or family in ties
+        ]
 
     def _families(self) -> dict[Family, str]:
         """Return the families that are chosen from, each with the name of its root."""
@@ -129,6 +140,31 @@ class Coupling:
             return {family: _key(family.root) for family in families}
         of = {label: path for path, labels in self._channels.attention.items() for label in labels}
         return {family: of[label] for family in families if (label := int(family.labels[0])) in of}
+
+    def _ties(self, labels: dict[Family, Tensor]) -> dict[Family, Family]:
+        """Return the families that can only lose the same share of their channels, each with the first of its tie.
+
+        A forward that makes heads of ``x.shape[-1] // self.num_heads`` channels ties the heads to what it reads them
+        from: what is tied is as wide somewhere. It is tried on the smallest share that all of them can lose.
+
+        Args:
+            labels: of the families that could not lose any share alone.
+        """
+        ties: dict[Family, Family] = {}
+        for tied in _as_wide(labels, {family: self._widths(family) for family in labels}):
+            shares = math.gcd(*(len(labels[family]) for family in tied))
+            if len(tied) < 2 or shares < 2:
+                continue
+            wrong, _ = self._wrong({family: set(labels[family][::shares].tolist()) for family in tied})
+            holding = [family for family in tied if family not in wrong]
+            if len(holding) > 1:
+                ties |= dict.fromkeys(holding, holding[0])
+        return ties
+
+    def _widths(self, family: Family) -> set[int]:
+        """Return the widths of weights along which nothing but channels of a family lies."""
+        along = [self._channels.at(place) for place in family.places]
+        return {len(labels) for labels in along if bool(torch.isin(labels, family.labels).all())}
 
     def tried(self, removed: Removed) -> tuple[dict[str, list[int]], Attributes, dict[str, str]]:
         """Try to remove channels together.
@@ -212,7 +248,7 @@ class Coupling:
             if any(own is weight for own in module.parameters(recurse=False))
         ]
 
-    def _group(self, family: Family, labels: Tensor) -> Group:
+    def _group(self, family: Family, labels: Tensor, tie: Family) -> Group:
         index = {label: k for k, label in enumerate(labels.tolist())}
         score = torch.zeros(len(labels))
         made: dict[str, tuple[list[int], list[int]]] = {}
@@ -241,6 +277,7 @@ class Coupling:
         return Group(
             root=root,
             channels=len(labels),
+            width=sum(label in index for label in self._channels.at(family.root).tolist()),
             places=[numbered.index(label) for label in labels.tolist()],
             producers=tuple(dict.fromkeys(owner for name, _ in family.makers for owner in self._owners(name))),
             importance=score,
@@ -248,7 +285,18 @@ class Coupling:
             read=read,
             labels=labels,
             own=of_root,
+            tie=self._families()[tie],
         )
+
+
+def _as_wide(families: Iterable[Family], widths: Mapping[Family, set[int]]) -> list[list[Family]]:
+    """Return families together that share a width with one of the others."""
+    found: list[list[Family]] = []
+    for family in families:
+        like = [others for others in found if any(widths[family] & widths[other] for other in others)]
+        found = [others for others in found if others not in like]
+        found.append([*(other for others in like for other in others), family])
+    return found
 
 
 def _lying(labels: list[int], index: Mapping[int, int]) -> tuple[list[int], list[int]]:

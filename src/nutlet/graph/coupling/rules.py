@@ -122,8 +122,9 @@ _NEW_SHAPES = ("view", "reshape", "unflatten", "view_as", "reshape_as")
 def movement(f: Follower, call: Call) -> Any:
     """Repeat the call on the numbers."""
     numbers = on_numbers(f, call)
-    if call.op in _NEW_SHAPES and not f.whole_heads(call):
-        numbers = [_even_split(f, call, each) for each in numbers]
+    if call.op in _NEW_SHAPES:
+        if not f.whole_heads(call):
+            numbers = [_even_split(f, call, each) for each in numbers]
         f.shaped(call, numbers[0])
     result = call.run()
     for tensor, found in zip(tensors(result), numbers, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -27,7 +28,8 @@ class PruneChannels(Method):
     """Remove the output channels that matter least, through additions and concatenations.
 
     Give one of ``ratio`` and ``macs``. Channels that are coupled go together, by the sum of their scores; each side of
-    a concatenation keeps one at least.
+    a concatenation keeps one at least. Where a forward makes heads of its inputs' width, heads and inputs lose the same
+    share: with four heads, a quarter or a half.
 
     Args:
         ratio: share of the channels that goes, 0 up to but not including 1.
@@ -102,7 +104,8 @@ class PruneChannels(Method):
             f"{name}: its channels are coupled in a way that cannot be followed ({reason}); left alone"
             for name, reason in coupling.refused.items()
         ]
-        groups = [group for group in coupling.groups if free.issuperset(group.producers)]
+        held = {group.tie for group in coupling.groups if not free.issuperset(group.producers)}
+        groups = [group for group in coupling.groups if group.tie not in held]
         if not groups:
             raise ModelError(
                 "PruneChannels found no channels it can remove; expected a layer in scope that is not the output; "
@@ -126,10 +129,21 @@ class PruneChannels(Method):
         weakest = torch.cat(scores).sort(stable=True).values
         # Below this score a channel goes, where all are ranked together.
         bar = float(weakest[min(round(len(weakest) * ratio), len(weakest) - 1)])
+        wanted = {
+            group: float((score >= bar).float().mean()) if self.distribution == "global" else 1 - ratio
+            for group, score in zip(groups, scores, strict=True)
+        }
         for group, score in zip(groups, scores, strict=True):
-            wanted = int((score >= bar).sum()) if self.distribution == "global" else round(len(score) * (1 - ratio))
-            keep = min(len(score), max(1, -(-wanted // self.multiple_of)) * self.multiple_of)
-            yield group, score.argsort(stable=True)[: len(score) - keep].tolist()
+            tied = {other: share for other, share in wanted.items() if other.tie == group.tie}
+            yield group, score.argsort(stable=True)[: self._gone(tied, group)].tolist()
+
+    def _gone(self, tied: Mapping[Group, float], group: Group) -> int:
+        """Return how many channels ``group`` loses, where those tied to it want to keep these shares of theirs."""
+        shares = math.gcd(*(other.channels for other in tied))
+        keep = max(1, round(shares * sum(tied.values()) / len(tied)))
+        while keep < shares and any(other.width * keep // shares % self.multiple_of for other in tied):
+            keep += 1
+        return group.channels // shares * (shares - keep)
 
     def _removed(self, groups: list[Group], scores: list[Tensor], ratio: float) -> dict[str, list[int]]:
         removed: dict[str, list[int]] = {}
