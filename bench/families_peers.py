@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,23 +116,38 @@ def export_brevitas(model: nn.Module, file: Path) -> None:
     )  # fmt: skip
 
 
-def torch_pruning(share: float) -> nn.Module:
-    """Return the network with the fewest channels gone that leaves at most ``share`` of the work."""
+def torch_pruning(model: nn.Module, share: float, kept: Callable[[Any], Collection[nn.Module]]) -> nn.Module:
+    """Return a network with the fewest channels gone that leaves at most ``share`` of the work.
+
+    Args:
+        model: not changed.
+        share: of the multiply-accumulates.
+        kept: gives the layers of a copy of the model that keep their channels.
+    """
     import torch_pruning as tp
 
     example = cifar10().calibration.batch(slice(0, 2))[0]
-    budget = share * macs(walk(original(), example))
+    budget = share * macs(walk(model, example))
     for percent in range(1, 100):
-        model: Any = copy.deepcopy(original())
-        inner = {block.conv1 for layer in (model.layer1, model.layer2, model.layer3) for block in layer}
-        layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+        thinner = copy.deepcopy(model)
         tp.pruner.BasePruner(
-            model, example, tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=percent / 100,
-            ignored_layers=[layer for layer in layers if layer not in inner],
+            thinner, example, tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=percent / 100,
+            ignored_layers=list(kept(thinner)),
         ).step()  # fmt: skip
-        if macs(walk(model, example)) <= budget:
-            return model
+        if macs(walk(thinner, example)) <= budget:
+            return thinner
     raise AssertionError(f"no ratio leaves {share} of the work")
+
+
+def between_blocks(model: Any) -> list[nn.Module]:
+    """Return the layers of a ResNet whose channels its shortcuts bind, and the classifier."""
+    inner = {block.conv1 for layer in (model.layer1, model.layer2, model.layer3) for block in layer}
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return [layer for layer in layers if layer not in inner]
+
+
+def thin_resnet(share: float) -> nn.Module:
+    return torch_pruning(original(), share, between_blocks)
 
 
 def export_plain(model: nn.Module, file: Path) -> None:
@@ -140,11 +155,11 @@ def export_plain(model: nn.Module, file: Path) -> None:
 
 
 PEERS = {
-    "channels3x-torch-pruning": Peer(partial(torch_pruning, 1 / 3), export_plain, TRAINING["channels3x"]),
+    "channels3x-torch-pruning": Peer(partial(thin_resnet, 1 / 3), export_plain, TRAINING["channels3x"]),
     "qat8-brevitas": Peer(partial(brevitas, 8), export_brevitas, TRAINING["qat8"]),
     "qat4-brevitas": Peer(partial(brevitas, 4), export_brevitas, TRAINING["qat4"]),
     "ternary-brevitas": Peer(partial(brevitas, 2), export_brevitas, TRAINING["ternary"]),
-    "channels2x-torch-pruning": Peer(partial(torch_pruning, 0.5), export_plain, TRAINING["channels2x"]),
+    "channels2x-torch-pruning": Peer(partial(thin_resnet, 0.5), export_plain, TRAINING["channels2x"]),
 }
 
 
