@@ -6,7 +6,7 @@ import copy
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,17 @@ from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.quantization.formats import put_format
 
-__all__ = ["OnIntegers", "check_bits", "grid_for", "grouped", "integer_plan", "put_grid", "usual_grid", "with_integers"]
+__all__ = [
+    "OnIntegers",
+    "calibrated",
+    "check_bits",
+    "grid_for",
+    "grouped",
+    "integer_plan",
+    "put_grid",
+    "usual_grid",
+    "with_integers",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +136,10 @@ def integer_plan(
             f"runtimes compute with 8-bit integers: exported, a weight of {widths} bits takes a byte; saved, its bits"
         )
     if activations is not None:
-        trial = with_integers(copy.deepcopy(model), plan)
-        record = walk(trial, context.example)
-        inputs = (x for x, _ in context.data.calibration.batches())
-        ranges = calibrate(trial, record, inputs, activations)
+        ranges, trial = calibrated(model, plan, context, activations)
         if ranges:
             plan["activations"] = ranges
-        if exact := sorted(read_exactly(record)):
+        if exact := sorted(read_exactly(walk(trial, context.example))):
             plan["notes"].append(
                 f"{', '.join(exact[:3])}{' and others' if len(exact) > 3 else ''}: the forward decides by these values "
                 "(indices, conditions), they are not rounded"
@@ -145,6 +152,22 @@ def integer_plan(
     untouched = [n for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.MultiheadAttention))]
     plan["notes"] += [f"{name}: its inner weights stay in floating point" for name in untouched]
     return plan
+
+
+def calibrated(
+    model: nn.Module, plan: Plan, context: Context, activations: ActivationGrid
+) -> tuple[dict[str, Any], nn.Module]:
+    """Return the ranges of activations behind the weights of a plan, by site, and the copy that they were measured on.
+
+    Args:
+        model: not changed.
+        plan: with ``fold`` and ``weights``.
+        context: with the calibration examples, all of which are read once.
+        activations: how they are quantized.
+    """
+    trial = with_integers(copy.deepcopy(model), plan)
+    inputs = (x for x, _ in context.data.calibration.batches())
+    return calibrate(trial, walk(trial, context.example), inputs, activations), trial
 
 
 def with_integers(model: nn.Module, plan: Plan) -> nn.Module:
