@@ -45,7 +45,7 @@ def test_what_is_too_coarse_is_left_and_named(activations: bool, most: float) ->
     x = data.calibration.x[:16]
     assert moved(free, model, x) > 1.5 * most
     assert 0 < moved(held, model, x) <= 1.2 * most
-    left = {name for name, _ in constrained_layers(held.model)}
+    left = {name.removeprefix("model.") for name, _ in constrained_layers(held.model)}
     assert "fc" in left
     assert len(left) < 3
     (note,) = (note for note in held.steps[1].notes if "too coarse" in note)
