@@ -35,10 +35,28 @@ def test_l1_makes_weights_zero_and_group_whole_channels() -> None:
     single = compress(model, [sparse(strength=0.02)], data).model
     whole = compress(model, [sparse(strength=0.1, penalty="group", lr=0.1, epochs=15)], data).model
     assert sum(int((w == 0).sum()) for w in weights(single)) > 100
-    empty = sum(int((group_norms(w) == 0).sum()) for w in weights(whole))
+    empty = sum(int((w.norm(dim=1) == 0).sum()) for w in weights(whole))
     assert empty > 0
     assert sum(int((w == 0).sum()) for w in weights(whole)) >= empty * 10
     assert all(bool(w.any()) for w in weights(whole)), "the largest of a layer always stays"
+
+
+def test_coupled_channels_become_zero_together() -> None:
+    model, data = tiny.tiny("mlp")
+    result = compress(model, [sparse(strength=0.1, penalty="group", lr=0.1, epochs=15, threshold=0.5)], data).model
+    empty = [~layer.weight.any(1) for layer in (result.fc1, result.block1.fc2, result.block2.fc2)]
+    assert bool(empty[0].any())
+    assert all(torch.equal(empty[0], other) for other in empty)
+    assert not bool((~result.fc2.weight.any(1)).all()), "outputs are groups of their own"
+
+
+def test_norms_of_a_group_over_its_layers() -> None:
+    one, other = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[4.0], [1.0], [0.0]])
+    one.requires_grad_()
+    norms = group_norms([(one, torch.tensor([1, 0])), (other, torch.tensor([1, 2, 0]))])
+    torch.testing.assert_close(norms, torch.tensor([0.0, 5.0, 1.0]))
+    norms.sum().backward()
+    torch.testing.assert_close(one.grad, torch.tensor([[0.6, 0.0], [0.0, 0.0]]))
 
 
 def test_without_strength_and_threshold_it_is_plain_training() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import constrained_weight, output_axis, raw_weight
+from nutlet.graph.coupling.groups import Coupling
 from nutlet.graph.quantizers.few_values import along
 from nutlet.graph.scope import training_only, weighted_layers
 from nutlet.graph.sites import body_of
@@ -20,6 +21,9 @@ from nutlet.train import fit
 
 __all__ = ["TrainSparse", "group_norms"]
 
+Group = Mapping[str, tuple[Tensor, Tensor]]
+"""Layers, each with some of its outputs and the channels of the group that they are."""
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class TrainSparse(SoftTraining, Method):
 
     ``l1`` adds ``strength`` times the sum of ``|w|``; ``group`` adds ``strength`` times the sum of the L2 norms of the
     output channels, which empties whole channels (structured sparsity, Wen et al. 2016, arXiv:1608.03665, equation 4).
+    Channels that are coupled, through an addition say, are one group over all layers that make them (Fang et al. 2023,
+    arXiv:2301.12900): ``PruneChannels`` can only remove them together.
 
     At the end, what is small becomes exactly zero. It is a threshold and not a proximal step after each update: behind
     a batch norm the scale of a layer means nothing, so only a share of the layer's own largest weight is a fair
@@ -35,9 +41,9 @@ class TrainSparse(SoftTraining, Method):
     ``PruneChannels`` follow.
 
     Args:
-        penalty: ``l1`` (single weights) or ``group`` (output channels).
+        penalty: ``l1`` (single weights) or ``group`` (output channels, coupled ones together).
         strength: the factor of the penalty, lambda, 0 or more; biases and norms are not penalized.
-        threshold: what is at most this share of the layer's largest weight (or norm of a channel) becomes zero.
+        threshold: what is at most this share of the layer's largest weight (or a group's largest norm) becomes zero.
 
     Raises:
         ConfigError: a value out of range.
@@ -45,7 +51,7 @@ class TrainSparse(SoftTraining, Method):
     >>> weight = torch.arange(1.0, 10.0).view(3, 3)
     >>> round(0.1 * float(weight.abs().sum()), 4)  # l1 with a strength of 0.1
     4.5
-    >>> [round(float(norm), 4) for norm in group_norms(weight)]
+    >>> [round(float(norm), 4) for norm in group_norms([(weight, torch.arange(3))])]
     [3.7417, 8.775, 13.9284]
     """
 
@@ -78,46 +84,91 @@ class TrainSparse(SoftTraining, Method):
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with the penalty, and make zero what is small then."""
-        named = weighted_layers(body_of(model), self)
-        layers = [layer for layer in named.values() if raw_weight(layer).requires_grad]
+        body = body_of(model)
+        named = {name: layer for name, layer in weighted_layers(body, self).items() if raw_weight(layer).requires_grad}
+        layers = list(named.values())
+        groups = self._groups(body, named, context.example) if self.penalty == "group" else []
         targets = softened(context, self.temperature, self.soft)
 
+        def penalty() -> Tensor:
+            if self.penalty == "l1":
+                return torch.stack([_weight(layer).abs().sum() for layer in layers]).sum()
+            return torch.stack([group_norms(_rows(group, named)).sum() for group in groups]).sum()
+
         def loss(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-            return targets(x, outputs, y) + self.strength * self._penalty(layers)
+            return targets(x, outputs, y) + self.strength * penalty()
 
         with training_only(model, self):
             notes = fit(model, context, self, loss, title="training sparse")
         before = sum(_zeros(layers))
-        for layer in layers:
-            self._zero_small(layer)
+        for layer, sizes in self._sizes(named, groups):
+            _make_zero(layer, sizes <= self.threshold)
         zeros, weights = sum(_zeros(layers)), sum(raw_weight(layer).numel() for layer in layers)
         notes.append(f"{zeros - before} of {weights} weights in scope were small and became zero")
         return notes
 
-    def _penalty(self, layers: Iterable[nn.Module]) -> Tensor:
-        terms = []
-        for layer in layers:
-            weight = layer.weight
-            assert isinstance(weight, Tensor)
-            terms.append(weight.abs().sum() if self.penalty == "l1" else group_norms(weight, output_axis(layer)).sum())
-        return torch.stack(terms).sum()
+    def _groups(self, model: nn.Module, layers: Mapping[str, nn.Module], example: Tensor) -> list[Group]:
+        """Return the groups of channels, each output of each layer in one of them."""
+        coupled = [group.made for group in Coupling(model, example).groups if group.made.keys() <= layers.keys()]
+        groups: list[Group] = [
+            {name: (torch.tensor(own), torch.tensor(ours)) for name, (own, ours) in made.items()} for made in coupled
+        ]
+        for name, layer in layers.items():
+            alone = torch.ones(_weight(layer).shape[output_axis(layer)], dtype=torch.bool)
+            for made in coupled:
+                alone[made.get(name, ([], []))[0]] = False
+            if bool(alone.any()):
+                own = alone.nonzero()[:, 0]
+                groups.append({name: (own, torch.arange(len(own)))})
+        return groups
 
-    def _zero_small(self, layer: nn.Module) -> None:
-        weight, raw, axis = constrained_weight(layer), raw_weight(layer).detach(), output_axis(layer)
-        sizes = weight.abs()
-        if self.penalty == "group":
-            sizes = group_norms(weight, axis).view(along(axis, weight.ndim)).expand_as(weight)
-        small = sizes <= self.threshold * sizes.max()
-        before = raw.clone()
-        raw.masked_fill_(small, 0.0)
-        if bool(constrained_weight(layer)[small].any()):  # a constraint that knows no zero, as two values do not
-            raw.copy_(before)
+    def _sizes(self, layers: Mapping[str, nn.Module], groups: list[Group]) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Yield layers with a size for each weight, as a share of the largest of what it is compared with."""
+        if self.penalty == "l1":
+            for layer in layers.values():
+                sizes = _weight(layer).detach().abs()
+                yield layer, sizes / sizes.max().clamp_min(1e-30)
+        found = {name: torch.full((_weight(layer).shape[output_axis(layer)],), 2.0) for name, layer in layers.items()}
+        for group in groups:
+            norms = group_norms(_rows(group, layers)).detach()
+            for name, (own, ours) in group.items():
+                found[name][own] = (norms / norms.max())[ours]
+        for name, layer in layers.items() if groups else ():
+            weight = _weight(layer)
+            yield layer, found[name].view(along(output_axis(layer), weight.ndim)).expand_as(weight)
 
 
-def group_norms(weight: Tensor, axis: int = 0) -> Tensor:
-    """Return the L2 norm of each output channel."""
-    norms: Tensor = torch.linalg.vector_norm(weight.movedim(axis, 0).flatten(1), dim=1)
-    return norms
+def group_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return ``(channels,)`` L2 norms of channels over several weights.
+
+    Args:
+        parts: of each weight the rows that make channels, ``(rows, weights of a row)``, and which those are.
+    """
+    channels = [ours for _, ours in parts]
+    squares = torch.cat([rows.square().sum(1) for rows, _ in parts])
+    count = 1 + max(int(ours.max()) for ours in channels)
+    # A norm of zero has no gradient; this one has none either, and is no different else.
+    return squares.new_zeros(count).index_add(0, torch.cat(channels), squares).clamp_min(1e-30).sqrt()
+
+
+def _rows(group: Group, layers: Mapping[str, nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    """Return what :func:`group_norms` takes."""
+    weights = {name: _weight(layers[name]).movedim(output_axis(layers[name]), 0).flatten(1) for name in group}
+    return [(weights[name][own], ours) for name, (own, ours) in group.items()]
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _make_zero(layer: nn.Module, small: Tensor) -> None:
+    raw = raw_weight(layer).detach()
+    before = raw.clone()
+    raw.masked_fill_(small, 0.0)
+    if bool(constrained_weight(layer)[small].any()):  # a constraint that knows no zero, as two values do not
+        raw.copy_(before)
 
 
 def _zeros(layers: Iterable[nn.Module]) -> list[int]:
