@@ -14,6 +14,9 @@ from nutlet.errors import ModelError
 
 __all__ = ["evaluate", "evaluating", "let_go", "predict"]
 
+_NO_RESULTS = frozenset(vars(nn.Module())) - {"_buffers"}
+"""What each module has: parameters, modules and hooks, of which no forward leaves any."""
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -38,7 +41,9 @@ def let_go(model: nn.Module) -> None:
     """
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, (Tensor, list, tuple, dict)) and any(map(_is_result, tree_leaves(value))):
+            if name in _NO_RESULTS or not isinstance(value, (Tensor, list, tuple, dict)):
+                continue
+            if any(map(_is_result, tree_leaves(value))):
                 vars(module)[name] = tree_map_only(_is_result, Tensor.detach, value)
 
 
