@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tiny
 from conformance.cases import CASES
 from nutlet.artifact import TENSORS, Compressed
 from nutlet.data import Data
@@ -20,6 +22,7 @@ from nutlet.graph.quantizers import Codebook, FewValues, WeightQuantizer
 from nutlet.graph.sites import Edited
 from nutlet.measurement.parity import parity
 from nutlet.method import Method
+from nutlet.pipeline import compress
 from nutlet.predict import predict
 
 EXAMPLES: dict[str, Method] = {case.name: case.method for case in CASES}
@@ -49,6 +52,13 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+
+
+@cache
+def alone(name: str, kind: str) -> Compressed:
+    """Return what a method makes of a tiny model, once for all tests: none changes it."""
+    model, data = tiny.tiny(kind)
+    return compress(model, [EXAMPLES[name]], data)
 
 
 def largest_code_pair(codes: Tensor, axis: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-import tiny
 from conformance.examples import (
     EXAMPLES,
     METHODS,
     MODELS,
     REPRESENTATIVES,
+    alone,
     body_of,
     check_constraints,
     check_exported,
@@ -85,13 +84,6 @@ def run(make: Make, kind: str, first: str, second: str) -> tuple[Compressed, Com
     """Return the result of the first method, of both, the original and the data."""
     model, data = make(kind)
     return alone(first, kind), compress(model, [EXAMPLES[first], EXAMPLES[second]], data), model, data
-
-
-@cache
-def alone(method: str, kind: str) -> Compressed:
-    """Return the result of a method that nothing follows; it is made once, and not changed."""
-    model, data = tiny.tiny(kind)
-    return compress(model, [EXAMPLES[method]], data)
 
 
 @pytest.mark.parametrize(("first", "second", "kind"), QUICK)
