@@ -147,11 +147,23 @@ def settled(model: nn.Module, x: Tensor) -> nn.Module:
     return model.eval()
 
 
+def awake(model: nn.Module) -> nn.Module:
+    """Fill what trained weights would fill: layers that begin at zero, and indices that all name one channel."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        for buffer in model.buffers():
+            if buffer.dtype == torch.long and buffer.ndim == 1 and len(buffer) > 1 and not buffer.any():
+                buffer.copy_(torch.randperm(len(buffer)))
+    return model
+
+
 def prepared(name: str) -> tuple[nn.Module, nl.Data]:
     """Return an architecture ready to be compressed, and data for it."""
     model, size = build(name)
     x, y = images(size, 3 * IMAGES)
-    model = settled(model, x[:IMAGES])
+    model = settled(awake(model), x[:IMAGES])
     first, second, third = (nl.Examples(a, b) for a, b in zip(x.split(IMAGES), y.split(IMAGES), strict=True))
     return model, nl.Data(train=first, validation=second, calibration=first, test=third)
 
