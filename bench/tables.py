@@ -298,6 +298,39 @@ ORDER = ["student", "channels", "low rank", "mask", "2:4", "codebook", "ternary"
 """Rows and columns of the heat maps: structure first, formats last."""
 
 
+def zoo() -> str:
+    """What each recipe does to architectures of others."""
+    nets: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    for case, rows in cases("zoo").items():
+        net, recipe = case.split("/")
+        nets.setdefault(net, {})[recipe] = rows
+
+    def cell(net: str, recipe: str, metric: str) -> str:
+        rows = nets[net].get(recipe, {})
+        return "refused" if "refused" in rows else figure(rows.get(metric), 3)
+
+    lines = [
+        "| architecture | int8 moves outputs by | int8 weights by | work left by channels | by Torch-Pruning |",
+        "|---|---|---|---|---|",
+    ]
+    columns = [("int8", "relative_error"), ("weights", "relative_error"), ("channels", "macs_left"),
+               ("channels", "peer_macs_left")]  # fmt: skip
+    lines += [f"| {net} | {' | '.join(cell(net, *column) for column in columns)} |" for net in sorted(nets)]
+    every = [row for recipes in nets.values() for rows in recipes.values() for row in rows.values()]
+    return "\n".join([*lines, "", made(every)])
+
+
+def channels_vs_peer() -> str:
+    """Our channels and those of Torch-Pruning, with the same work, fine-tuning and seeds."""
+    lines = ["| network, work left at most | ours, % | work | Torch-Pruning, % | work |", "|---|---|---|---|---|"]
+    found = cases("channels_vs_peer")
+    for case, rows in found.items():
+        cells = [figure(rows["accuracy"], 2), figure(rows["macs_share"], 3), figure(rows["peer_accuracy"], 2),
+                 figure(rows["peer_macs_share"], 3)]  # fmt: skip
+        lines.append(f"| {case.replace('-', ', ')} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", made([row for rows in found.values() for row in rows.values()])])
+
+
 def order_values(metric: str) -> dict[tuple[str, str], float]:
     """Return a metric of the pairs by their two names."""
     found = cases("order")
@@ -387,6 +420,7 @@ DRAWINGS = {"docs/order-accuracy.svg": order_accuracy, "docs/order-size.svg": or
 TABLES = {
     "main_job": main_job, "quantizers": quantizers, "extraction": extraction, "membership": membership, "theft": theft,
     "families": families, "order": order, "pairs": pairs, "suite": suite,
+    "zoo": zoo, "channels_vs_peer": channels_vs_peer,
 }  # fmt: skip
 
 
