@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ComparisonError, NutletError, first_line
-from nutlet.graph.activations import ActivationGrid, ActivationQuantizer, Activations, calibrate, grid_of
+from nutlet.graph.activations import ActivationGrid, ActivationQuantizer, Activations, calibrate, grid_of, with_scales
 from nutlet.graph.comparison import Answers, answers, difference, plain, run
 from nutlet.graph.constraints import Mask, constrained_layers, constrained_weight, constraints
 from nutlet.graph.quantization_error import activation_problems, carried_problem, weight_problem
@@ -93,6 +93,8 @@ def trained(method: Method, before: Mapping[str, tuple[int, ...]], model: nn.Mod
             what = "weights that a mask removes are not zero" if removed else "weights are not finite"
             raise ComparisonError(f"{name}: after training {what} in {layer_name}; {MEND}")
     answered = run(model, x)
+    if bool(torch.isnan(answered).any()):
+        raise ComparisonError(f"{name}: after training answers are not numbers; {MEND}")
     settle(model)
     if (apart := difference(run(model, x), answered)) > 1e-6:
         raise ComparisonError(
@@ -157,8 +159,7 @@ class _Step:
         if self.calibrated and not any(part in own for part in gone):
             left.pop("activations", None)
         elif "activations" in left:
-            lost = {site for site, entry in own.items() if site in gone or entry.get("same_as") in gone}
-            left["activations"] = {site: entry for site, entry in own.items() if site not in lost}
+            left["activations"] = with_scales({site: entry for site, entry in own.items() if site not in gone})
             if not left["activations"]:
                 del left["activations"]
         elif own:

@@ -374,3 +374,45 @@ def test_a_choice_that_order_matters_for_is_left_alone() -> None:
     small = compress(model, [PruneChannels(ratio=0.5)], data)
     assert (small.model.a.out_channels, small.model.b.out_channels) == (16, 6)
     assert any(note.startswith("a: its channels are coupled") for note in small.steps[1].notes)
+
+
+class NarrowGroups(Net):
+    """Two channels in each group, of which one can go: what is left looks like a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(16, 32, 3, padding=1, groups=8)
+        self.d = nn.Conv2d(32, 16, 1)
+
+    def inner(self, x: Tensor) -> Tensor:
+        return self.d(F.relu(self.c(x)))
+
+
+class UnevenParts(Net):
+    """Parts of different sizes, which a removal may make equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [12, 4]
+        self.c = nn.Conv2d(4, 12, 3, padding=1)
+
+    def inner(self, x: Tensor) -> Tensor:
+        one, other = x.split(self.sizes, 1)
+        return torch.cat([one + self.c(other), other], 1)
+
+
+@pytest.mark.parametrize(("kind", "removed"), [(NarrowGroups, {"a": [0, 2, 4, 6, 8, 10, 12, 14]}), (UnevenParts, {})])
+def test_a_thinner_model_is_judged_by_what_the_whole_one_was(
+    kind: type[nn.Module], removed: dict[str, list[int]]
+) -> None:
+    model, x = made(kind)
+    coupling = Coupling(model, x)
+    groups = {group.root: group for group in coupling.groups}
+    if not removed:  # eight of the twelve, none of the four
+        removed = {
+            group.root: group.places[:8] for group in groups.values() if group.channels == 12 and group.tie != "b"
+        }
+    assert {"a", "b"} <= {group.root for group in coupling.groups}
+    left, _, wrong = coupling.tried(removed)
+    assert wrong == {}
+    assert left == removed

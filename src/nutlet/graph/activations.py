@@ -27,6 +27,7 @@ __all__ = [
     "calibrate",
     "carry",
     "grid_of",
+    "with_scales",
 ]
 
 Activations = dict[str, dict[str, Any]]
@@ -185,6 +186,13 @@ def carry(earlier: Edited, model: nn.Module, activations: Activations | None, ex
     placed = place(model, now)
     edits = {name: edit for name, edit in earlier.by_site.items() if name in placed}
     return Edited(model, now, edits) if edits else model
+
+
+def with_scales(activations: Activations) -> Activations:
+    """Return the entries without those that are the same as one that is not there, or as one of those."""
+    while left := [name for name, values in activations.items() if values.get("same_as", name) not in activations]:
+        activations = {name: values for name, values in activations.items() if name not in left}
+    return activations
 
 
 def _own(activations: Activations, name: str) -> str:

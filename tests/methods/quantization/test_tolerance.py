@@ -11,7 +11,7 @@ from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationQuantizer
 from nutlet.graph.constraints import constrained_layers
 from nutlet.methods import Quantize
-from nutlet.methods.quantization.quantize import MOST, MOST_OF_WEIGHTS
+from nutlet.methods.quantization.quantize import TOLERANCE, WEIGHT_TOLERANCE
 from nutlet.pipeline import Compressed, compress
 
 
@@ -37,7 +37,7 @@ def moved(small: Compressed, model: nn.Module, x: Tensor) -> float:
         return float((small.model(x) - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize(("activations", "most"), [(True, MOST), (False, MOST_OF_WEIGHTS)])
+@pytest.mark.parametrize(("activations", "most"), [(True, TOLERANCE), (False, WEIGHT_TOLERANCE)])
 def test_what_is_too_coarse_is_left_and_named(activations: bool, most: float) -> None:
     model, data = Cancelling().eval(), tiny.tiny_data((10,))
     free = compress(model, [Quantize(activations=activations, tolerance=100.0)], data)

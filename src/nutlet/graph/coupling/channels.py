@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class Channels:
         element: for each number whether none that it was joined with is that of a channel.
         attention: for each module of attention whose heads go as a whole, the labels of its heads.
         parts: for each call that splits by given sizes, the labels of its results.
+        decided: what rules decided by shapes, by call.
         reshaped: for each call that changes a shape, the labels of its result.
         heads: modules of attention whose heads go as a whole.
     """
@@ -64,6 +66,7 @@ class Channels:
     element: Tensor
     attention: dict[str, list[int]]
     parts: dict[int, list[Tensor]]
+    decided: dict[int, Any]
     reshaped: dict[int, Tensor]
     heads: tuple[str, ...]
 
@@ -96,7 +99,7 @@ class Channels:
             gone: labels of the channels.
 
         Raises:
-            NoSlice: what would go of a parameter is no whole slice of it.
+            NoSliceError: what would go of a parameter is no whole slice of it.
         """
         lost = torch.zeros(len(self.labels), dtype=torch.bool)
         lost[list(gone)] = True
@@ -153,6 +156,7 @@ def followed(model: nn.Module, example: Tensor, *, heads: bool = False) -> Chann
         element=~channel[labels],
         attention={path: list(dict.fromkeys(labels[numbers].tolist())) for path, numbers in f.attention.items()},
         parts={number: [labels[numbers] for numbers in parts] for number, parts in f.parts.items()},
+        decided=f.decided,
         reshaped={number: labels[numbers] for number, numbers in f.reshaped.items()},
         heads=f.heads,
     )

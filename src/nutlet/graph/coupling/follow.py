@@ -92,6 +92,7 @@ class Follower:
         attention: for each module that multiplies such scores with values, the numbers of its heads.
         products: modules that multiply matrices, with why the channels within a head cannot go there, if so.
         parts: for each call that splits by given sizes, the numbers of its results.
+        decided: what a rule decided at a call by the shapes that it found.
         reshaped: for each call that changes a shape, the numbers of its result.
         shapes: for each call, in order, the shapes of its tensors.
     """
@@ -112,6 +113,7 @@ class Follower:
         self.products: dict[str, str] = {}
         self.reshaped: dict[int, Tensor] = {}
         self.parts: dict[int, list[Tensor]] = {}
+        self.decided: dict[int, Any] = {}
         self.shapes: list[list[tuple[int, ...]]] = []
         self.beside = WeakTensorKeyDictionary()
         self.names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
@@ -204,6 +206,11 @@ class Follower:
     def shaped(self, call: Call, numbers: Tensor) -> None:
         """Take note of what a call gives that changes the shape."""
         self.reshaped[call.number] = numbers
+
+    def as_before(self, call: Call, decided: Any) -> Any:
+        """Return what a rule decides at a call by shapes; shapes of a thinner model mislead: there, what it did before."""
+        self.decided[call.number] = decided
+        return decided
 
     def silent(self, tensor: Tensor, numbers: Tensor | None = None) -> Tensor:
         """Return what a layer is to read of ``tensor``, the numbers of which are those given or its own."""

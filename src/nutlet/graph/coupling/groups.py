@@ -70,9 +70,9 @@ class Group:
     tie: str
 
     def forced(self, gone: list[int]) -> bool:
-        """Whether channels that have to go together make it lose far more than a free choice of as many would.
+        """Whether the group loses more than ``FORCED`` times the norm that a free choice of as many outputs would.
 
-        That of each group of a convolution the same channels go costs little, unless one group holds all the weak ones.
+        Every group of a convolution loses the same channels: that costs much where one group holds all the weak ones.
         """
         norms, channel = self.own
         if len(norms) == self.channels:

@@ -52,11 +52,18 @@ def _convolution(f: Follower, call: Call, groups: int, outputs: int) -> Any:
         return f.put(call.run(), NOTHING)
     read = f.along(x, 1)
     width = len(read) // groups
-    if groups == 1:
+    kind = "dense" if groups == 1 else "depthwise" if width == 1 else "grouped"
+    if kind == "grouped" and outputs == 0 and len(weight) == groups:
+        kind = "one output each"
+    kind = f.as_before(call, kind)
+    if kind == "dense":
         f.axis(call, weight, 1 - outputs, read)
         made = f.axis(call, weight, outputs)
-    elif width == 1:
+    elif kind == "depthwise":
         made = _depthwise(f, call, weight, outputs, read)
+    elif kind == "one output each":  # a group goes as a whole
+        made = f.axis(call, weight, 0)
+        f.ledger.join(made, f.join_along(read.view(groups, -1), {1}).flatten())
     else:
         made = _grouped(f, call, weight, outputs, read, groups)
     _join_bias(f, bias, made)
@@ -78,10 +85,6 @@ def _depthwise(f: Follower, call: Call, weight: Tensor, outputs: int, read: Tens
 
 def _grouped(f: Follower, call: Call, weight: Tensor, outputs: int, read: Tensor, groups: int) -> Tensor:
     """Each group loses the same channels, of those it reads and of those it makes."""
-    if outputs == 0 and len(weight) == groups:  # a group goes as a whole
-        made = f.axis(call, weight, 0)
-        f.ledger.join(made, f.join_along(read.view(groups, -1), {1}).flatten())
-        return made
     read = by_groups(f, read, groups)
     if outputs == 0:
         f.axis(call, weight, 1, read[: len(read) // groups])

@@ -1,8 +1,9 @@
 """Numbers of channels: integers that lie beside the tensors of a forward pass and say which channel is where.
 
 A number is issued for each channel that a layer makes, and for each element of a parameter that is no layer's weight.
-Numbers that meet (``x + y``) are *joined*: their channels can only be removed together. A number whose channel has to
-stay is *fixed*, with the reason. 0 is no channel: constants, and what is computed from all channels.
+Numbers that meet (``x + y``) are *joined*: their channels are coupled and can only be removed together; a label is the
+least number of those joined (the representative of a union-find). A number whose channel has to stay is *fixed*, with
+the reason. 0 is no channel and broadcasts against all: constants, and what is computed from all channels.
 
 Numbers are kept compact: a dimension along which they do not vary has size 1.
 """

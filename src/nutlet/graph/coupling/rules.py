@@ -53,7 +53,7 @@ def unknown(f: Follower, call: Call) -> Any:
     *("softplus", "softshrink", "softsign", "sqrt", "square", "sub", "subtract", "tan", "tanh", "tanhshrink", "tensor"),
     *("threshold", "to", "tril", "triu", "true_divide", "trunc", "type", "type_as", "where", "xlogy", "zeros_like"),
     *("full_like", "empty_like", "bfloat16", "long", "int", "bool", "invert", "and", "or", "remainder", "fmod"),
-    *("relu_", "log_sigmoid", "bitwise_not", "fill", "zero", "copy", "atan2", "dropout_", "maximum", "truediv"),
+    *("log_sigmoid", "bitwise_not", "fill", "zero", "copy", "atan2"),
 )
 def elementwise(f: Follower, call: Call) -> Any:
     """Join the numbers of all tensors."""
@@ -169,11 +169,11 @@ def parts(f: Follower, call: Call) -> Any:
     """Repeat the call on the numbers; parts of the same size lose the same channels, or they do not stay that."""
     numbers = on_numbers(f, call)
     dim = call.get(2, "dim", 0)
-    if isinstance(call.get(1, "split_size_or_sections"), (tuple, list)):
+    if call.op != "tensor_split" and isinstance(call.get(1, "split_size_or_sections"), (tuple, list)):
         f.parts[call.number] = [aligned(each, call.tensors[0].ndim) for each in numbers]
     result = call.run()
     even = len({part.shape for part in result}) == 1 and all(each.numel() > 1 for each in numbers)
-    if even and not f.whole_heads(call) and f.of(call.tensors[0]).shape[dim] > 1:
+    if f.as_before(call, even) and not f.whole_heads(call) and f.of(call.tensors[0]).shape[dim] > 1:
         for each in numbers[1:]:
             f.ledger.join(numbers[0], each)
         numbers = [numbers[0]] * len(numbers)
@@ -249,7 +249,7 @@ def _windows(f: Follower, call: Call) -> Any:
 
 
 _KEEPING = ("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize", "sort", "argsort", "renorm")
-_DIM_AT = {"norm": 2, "normalize": 2, "vector_norm": 2, "quantile": 2, "topk": 2}
+_DIM_AT = {"norm": 2, "normalize": 2, "vector_norm": 2, "renorm": 2}
 
 
 @rule(
@@ -294,7 +294,7 @@ def _dims(call: Call, x: Tensor) -> set[int]:
     if call.op == "normalize" and given is None:
         given = 1
     if call.op == "softmax" and given is None:
-        given = -1
+        given = 0 if x.ndim in (0, 1, 3) else 1  # as torch takes it
     if given is None or isinstance(given, (torch.dtype, bool)) or given == ():
         return set(range(x.ndim))
     return {d % x.ndim for d in (given if isinstance(given, (tuple, list)) else [given])}

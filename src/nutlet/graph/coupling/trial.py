@@ -51,10 +51,9 @@ class _Checking:
         stays = torch.zeros(len(channels.labels), dtype=torch.bool)
         stays[list(channels.fixed)] = True
         self.stays = stays[channels.labels]
-        self.count = len(channels.labels)
 
     def issue(self, count: int, *, elements: bool = False) -> Tensor:
-        # Beyond all labels: what it meets is fixed, or of a parameter that the first walk did not reach.
+        # No channel: what it meets is fixed, or of a parameter that the first walk did not reach.
         return torch.zeros(count, dtype=torch.long)
 
     def only_elements(self, numbers: Tensor) -> bool:
@@ -114,6 +113,9 @@ class _Checker(Follower):
             raise
         except Exception as error:  # a call with wrong shapes may raise anything
             raise OffenceError(f"{call}: {type(error).__name__}: {first_line(error)}", self.gone_lately, call) from None
+
+    def as_before(self, call: Call, decided: Any) -> Any:
+        return self.channels.decided.get(call.number, decided)
 
     def shaped(self, call: Call, numbers: Tensor) -> None:
         # Channels of one head that lie in another, say, though those of all heads have the same labels.
@@ -208,7 +210,10 @@ class Trial:
 
     def _candidates(self, call: Call, shapes: list[tuple[int, ...]], gone: set[int]) -> Iterator[dict[str, Any]]:
         """Yield values of attributes that may have to follow a width, the likeliest first."""
-        numbers = {name: value for name, value in vars(self.model.get_submodule(call.path)).items() if _is_sizes(value)}
+        held = vars(self.model.get_submodule(call.path))
+        numbers = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in held.items() if _is_sizes(value)
+        }
         if parts := self.channels.parts.get(call.number):
             yield from self._split_sizes(call, parts, numbers, gone)
         before = self.channels.shapes[call.number]
@@ -229,9 +234,10 @@ class Trial:
             sum(label not in gone for label in line) if len(line := lines(part)[dim]) == size else size
             for size, part in zip(before, parts, strict=True)
         ]
-        yield from ({name: after} for name, value in numbers.items() if value in (before, tuple(before)))
+        yield from ({name: after} for name, value in numbers.items() if value == before)
         sizes = dict(zip(before, after, strict=True))
-        yield {name: sizes[value] for name, value in numbers.items() if isinstance(value, int) and value in sizes}
+        if each := {name: sizes[value] for name, value in numbers.items() if isinstance(value, int) and value in sizes}:
+            yield each
 
     def disagreement(self, thinner: nn.Module, gone: set[int]) -> str:
         """Return how the answers of a thinner model differ from the model with nothing reading those channels."""

@@ -67,8 +67,10 @@ def _sizes_of_outputs(model: nn.Module, layers: dict[str, nn.Module], examples: 
     sums: dict[str, Tensor] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        rows = output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
-        sums[name] = sums.get(name, 0) + rows.abs().mean(1) * len(output)
+        sizes = output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1).abs().mean(1)
+        # A transposed convolution holds its outputs within a group: all groups lose the same.
+        sizes = sizes.view(-1, constrained_weight(layer).shape[output_axis(layer)]).sum(0)
+        sums[name] = sums.get(name, 0) + sizes * len(output)
 
     with observing(model, layers, note), evaluating(model), torch.no_grad():
         for x, _ in examples.batches():

@@ -29,17 +29,19 @@ class PruneChannels(Method):
 
     Give one of ``ratio`` and ``macs``. Channels that are coupled go together, by the sum of their scores; each side of
     a concatenation keeps one at least. Where a forward makes heads of its inputs' width, heads and inputs lose the same
-    share: with four heads, a quarter or a half.
+    share: with four heads, a quarter or a half. A layer that is excluded keeps its outputs, and reads fewer inputs
+    where the layers before it make fewer.
 
     Args:
         ratio: share of the channels that goes, 0 up to but not including 1.
         macs: share of the multiply-accumulates to keep; the ratio is searched.
         multiple_of: widths are rounded up to a multiple of this (runtimes like 8 or 16; FLOPs are not latency).
-        criterion: ``magnitude`` is the norm of the weights that make and read a channel (Li et al. 2017,
-            arXiv:1608.08710); ``activation`` the mean size of what the channel gives; ``taylor`` what the loss changes
-            by to first order (Molchanov et al. 2019, arXiv:1906.10771); ``second-order`` to second order, with the
-            diagonal of the Fisher information. All but the first look at the calibration examples. The last two
-            chose worse than ``magnitude`` on a ResNet-20 whose training data it knew by heart: measure before use.
+        criterion: ``magnitude`` is the norm of the weights that make and read a channel, summed over what is coupled
+            (Fang et al. 2023, arXiv:2301.12900); ``activation`` the mean size of what the channel gives; ``taylor``
+            what the loss changes by to first order (Molchanov et al. 2019, arXiv:1906.10771); ``second-order`` to
+            second order, with the diagonal of the Fisher information. All but the first look at the calibration
+            examples. The last two chose worse than ``magnitude`` on a ResNet-20 whose training data it knew by heart:
+            measure before use.
         distribution: ``uniform`` takes the same share of every group of coupled channels, ``global`` ranks the channels
             of all groups together (sizes relative to the mean of their group; changes of the loss as they are).
 
@@ -86,12 +88,16 @@ class PruneChannels(Method):
             for group, gone in self._weakest(groups, scores, ratio)
             if group.forced(gone)
         ]
-        if not removed and not notes:
-            notes.append(
-                f"nothing removed: widths rounded up to multiples of {self.multiple_of} are the widths there are"
-            )
+        if not removed:
+            rounded = f", rounded up to a multiple of {self.multiple_of}," if self.multiple_of > 1 else ""
+            notes.append(f"nothing removed: what each group keeps{rounded} is all of its channels")
         removed, attributes, refused = coupling.tried(removed)
         notes += [f"{root}: {reason}; left alone" for root, reason in refused.items()]
+        if refused and self.macs is not None:
+            left = macs(walk(coupling.thinner(removed), context.example)) / macs(walk(coupling.model, context.example))
+            notes.append(
+                f"{left:.3f} of the work is left, and {self.macs} was asked for: lower `macs` to make up for it"
+            )
         plan = {"removed": removed, "attributes": attributes, "notes": notes}
         return plan | refitted(model, plan, context.example)
 
@@ -105,6 +111,13 @@ class PruneChannels(Method):
             for name, reason in coupling.refused.items()
         ]
         held = {group.tie for group in coupling.groups if not free.issuperset(group.producers)}
+        if self.criterion != "magnitude":
+            unscored = [group for group in coupling.groups if not group.made]
+            held |= {group.tie for group in unscored}
+            notes += [
+                f"{group.root}: `criterion: {self.criterion}` scores dense layers and convolutions alone; left alone"
+                for group in unscored
+            ]
         groups = [group for group in coupling.groups if group.tie not in held]
         if not groups:
             raise ModelError(
@@ -169,8 +182,10 @@ class PruneChannels(Method):
                 f"PruneChannels.macs is {self.macs}, but removing all it can leaves {share:.2f} of the work; "
                 "raise `macs`, lower `multiple_of`, or put DropBlocks before it"
             )
-        for _ in range(7):  # channels are whole: a finer ratio changes nothing
+        for _ in range(10):  # to one channel of a thousand
             middle = (low + high) / 2
+            if self._removed(groups, scores, low) == self._removed(groups, scores, high):
+                break  # channels are whole: a finer ratio changes nothing
             low, high = (low, middle) if work(middle) <= budget else (middle, high)
         return high
 
@@ -195,7 +210,7 @@ class PruneChannels(Method):
         return replace(self, macs=round((1 + self.macs) / 2, 3))
 
     def fitted(self, plan: Plan) -> list[str]:
-        """Return the layers whose quantizers hold for weights that lie apart now."""
+        """Return the layers whose weight quantizers are fitted anew after the removal."""
         return list(plan.get("refitted", ()))
 
     def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:

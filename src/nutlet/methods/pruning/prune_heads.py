@@ -146,7 +146,7 @@ class PruneHeads(Method):
         return weakest
 
     def fitted(self, plan: Plan) -> list[str]:
-        """Return the layers whose quantizers hold for weights that lie apart now."""
+        """Return the layers whose weight quantizers are fitted anew after the removal."""
         return list(plan.get("refitted", ()))
 
     def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:

@@ -17,12 +17,12 @@ from nutlet.graph.scope import weighted_layers
 from nutlet.method import Context, Plan, register
 from nutlet.methods.quantization.formats import edge_layers
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, integer_plan, usual_grid
-from nutlet.methods.quantization.tolerance import hold
+from nutlet.methods.quantization.tolerance import keep_sensitive_in_float
 
 __all__ = ["Quantize"]
 
-MOST, MOST_OF_WEIGHTS = 0.1, 0.018
-"""How far outputs may move by 8 bits, and by those of weights alone: 20 and 35 dB."""
+TOLERANCE, WEIGHT_TOLERANCE = 0.1, 0.018
+"""Relative L2 errors of the outputs that 8 bits may make, and 8-bit weights alone: 20 and 35 dB of signal to noise."""
 
 
 @register
@@ -54,10 +54,10 @@ class Quantize(OnIntegers):
         portable: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
             answers on x86 processors without VNNI; costs a little precision. By default where it matters: integer
             kernels with weights of 8 bits.
-        tolerance: how far the outputs may move, ``|ours - original| / |original|`` on 16 calibration examples; where
-            they would move further, the layers and activations that move them most stay in floating point, and the
-            history names them. By default 0.1, or 0.018 without activations (trained ResNets move by 0.035 and 0.012);
-            only 8 bits are held to it, not fewer or what training will move.
+        tolerance: the largest relative L2 error of the outputs, ``|after - before| / |before|`` of this step on 16
+            calibration examples; where it would be larger, the layers and activations that make most of it stay in
+            floating point, and the history names them. By default 0.1, or 0.018 without activations (trained ResNets
+            come to 0.035 and 0.012); only 8 bits are held to it, not fewer or what training will move.
 
     Raises:
         ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer, a ``tolerance`` that is
@@ -123,12 +123,12 @@ class Quantize(OnIntegers):
         return not self.learn if self.fold is None else self.fold
 
     @property
-    def _most(self) -> float | None:
+    def _tolerance(self) -> float | None:
         """How far the outputs may move, None where nothing is said of it."""
         if self.tolerance is not None:
             return self.tolerance
         asked = {self.bits, self.edge_bits or 8, self.activation_bits or 8} != {8} or self.learn
-        return None if asked else MOST if self.activations else MOST_OF_WEIGHTS
+        return None if asked else TOLERANCE if self.activations else WEIGHT_TOLERANCE
 
     def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers are left alone; groups that :meth:`decide` refuses are refused here already."""
@@ -154,8 +154,8 @@ class Quantize(OnIntegers):
             else None
         )
         plan = integer_plan(self, model, context, grids, activations=activations)
-        if self._most is not None:
-            plan = hold(model, plan, context, self._most, activations)
+        if self._tolerance is not None:
+            plan = keep_sensitive_in_float(model, plan, context, self._tolerance, activations)
         if plan["fold"]:
             notes.append("batch norms are folded: train at a learning rate below 1e-3 from here, or set fold: false")
         return {**plan, "notes": notes + plan["notes"]}

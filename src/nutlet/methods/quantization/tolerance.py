@@ -1,71 +1,71 @@
-"""What integers are too coarse for: the layers and activations that move the outputs most, left in floating point."""
+"""Which layers and activations integers are too coarse for: those stay in floating point."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from nutlet.graph.activations import ActivationGrid, attach
-from nutlet.graph.constraints import constrained_weight, raw_weight
+from nutlet.graph.activations import ActivationGrid, attach, with_scales
+from nutlet.graph.comparison import plain, run
+from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
 from nutlet.graph.sites import Edited, walk
 from nutlet.method import Context, Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
-from nutlet.predict import evaluating
 
-__all__ = ["hold"]
+__all__ = ["keep_sensitive_in_float"]
 
 _INPUTS, _FEW = 16, 4
-"""Inputs on which the outputs are compared, and on which the effects of single quantizers are."""
+"""Calibration inputs on which the outputs are compared, and on which the effects of single quantizers are."""
 
 
-def hold(model: nn.Module, plan: Plan, context: Context, most: float, activations: ActivationGrid | None) -> Plan:
-    """Return ``plan`` without the noisiest layers and activations, as few as hold the outputs, with a note on them.
+def keep_sensitive_in_float(
+    model: nn.Module, plan: Plan, context: Context, tolerance: float, activations: ActivationGrid | None
+) -> Plan:
+    """Return ``plan`` without the layers and activations that move the outputs most, and a note on them.
 
-    Whether there are any shows at the outputs, on inputs that set the ranges: what other inputs lose beyond them is for
-    more calibration examples to mend. Then all are ordered by how far each alone moves the outputs, and the shortest
-    sufficient beginning of that order is found by doubling and bisection: a forward for each layer and site, and a few
-    for the logarithm of their number.
+    Where the outputs move by more than ``tolerance`` on calibration inputs (what other inputs lose beyond the ranges is
+    for more calibration examples to mend), all quantizers are ordered by how far each alone moves the outputs, and
+    bisection finds how many of the first have to go. It takes a forward for each quantizer, and a few more for the
+    logarithm of their number.
 
     Args:
         model: before the step, without quantizers of activations.
         plan: with ``fold``, ``weights`` and perhaps ``activations``.
         context: of the method.
-        most: ``|ours - original| / |original|`` of the outputs that is allowed.
+        tolerance: the largest relative L2 error of the outputs, against the model before the step.
         activations: how activations are quantized.
     """
     x, _ = context.data.calibration.batch(slice(0, _INPUTS))
-    original = _outputs(model, x)
+    expected = run(model, x)
 
-    def moved(left: Collection[str]) -> float:
-        trial = _executed(model, _without(model, plan, left, context.example), context.example)
-        return _relative(_outputs(trial, x), original)
+    def moved(in_float: Collection[str]) -> float:
+        trial = _executed(model, _without(model, plan, in_float, context.example), context.example)
+        return _relative(run(trial, x), expected)
 
     error = moved(())
-    if error <= most:
+    if error <= tolerance:
         return plan
     order = _by_effect(model, plan, x[:_FEW], context.example)
     few, enough = 0, 1
-    while enough < len(order) and moved(order[:enough]) > most:
+    while enough < len(order) and moved(order[:enough]) > tolerance:
         few, enough = enough, 2 * enough
     enough = min(enough, len(order))
     while enough - few > 1:
         middle = (few + enough) // 2
-        few, enough = (few, middle) if moved(order[:middle]) <= most else (middle, enough)
-    left = order[:enough]
-    held = _without(model, plan, left, context.example)
+        few, enough = (few, middle) if moved(order[:middle]) <= tolerance else (middle, enough)
+    in_float = order[:enough]
+    held = _without(model, plan, in_float, context.example)
     if activations is not None and "activations" in held:
         # Ranges were measured behind weights some of which are no longer on their grids.
         ranges, _ = calibrated(model, held, context, activations)
-        held["activations"] = _tied({name: ranges[name] for name in held["activations"] if name in ranges})
+        held["activations"] = with_scales({name: ranges[name] for name in held["activations"] if name in ranges})
     note = (
-        f"{', '.join(left[:3])}{f' and {len(left) - 3} more' if len(left) > 3 else ''}: left in floating point, "
-        f"integers are too coarse there (the outputs would move by {error:.1%}; `tolerance` is {most:.1%})"
+        f"{', '.join(in_float[:3])}{f' and {enough - 3} more' if enough > 3 else ''}: left in floating point, integers "
+        f"are too coarse there (the outputs would move by {error:.1%}; `tolerance` is {tolerance:.1%})"
     )
     return {**held, "notes": [*plan["notes"], note]}
 
@@ -75,23 +75,18 @@ def _executed(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
     return attach(trial, plan["activations"], example) if "activations" in plan else trial
 
 
-def _without(model: nn.Module, plan: Plan, left: Collection[str], example: Tensor) -> Plan:
-    """Return the plan without the layers and sites ``left``, and without activations that nothing reads then."""
-    if not left:
+def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: Tensor) -> Plan:
+    """Return the plan without some layers and sites, and without activations that nothing reads then."""
+    if not in_float:
         return plan
-    changed = {**plan, "weights": {name: grid for name, grid in plan["weights"].items() if name not in left}}
-    kept = {name: values for name, values in changed.pop("activations", {}).items() if name not in left}
-    if kept and any(name in plan["weights"] for name in left):
+    changed = {**plan, "weights": {name: grid for name, grid in plan["weights"].items() if name not in in_float}}
+    kept = {name: values for name, values in changed.pop("activations", {}).items() if name not in in_float}
+    if kept and any(name in plan["weights"] for name in in_float):
         trial = with_integers(copy.deepcopy(model), changed)
         placed = place(trial, walk(trial, example))
         kept = {name: values for name, values in kept.items() if name in placed}
-    kept = _tied(kept)
+    kept = with_scales(kept)
     return {**changed, "activations": kept} if kept else changed
-
-
-def _tied(activations: dict[str, Any]) -> dict[str, Any]:
-    """Return the ranges without those that are the same as one that is not there."""
-    return {name: values for name, values in activations.items() if values.get("same_as", name) in activations}
 
 
 def _by_effect(model: nn.Module, plan: Plan, x: Tensor, example: Tensor) -> list[str]:
@@ -99,30 +94,24 @@ def _by_effect(model: nn.Module, plan: Plan, x: Tensor, example: Tensor) -> list
     trial = _executed(model, plan, example)
     quantizers = trial.by_site if isinstance(trial, Edited) else {}
     body = trial.take_off() if isinstance(trial, Edited) else trial
-    plain = copy.deepcopy(model)
-    fold(plain, plan["fold"])
-    record, original = walk(plain, example), _outputs(plain, x)
+    bare = plain(model, quantized=True)
+    fold(bare, plan["fold"])
+    record, expected = walk(bare, example), run(bare, x)
     effects = {}
     for name in plan["weights"]:
-        raw = raw_weight(plain.get_submodule(name)).data
-        before = raw.clone()
-        raw.copy_(constrained_weight(body.get_submodule(name)))
-        effects[name] = _relative(_outputs(plain, x), original)
-        raw.copy_(before)
+        weight = bare.get_submodule(name).get_parameter("weight").data
+        before = weight.clone()
+        weight.copy_(constrained_weight(body.get_submodule(name)))
+        effects[name] = _relative(run(bare, x), expected)
+        weight.copy_(before)
     for name, quantizer in quantizers.items():
         if "same_as" not in plan["activations"][name]:
-            alone = Edited(plain, record, {name: quantizer})
-            effects[name] = _relative(_outputs(alone, x), original)
+            alone = Edited(bare, record, {name: quantizer})
+            effects[name] = _relative(run(alone, x), expected)
             alone.take_off()
     return sorted(effects, key=lambda name: -effects[name])
 
 
-def _relative(ours: Tensor, original: Tensor) -> float:
-    difference = float((ours - original).norm())
-    return difference / max(float(original.norm()), 1e-30) if difference else 0.0
-
-
-def _outputs(model: nn.Module, x: Tensor) -> Tensor:
-    with evaluating(model), torch.no_grad():
-        outputs: Tensor = model(x)
-    return outputs
+def _relative(found: Tensor, expected: Tensor) -> float:
+    error = float((found - expected).norm())
+    return error / max(float(expected.norm()), 1e-30) if error else 0.0
