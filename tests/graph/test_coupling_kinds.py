@@ -401,18 +401,9 @@ class UnevenParts(Net):
         return torch.cat([one + self.c(other), other], 1)
 
 
-@pytest.mark.parametrize(("kind", "removed"), [(NarrowGroups, {"a": [0, 2, 4, 6, 8, 10, 12, 14]}), (UnevenParts, {})])
-def test_a_thinner_model_is_judged_by_what_the_whole_one_was(
-    kind: type[nn.Module], removed: dict[str, list[int]]
-) -> None:
+@pytest.mark.parametrize(("kind", "gone"), [(NarrowGroups, [0]), (UnevenParts, [0, 1, 2, 3, 4, 5, 6, 7])])
+def test_a_thinner_model_is_judged_by_what_the_whole_one_was(kind: type[nn.Module], gone: list[int]) -> None:
     model, x = made(kind)
     coupling = Coupling(model, x)
-    groups = {group.root: group for group in coupling.groups}
-    if not removed:  # eight of the twelve, none of the four
-        removed = {
-            group.root: group.places[:8] for group in groups.values() if group.channels == 12 and group.tie != "b"
-        }
     assert {"a", "b"} <= {group.root for group in coupling.groups}
-    left, _, wrong = coupling.tried(removed)
-    assert wrong == {}
-    assert left == removed
+    assert coupling.tried({"a": gone})[::2] == ({"a": gone}, {})

@@ -208,7 +208,7 @@ class Follower:
         self.reshaped[call.number] = numbers
 
     def as_before(self, call: Call, decided: Any) -> Any:
-        """Return what a rule decides at a call by shapes; shapes of a thinner model mislead: there, what it did before."""
+        """Return what a rule decides by shapes at a call; in a thinner model, what it decided in the whole one."""
         self.decided[call.number] = decided
         return decided
 
