@@ -407,3 +407,63 @@ def test_a_thinner_model_is_judged_by_what_the_whole_one_was(kind: type[nn.Modul
     coupling = Coupling(model, x)
     assert {"a", "b"} <= {group.root for group in coupling.groups}
     assert coupling.tried({"a": gone})[::2] == ({"a": gone}, {})
+
+
+class Switch(Net):
+    """Channels whose places choose among branches: without one, the others have other places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.scales = nn.Linear(16, 4), nn.Embedding(4, 1)
+
+    def chosen(self, scores: Tensor) -> Tensor:
+        return scores.argmax(1)
+
+    def inner(self, x: Tensor) -> Tensor:
+        return x * self.scales(self.chosen(self.gate(x.mean((2, 3)))))[:, :, None, None]
+
+
+class SwitchByMax(Switch):
+    def chosen(self, scores: Tensor) -> Tensor:
+        return scores.max(1)[1]
+
+
+class SwitchBySort(Switch):
+    def chosen(self, scores: Tensor) -> Tensor:
+        return scores.argsort(1)[:, 0]
+
+
+@pytest.mark.parametrize("kind", [Switch, SwitchByMax, SwitchBySort])
+def test_channels_stay_whose_places_are_read(kind: type[nn.Module]) -> None:
+    coupling = Coupling(*made(kind))
+    assert {group.root for group in coupling.groups} == {"a", "b"}
+    assert "gate" in coupling.refused
+
+
+class FixedKernel(Net):
+    """A blur whose weight is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.ones(16, 1, 3, 3) / 9)
+
+    def inner(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, padding=1, groups=len(self.kernel))
+
+
+class Gated(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(16, 32, 1)
+
+    def inner(self, x: Tensor) -> Tensor:
+        return F.glu(self.c(x), 1) / (1 / (1 + x.square())) + x.new_zeros(1)
+
+
+@pytest.mark.parametrize("kind", [FixedKernel, Gated])
+def test_fixed_kernels_and_gates(kind: type[nn.Module]) -> None:
+    model, x = made(kind)
+    assert "a" in {group.root for group in Coupling(model, x).groups}
+    small = compress(model, [PruneChannels(ratio=0.5)], tiny.tiny_data(IMAGE)).model
+    assert small.a.out_channels == 8
+    assert kind is Gated or len(small.kernel) == 8

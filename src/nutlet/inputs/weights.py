@@ -141,9 +141,17 @@ def _unwrapped(name: str) -> str:
 
 
 def check_finite_weights(model: nn.Module) -> None:
-    """Raise ModelError naming the parameters and buffers of ``model`` that hold NaN or infinity."""
+    """Raise ModelError naming the parameters and buffers of ``model`` that hold NaN or infinity.
+
+    Infinity is what a mask of attention holds: only parameters and running statistics may not.
+    """
     tensors = [(name, t) for name, t in (*model.named_parameters(), *model.named_buffers()) if not is_lazy(t)]
-    bad = [name for name, t in tensors if t.is_floating_point() and not bool(torch.isfinite(t.detach()).all())]
+    masks = {name for name, _ in model.named_buffers() if not name.endswith(("running_mean", "running_var"))}
+    bad = [
+        name
+        for name, t in tensors
+        if t.is_floating_point() and bool((t.detach().isnan() if name in masks else ~t.detach().isfinite()).any())
+    ]
     if bad:
         raise ModelError(
             f"found NaN or infinity in {', '.join(bad[:_SHOWN])}{_more(bad)}; expected finite weights: training has "

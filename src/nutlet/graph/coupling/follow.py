@@ -92,6 +92,7 @@ class Follower:
         attention: for each module that multiplies such scores with values, the numbers of its heads.
         products: modules that multiply matrices, with why the channels within a head cannot go there, if so.
         parts: for each call that splits by given sizes, the numbers of its results.
+        places: for each tensor that says at which channel a value lies (``argmax``), the numbers of the channels.
         decided: what a rule decided at a call by the shapes that it found.
         reshaped: for each call that changes a shape, the numbers of its result.
         shapes: for each call, in order, the shapes of its tensors.
@@ -116,6 +117,7 @@ class Follower:
         self.decided: dict[int, Any] = {}
         self.shapes: list[list[tuple[int, ...]]] = []
         self.beside = WeakTensorKeyDictionary()
+        self.places = WeakTensorKeyDictionary()
         self.names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         self.where: list[str] = []
 
@@ -125,6 +127,8 @@ class Follower:
             output = self.model(x.clone())  # a forward may write to its input
         for tensor in tensors(output):
             self.ledger.fix(self.of(tensor), RETURNED)
+            if tensor in self.places:
+                self.ledger.fix(self.places[tensor], RETURNED)
         return output
 
     def of(self, tensor: Tensor) -> Tensor:
@@ -228,7 +232,10 @@ class Follower:
         return run(lambda tensor, dim: tensor)
 
     def make(self, call: Call) -> Any:
-        """Make a call by its rule."""
+        """Make a call by its rule; places along channels mean others once some have gone, so nothing may read them."""
+        for tensor in call.tensors:
+            if tensor in self.places:
+                self.ledger.fix(self.places[tensor], f"{call} reads at which of them a value lies")
         self.shapes.append([tuple(tensor.shape) for tensor in call.tensors])
         if call.op == "get" and not isinstance(result := call.run(), Tensor):
             return result  # x.shape and the like

@@ -241,11 +241,11 @@ class Coupling:
 
     def _owners(self, name: str) -> list[str]:
         """Return the modules that hold a parameter: more than one where they share it."""
-        weight = self._trial.model.get_parameter(name)
+        weight = _tensor(self._trial.model, name)
         return [
             path
             for path, module in self._trial.model.named_modules()
-            if any(own is weight for own in module.parameters(recurse=False))
+            if any(own is weight for own in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
         ]
 
     def _group(self, family: Family, labels: Tensor, tie: Family) -> Group:
@@ -257,7 +257,7 @@ class Coupling:
             own, ours = _lying(self._channels.at((name, dim)).tolist(), index)
             owner, _, parameter = name.rpartition(".")
             layer = self._trial.model.get_submodule(owner)
-            weight = layer.get_parameter(parameter).detach()
+            weight = _tensor(self._trial.model, name).detach()
             for constraint in self._stacks.get(owner, []) if parameter == "weight" else []:
                 weight = constraint(weight).detach()
             norms = weight.movedim(dim, 0).flatten(1).norm(dim=1)[own]
@@ -297,6 +297,14 @@ def _as_wide(families: Iterable[Family], widths: Mapping[Family, set[int]]) -> l
         found = [others for others in found if others not in like]
         found.append([*(other for others in like for other in others), family])
     return found
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter or a buffer: fixed kernels are weights too."""
+    owner, _, own = name.rpartition(".")
+    tensor = getattr(model.get_submodule(owner), own)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def _lying(labels: list[int], index: Mapping[int, int]) -> tuple[list[int], list[int]]:

@@ -53,7 +53,7 @@ def unknown(f: Follower, call: Call) -> Any:
     *("softplus", "softshrink", "softsign", "sqrt", "square", "sub", "subtract", "tan", "tanh", "tanhshrink", "tensor"),
     *("threshold", "to", "tril", "triu", "true_divide", "trunc", "type", "type_as", "where", "xlogy", "zeros_like"),
     *("full_like", "empty_like", "bfloat16", "long", "int", "bool", "invert", "and", "or", "remainder", "fmod"),
-    *("log_sigmoid", "bitwise_not", "fill", "zero", "copy", "atan2"),
+    *("log_sigmoid", "rdiv", "rtruediv", "bitwise_not", "fill", "zero", "copy", "atan2"),
 )
 def elementwise(f: Follower, call: Call) -> Any:
     """Join the numbers of all tensors."""
@@ -182,6 +182,24 @@ def parts(f: Follower, call: Call) -> Any:
     return result
 
 
+@rule("glu")
+def gated(f: Follower, call: Call) -> Any:
+    """One half is the gate of the other: both lose the same channels."""
+    x, result = call.tensors[0], call.run()
+    dim = call.get(1, "dim", -1) % x.ndim
+    numbers = f.of(x)
+    if numbers.shape[dim] > 1:
+        numbers, gate = numbers.chunk(2, dim)
+        f.ledger.join(numbers, gate)
+    return f.put(result, numbers)
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+def new(f: Follower, call: Call) -> Any:
+    """A constant has no channels."""
+    return f.put(call.run(), NOTHING)
+
+
 @rule("setitem")
 def written(f: Follower, call: Call) -> Any:
     """Write the numbers as the values are."""
@@ -249,6 +267,7 @@ def _windows(f: Follower, call: Call) -> Any:
 
 
 _KEEPING = ("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "normalize", "sort", "argsort", "renorm")
+_PLACING = ("argmax", "argmin", "max", "min", "median")
 _DIM_AT = {"norm": 2, "normalize": 2, "vector_norm": 2, "renorm": 2}
 
 
@@ -270,12 +289,18 @@ def reduction(f: Follower, call: Call) -> Any:
         numbers = f.join_along(numbers, taken)
         result = call.run()
     elif taken:
+        if call.op in ("sort", "argsort"):
+            f.ledger.fix(numbers, f"{call} puts channels in another order")
         if len(taken) > 1:
             f.ledger.fix(numbers, f"{call} takes them together in more than one direction")
         (dim, *_) = taken
         result = f.across(
             x, dim, lambda pick: call.func(pick(x, dim), *call.args[1:], **call.kwargs), keeps=call.op in _KEEPING
         )
+        if call.op in _PLACING:
+            for tensor in tensors(result):
+                if tensor.dtype == torch.long:
+                    f.places[tensor] = f.of(x)
         if call.op not in _KEEPING:
             numbers = NOTHING
     else:
