@@ -307,7 +307,7 @@ def zoo() -> str:
 
     def cell(net: str, recipe: str, metric: str) -> str:
         rows = nets[net].get(recipe, {})
-        return "refused" if "refused" in rows else figure(rows.get(metric), 3)
+        return "refused" if "refused" in rows and metric not in rows else figure(rows.get(metric), 3)
 
     lines = [
         "| architecture | int8 moves outputs by | int8 weights by | work left by channels | by Torch-Pruning |",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ CLASSES = 10
 IMAGES = 16
 LIMIT = 900
 """Seconds that one architecture may take."""
+PEER_LIMIT = 60
+"""Seconds that Torch-Pruning may take."""
 
 PYTORCHCV = {
     "NIN": ("nin_cifar10", 32),
@@ -176,6 +179,12 @@ def peer_macs_left(model: nn.Module, example: Tensor) -> float | None:
     before = macs(walk(model, example))
     heads = [module for module in model.modules() if getattr(module, "out_features", 0) == CLASSES]
     heads += [module for module in model.modules() if getattr(module, "out_channels", 0) == CLASSES]
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"no end within {PEER_LIMIT} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PEER_LIMIT)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -188,6 +197,8 @@ def peer_macs_left(model: nn.Module, example: Tensor) -> float | None:
     except Exception as error:  # it may raise anything on a network it cannot follow
         print(f"  Torch-Pruning: {type(error).__name__}: {str(error)[:100]}")
         return None
+    finally:
+        signal.alarm(0)
 
 
 def relative(ours: Tensor, reference: Tensor) -> float:
@@ -212,6 +223,9 @@ def run(name: str, recipe: str) -> None:
     except nl.NutletError as error:
         print(f"{name}/{recipe}: refused: {error}")
         rows.add("refused", 1, "count")
+        if recipe == "channels" and (peer := peer_macs_left(model, x[:2])) is not None:
+            rows.add("peer_macs_left", peer, "ratio")
+            print(f"    Torch-Pruning leaves {peer}")
         rows.write()
         return
     shipped = torch.from_numpy(Runtime(file, threads=1).predict(data.test))  # type: ignore[arg-type]
