@@ -81,7 +81,8 @@ def trained(method: Method, before: Mapping[str, tuple[int, ...]], model: nn.Mod
         x: the inputs of the comparison.
 
     Raises:
-        ComparisonError: training changed the structure, a constraint no longer holds, or answers are not finite.
+        ComparisonError: training changed the structure, or a constraint no longer holds: what it masks is not zero, a
+            weight under it is not finite, or settling moves the answers. A run that diverged shows in its accuracy.
     """
     name = type(method).__name__
     if {key: tuple(value.shape) for key, value in model.state_dict().items()} != dict(before):
@@ -93,8 +94,6 @@ def trained(method: Method, before: Mapping[str, tuple[int, ...]], model: nn.Mod
             what = "weights that a mask removes are not zero" if removed else "weights are not finite"
             raise ComparisonError(f"{name}: after training {what} in {layer_name}; {MEND}")
     answered = run(model, x)
-    if bool(torch.isnan(answered).any()):
-        raise ComparisonError(f"{name}: after training answers are not numbers; {MEND}")
     settle(model)
     if (apart := difference(run(model, x), answered)) > 1e-6:
         raise ComparisonError(

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -301,9 +302,7 @@ def _as_wide(families: Iterable[Family], widths: Mapping[Family, set[int]]) -> l
 
 def _tensor(model: nn.Module, name: str) -> Tensor:
     """Return a parameter or a buffer: fixed kernels are weights too."""
-    owner, _, own = name.rpartition(".")
-    tensor = getattr(model.get_submodule(owner), own)
-    assert isinstance(tensor, Tensor)
+    tensor: Tensor = attrgetter(name)(model)
     return tensor
 
 
