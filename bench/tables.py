@@ -306,8 +306,10 @@ def zoo() -> str:
         nets.setdefault(net, {})[recipe] = rows
 
     def cell(net: str, recipe: str, metric: str) -> str:
-        rows = nets[net].get(recipe, {})
-        return "refused" if "refused" in rows and metric not in rows else figure(rows.get(metric), 3)
+        rows = nets[net].get(recipe)
+        if rows is None:
+            return ""
+        return "refused" if "refused" in rows and not metric.startswith("peer") else figure(rows.get(metric), 3)
 
     lines = [
         "| architecture | int8 moves outputs by | int8 weights by | work left by channels | by Torch-Pruning |",

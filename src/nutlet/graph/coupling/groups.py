@@ -347,7 +347,7 @@ def remove_channels(
             weight = constraint(weight)
         constrain(layer, stack)
         # Other weights lie side by side now, whose products a kernel adds up.
-        saturates = any(isinstance(few, WeightQuantizer) and few.saturates(weight) for few in stack)
+        saturates = bool(places) and any(isinstance(few, WeightQuantizer) and few.saturates(weight) for few in stack)
         if places and (saturates or not torch.equal(weight, expected) or carried_problem(layer)):
             refitted.append(name)
             refit(layer)

@@ -128,14 +128,15 @@ class TrainSparse(SoftTraining, Method):
             for layer in layers.values():
                 sizes = _weight(layer).detach().abs()
                 yield layer, sizes / sizes.max().clamp_min(1e-30)
-        found = {name: torch.full((_weight(layer).shape[output_axis(layer)],), 2.0) for name, layer in layers.items()}
+            return
+        weights = {name: _weight(layer) for name, layer in layers.items()}
+        found = {name: weight.new_ones(weight.shape[output_axis(layers[name])]) for name, weight in weights.items()}
         for group in groups:
             norms = group_norms(_rows(group, layers)).detach()
             for name, (own, ours) in group.items():
                 found[name][own] = (norms / norms.max())[ours]
-        for name, layer in layers.items() if groups else ():
-            weight = _weight(layer)
-            yield layer, found[name].view(along(output_axis(layer), weight.ndim)).expand_as(weight)
+        for name, weight in weights.items():
+            yield layers[name], found[name].view(along(output_axis(layers[name]), weight.ndim)).expand_as(weight)
 
 
 def group_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -144,11 +145,11 @@ def group_norms(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     Args:
         parts: of each weight the rows that make channels, ``(rows, weights of a row)``, and which those are.
     """
-    channels = [ours for _, ours in parts]
     squares = torch.cat([rows.square().sum(1) for rows, _ in parts])
-    count = 1 + max(int(ours.max()) for ours in channels)
-    # A norm of zero has no gradient; this one has none either, and is no different else.
-    return squares.new_zeros(count).index_add(0, torch.cat(channels), squares).clamp_min(1e-30).sqrt()
+    index = torch.cat([ours for _, ours in parts])
+    sums = squares.new_zeros(1 + int(index.max())).index_add(0, index.to(squares.device), squares)
+    # The root has no gradient at zero; that of the bound is zero.
+    return sums.clamp_min(1e-30).sqrt()
 
 
 def _rows(group: Group, layers: Mapping[str, nn.Module]) -> list[tuple[Tensor, Tensor]]:

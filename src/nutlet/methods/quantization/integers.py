@@ -18,7 +18,7 @@ from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import read_exactly, runs_on_integers
 from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import walk
+from nutlet.graph.sites import Record, walk
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.method import Context, Method, Plan
 from nutlet.methods.quantization.formats import put_format
@@ -136,10 +136,10 @@ def integer_plan(
             f"runtimes compute with 8-bit integers: exported, a weight of {widths} bits takes a byte; saved, its bits"
         )
     if activations is not None:
-        ranges, trial = calibrated(model, plan, context, activations)
+        ranges, record, trial = calibrated(model, plan, context, activations)
         if ranges:
             plan["activations"] = ranges
-        if exact := sorted(read_exactly(walk(trial, context.example))):
+        if exact := sorted(read_exactly(record)):
             plan["notes"].append(
                 f"{', '.join(exact[:3])}{' and others' if len(exact) > 3 else ''}: the forward decides by these values "
                 "(indices, conditions), they are not rounded"
@@ -156,8 +156,8 @@ def integer_plan(
 
 def calibrated(
     model: nn.Module, plan: Plan, context: Context, activations: ActivationGrid
-) -> tuple[dict[str, Any], nn.Module]:
-    """Return the ranges of activations behind the weights of a plan, by site, and the copy that they were measured on.
+) -> tuple[dict[str, Any], Record, nn.Module]:
+    """Return the ranges of activations behind the weights of a plan, by site, the walk that names them, and the copy.
 
     Args:
         model: not changed.
@@ -166,8 +166,9 @@ def calibrated(
         activations: how they are quantized.
     """
     trial = with_integers(copy.deepcopy(model), plan)
+    record = walk(trial, context.example)
     inputs = (x for x, _ in context.data.calibration.batches())
-    return calibrate(trial, walk(trial, context.example), inputs, activations), trial
+    return calibrate(trial, record, inputs, activations), record, trial
 
 
 def with_integers(model: nn.Module, plan: Plan) -> nn.Module:

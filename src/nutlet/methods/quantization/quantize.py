@@ -56,8 +56,8 @@ class Quantize(OnIntegers):
             kernels with weights of 8 bits.
         tolerance: the largest relative L2 error of the outputs, ``|after - before| / |before|`` of this step on 16
             calibration examples; where it would be larger, the layers and activations that make most of it stay in
-            floating point, and the history names them. By default 0.1, or 0.018 without activations (trained ResNets
-            come to 0.035 and 0.012); only 8 bits are held to it, not fewer or what training will move.
+            floating point, and the history names them. By default 0.1, or 0.018 without activations; only 8
+            bits are held to it, not fewer or what training will move.
 
     Raises:
         ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer, a ``tolerance`` that is

@@ -61,7 +61,7 @@ def keep_sensitive_in_float(
     held = _without(model, plan, in_float, context.example)
     if activations is not None and "activations" in held:
         # Ranges were measured behind weights some of which are no longer on their grids.
-        ranges, _ = calibrated(model, held, context, activations)
+        ranges, _, _ = calibrated(model, held, context, activations)
         held["activations"] = with_scales({name: ranges[name] for name in held["activations"] if name in ranges})
     note = (
         f"{', '.join(in_float[:3])}{f' and {enough - 3} more' if enough > 3 else ''}: left in floating point, integers "
