@@ -55,9 +55,10 @@ class Quantize(OnIntegers):
             answers on x86 processors without VNNI; costs a little precision. By default where it matters: integer
             kernels with weights of 8 bits.
         tolerance: the largest relative L2 error of the outputs, ``|after - before| / |before|`` of this step on 16
-            calibration examples; where it would be larger, the layers and activations that make most of it stay in
-            floating point, and the history names them. By default 0.1, or 0.018 without activations; only 8
-            bits are held to it, not fewer or what training will move.
+            calibration examples; on 16 validation examples, some of whose values are beyond the ranges, twice as much.
+            Where it would be larger, the layers and activations that make most of it stay in floating point, and the
+            history names them. By default 0.1, or 0.018 without activations; only 8 bits are held to it, not fewer or
+            what training will move.
 
     Raises:
         ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer, a ``tolerance`` that is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 
 from nutlet.graph.activations import ActivationGrid, attach, with_scales
@@ -19,7 +20,9 @@ from nutlet.methods.quantization.integers import calibrated, with_integers
 __all__ = ["keep_sensitive_in_float"]
 
 _INPUTS, _FEW = 16, 4
-"""Calibration inputs on which the outputs are compared, and on which the effects of single quantizers are."""
+"""Inputs on which the outputs are compared, and on which the effects of single quantizers are."""
+_UNSEEN = 2
+"""What calibration has not seen may move by so many times the tolerance: some of their values are clipped."""
 
 
 def keep_sensitive_in_float(
@@ -27,10 +30,10 @@ def keep_sensitive_in_float(
 ) -> Plan:
     """Return ``plan`` without the layers and activations that move the outputs most, and a note on them.
 
-    Where the outputs move by more than ``tolerance`` on calibration inputs (what other inputs lose beyond the ranges is
-    for more calibration examples to mend), all quantizers are ordered by how far each alone moves the outputs, and
-    bisection finds how many of the first have to go. It takes a forward for each quantizer, and a few more for the
-    logarithm of their number.
+    Where the outputs move by more than ``tolerance`` on calibration inputs, or by twice as much on validation
+    inputs (values that calibration has not seen are clipped), all quantizers are ordered by how far each alone moves
+    the outputs, and bisection finds how many of the first have to go for both to stay within ``tolerance``. It takes a
+    forward for each quantizer, and a few more for the logarithm of their number.
 
     Args:
         model: before the step, without quantizers of activations.
@@ -39,24 +42,27 @@ def keep_sensitive_in_float(
         tolerance: the largest relative L2 error of the outputs, against the model before the step.
         activations: how activations are quantized.
     """
-    x, _ = context.data.calibration.batch(slice(0, _INPUTS))
-    expected = run(model, x)
+    inputs = [part.batch(slice(0, _INPUTS))[0] for part in (context.data.calibration, context.data.validation)]
+    expected = [run(model, x) for x in inputs]
 
-    def moved(in_float: Collection[str]) -> float:
+    def moved(in_float: Collection[str]) -> list[float]:
         trial = _executed(model, _without(model, plan, in_float, context.example), context.example)
-        return _relative(run(trial, x), expected)
+        return [_relative(run(trial, x), before) for x, before in zip(inputs, expected, strict=True)]
 
-    error = moved(())
-    if error <= tolerance:
+    def too_far(in_float: Collection[str]) -> bool:
+        return max(moved(in_float)) > tolerance
+
+    seen, unseen = moved(())
+    if seen <= tolerance and unseen <= _UNSEEN * tolerance:
         return plan
-    order = _by_effect(model, plan, x[:_FEW], context.example)
+    order = _by_effect(model, plan, torch.cat([x[:_FEW] for x in inputs]), context.example)
     few, enough = 0, 1
-    while enough < len(order) and moved(order[:enough]) > tolerance:
+    while enough < len(order) and too_far(order[:enough]):
         few, enough = enough, 2 * enough
     enough = min(enough, len(order))
     while enough - few > 1:
         middle = (few + enough) // 2
-        few, enough = (few, middle) if moved(order[:middle]) <= tolerance else (middle, enough)
+        few, enough = (middle, enough) if too_far(order[:middle]) else (few, middle)
     in_float = order[:enough]
     held = _without(model, plan, in_float, context.example)
     if activations is not None and "activations" in held:
@@ -65,7 +71,7 @@ def keep_sensitive_in_float(
         held["activations"] = with_scales({name: ranges[name] for name in held["activations"] if name in ranges})
     note = (
         f"{', '.join(in_float[:3])}{f' and {enough - 3} more' if enough > 3 else ''}: left in floating point, integers "
-        f"are too coarse there (the outputs would move by {error:.1%}; `tolerance` is {tolerance:.1%})"
+        f"are too coarse there (the outputs would move by {max(seen, unseen):.1%}; `tolerance` is {tolerance:.1%})"
     )
     return {**held, "notes": [*plan["notes"], note]}
 
