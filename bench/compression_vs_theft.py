@@ -31,7 +31,7 @@ from nutlet.measurement import Runtime
 from nutlet.membership import auc, tpr_at
 from nutlet.oracle import Answers, FileSource, Oracle, as_probabilities
 from nutlet.shadows import Shadows
-from nutlet.stolen import load_onnx
+from nutlet.stolen.load import load_onnx
 from nutlet.storage import packed_size
 from nutlet.thief import Thief, architecture_for, fresh
 from nutlet.train import Training, cross_entropy, train_on

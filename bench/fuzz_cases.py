@@ -34,7 +34,7 @@ from nutlet.measurement import Runtime
 from nutlet.oracle import Endpoint, Kept, load_endpoint
 from nutlet.recipe import load_recipe
 from nutlet.report.load import load_report
-from nutlet.stolen import load_onnx
+from nutlet.stolen.load import load_onnx
 
 CANARY = "executed"
 EXTREME: list[Any] = [

@@ -18,11 +18,12 @@ import tiny
 from job import Job, invoke
 from nutlet import method as registry
 from nutlet.artifact import Compressed
+from nutlet.context import Context
 from nutlet.data import Data
 from nutlet.diagnosis import diagnose
 from nutlet.errors import ConfigError
 from nutlet.graph.differences import activation_errors, bare, changed_places, with_places
-from nutlet.method import Context, Method, Plan, register
+from nutlet.method import Method, Plan, register
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
 from nutlet.pipeline import compress
 from nutlet.predict import predict

@@ -29,7 +29,9 @@ from nutlet.measurement import Runtime
 from nutlet.method import Method
 from nutlet.methods import Binarize, Cluster, Factorize, HalfPrecision, PruneWeights, Quantize, Ternarize
 from nutlet.pipeline import compress
-from nutlet.stolen import StolenModule, load_onnx, module
+from nutlet.stolen import module
+from nutlet.stolen.load import load_onnx
+from nutlet.stolen.module import StolenModule
 from nutlet.stolen.operators import OPERATORS
 from nutlet.thief import fresh
 from nutlet.trial import trust

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import tiny
 from endpoint_server import CLASSES, serving, victim
 from job import Job
+from nutlet.context import Answering, Context
 from nutlet.data import Data, Examples, flip_and_crop, split
 from nutlet.errors import BudgetError, ConfigError, DataError, ModelError
 from nutlet.export.onnx import export_onnx
 from nutlet.measurement import measure
-from nutlet.method import Answering, Context
 from nutlet.methods import Distill, DropBlocks, FineTune
 from nutlet.methods.distillation.targets import softened
 from nutlet.oracle import Answers, Endpoint, Oracle

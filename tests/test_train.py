@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import tiny
 from nutlet import train
+from nutlet.context import Context
 from nutlet.data import Data, flip_and_crop
 from nutlet.errors import ConfigError, ModelError, StorageError
 from nutlet.export.onnx import export_onnx
-from nutlet.method import Context
 from nutlet.methods import Distill, FineTune
 from nutlet.progress import Progress
 from nutlet.train import Training, cross_entropy, fit

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nutlet.artifact import Compressed
     from nutlet.attack import Attack, Loot, Scene, register_attack
     from nutlet.auditing import Audit, Protocol, audit, audit_files
+    from nutlet.context import Context
     from nutlet.data import Data, Examples, flip_and_crop, split
     from nutlet.delivery import deliver
     from nutlet.diagnosis import Diagnosis, diagnose
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from nutlet.history import Step
     from nutlet.inputs import load_data, load_model
     from nutlet.measurement import Measurement, measure
-    from nutlet.method import Context, Method, register
+    from nutlet.method import Method, register
     from nutlet.methods import (
         GPTQ,
         AdaRound,
@@ -77,6 +78,7 @@ _HOMES = {
     "nutlet.artifact": ("Compressed",),
     "nutlet.attack": ("Attack", "Loot", "Scene", "register_attack"),
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
+    "nutlet.context": ("Context",),
     "nutlet.data": ("Data", "Examples", "flip_and_crop", "split"),
     "nutlet.delivery": ("deliver",),
     "nutlet.diagnosis": ("Diagnosis", "diagnose"),
@@ -96,7 +98,7 @@ _HOMES = {
     "nutlet.history": ("Step",),
     "nutlet.inputs": ("load_data", "load_model"),
     "nutlet.measurement": ("Measurement", "measure"),
-    "nutlet.method": ("Context", "Method", "register"),
+    "nutlet.method": ("Method", "register"),
     "nutlet.methods": (
         "AdaRound",
         "Binarize",

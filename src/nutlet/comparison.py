@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ComparisonError, NutletError, first_line
 from nutlet.graph.activations import ActivationGrid, ActivationQuantizer, Activations, calibrate, grid_of, with_scales
 from nutlet.graph.comparison import Answers, answers, difference, plain, run
@@ -22,7 +23,7 @@ from nutlet.graph.stored import settle
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.graph.work import macs
 from nutlet.memory import release
-from nutlet.method import Context, Method, Plan, apply_plan
+from nutlet.method import Method, Plan, apply_plan
 
 __all__ = ["carried_out", "probe", "trained"]
 

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from nutlet.artifact import Compressed
 from nutlet.auditing import Audit, Protocol, audit_files
+from nutlet.context import Context
 from nutlet.data import Data, Examples, check_seed, flip_and_crop, split
 from nutlet.delivery import COMPRESSED, ORIGINAL, deliver
 from nutlet.errors import MissingExtra
 from nutlet.locks import locked
 from nutlet.measurement import Measurement
 from nutlet.measurement.parity import Parity
-from nutlet.method import Context, Method
+from nutlet.method import Method
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, Quantize
 from nutlet.pipeline import compress
 from nutlet.progress import Progress

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from nutlet.comparison import carried_out
+from nutlet.context import Context
 from nutlet.data import Data, Examples
 from nutlet.measurement.size import size_of
-from nutlet.method import Context, Method
+from nutlet.method import Method
 from nutlet.outputs import OutputKind
 from nutlet.predict import evaluate
 from nutlet.train import Training

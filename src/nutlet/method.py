@@ -15,24 +15,20 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from nutlet.data import Data
+from nutlet.context import Context
 from nutlet.errors import ConfigError, nearest, shown
 from nutlet.graph.activations import Activations, carry
 from nutlet.graph.modules import put_values
 from nutlet.graph.reasons import scope_reasons
 from nutlet.graph.sites import Edited, body_of
-from nutlet.outputs import OutputKind, class_loss
-from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["Answering", "Context", "Method", "Plan", "apply_plan", "check_type", "known_methods", "register"]
+__all__ = ["Method", "Plan", "apply_plan", "check_type", "known_methods", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -44,65 +40,6 @@ the state dict of the executed model, written into it after :meth:`Method.execut
 EFFECTS = ("depth", "width", "rank", "mask", "grid", "shared values", "values", "training", "student")
 """What methods do: remove whole blocks, channels, ranks; mask weights; put values on a grid or share them; change
 values alone, from statistics or by training; replace the model."""
-
-
-class Source(Protocol):
-    """Gives answers ``(B, classes)`` to inputs ``(B, ...)``, and counts the inputs that somebody had to be asked."""
-
-    sent: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return probabilities or logits, float32 on the CPU."""
-
-
-class Answering(nn.Module):
-    """A teacher of which nothing is known but its answers (an endpoint, a file in its runtime).
-
-    Args:
-        source: gives the answers, each of which may cost something; what it was asked before costs nothing.
-        logits: whether the answers are logits, not probabilities.
-    """
-
-    def __init__(self, source: Source, *, logits: bool = False) -> None:
-        super().__init__()
-        self.source = source
-        self.logits = logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(B, classes)``; of probabilities their logarithms, finite for a class that was ruled out."""
-        answers = self.source(x.detach().float().cpu()).to(x.device)
-        return answers if self.logits else answers.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """All run-time objects a method may use; no globals, no hidden seed.
-
-    Args:
-        data: the splits; methods look at ``calibration`` and ``train``, never at ``test``.
-        teacher: whom distillation follows, in evaluation mode, never changed: the original model unless another was
-            given; an :class:`Answering` where only its answers are known.
-        seed: the only source of randomness.
-        workdir: where long training keeps its checkpoints; ``None`` keeps none.
-        progress: shows bars.
-        outputs: what the model's outputs hold; the teacher gives logits always.
-    """
-
-    data: Data
-    teacher: nn.Module
-    seed: int = 0
-    workdir: Path | None = None
-    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
-    outputs: OutputKind = "logits"
-
-    @property
-    def example(self) -> Tensor:
-        """Two calibration inputs, the example every walk and export uses."""
-        return self.data.calibration.batch(slice(0, 2))[0]
-
-    def loss(self, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the mean cross entropy of the model's outputs ``(B, classes)`` and labels ``(B,)``, in nats."""
-        return class_loss(outputs, y, self.outputs)
 
 
 @dataclass(frozen=True, kw_only=True)

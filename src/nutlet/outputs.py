@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["TWO_OUTPUTS", "OutputKind", "class_loss", "kind_of", "to_logits"]
+from nutlet.errors import ModelError
+
+__all__ = ["TWO_OUTPUTS", "OutputKind", "check_finite", "class_loss", "kind_of", "to_logits"]
 
 OutputKind = Literal["logits", "log-probabilities", "probabilities", "independent probabilities"]
 """What a row of outputs holds. Independent probabilities are those of one sigmoid for each class."""
@@ -88,3 +92,13 @@ def class_loss(outputs: Tensor, y: Tensor, kind: OutputKind = "logits", reductio
         reduction: as for :func:`torch.nn.functional.cross_entropy`.
     """
     return F.cross_entropy(to_logits(outputs, kind), y, reduction=reduction)
+
+
+def check_finite(name: str, outputs: npt.NDArray[np.floating]) -> None:
+    """Raise ModelError where outputs hold NaN or plus infinity: their argmax would count as an answer."""
+    broken = np.flatnonzero((np.isnan(outputs) | np.isposinf(outputs)).any(1))
+    if len(broken):
+        raise ModelError(
+            f"{name} gives NaN or infinity for {len(broken):,} of {len(outputs):,} examples, the first at index "
+            f"{broken[0]}; expected finite scores: look for a zero scale, a division by zero, or float16 overflow"
+        )

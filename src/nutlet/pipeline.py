@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.comparison import carried_out, probe, trained
+from nutlet.context import Answering, Context
 from nutlet.data import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
@@ -28,7 +29,7 @@ from nutlet.graph.sites import Edited, body_of
 from nutlet.history import Size, Step
 from nutlet.locks import locked
 from nutlet.measurement.size import size_of
-from nutlet.method import Answering, Context, Method
+from nutlet.method import Method
 from nutlet.order import advise
 from nutlet.predict import evaluate
 from nutlet.progress import Progress

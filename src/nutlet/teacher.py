@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nutlet.context import Answering
 from nutlet.data import Data
 from nutlet.errors import ConfigError, ModelError, NutletError
 from nutlet.fingerprint import fingerprint
@@ -17,11 +18,10 @@ from nutlet.inputs import load_model
 from nutlet.inputs.copies import clean_copy
 from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite_weights
-from nutlet.method import Answering
 from nutlet.oracle import Endpoint, FileSource, Kept, Oracle, load_endpoint
 from nutlet.outputs import OutputKind, to_logits
 from nutlet.predict import predict
-from nutlet.stolen import load_onnx
+from nutlet.stolen.load import load_onnx
 
 __all__ = ["Teacher", "as_teacher", "labelled_by", "load_teacher", "teacher_of"]
 
@@ -33,7 +33,7 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
     """Return ``teacher`` as a module in evaluation mode that gives logits ``(B, classes)``.
 
     An ONNX file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
-    or endpoint only the answers are known (:class:`nutlet.method.Answering`): they are kept, and each input is asked
+    or endpoint only the answers are known (:class:`nutlet.context.Answering`): they are kept, and each input is asked
     about once. A module that ends in a softmax gives the logarithms.
 
     Args:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from nutlet.context import Context
 from nutlet.data import Augment, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.constraints import widen
 from nutlet.graph.training_path import training_path
-from nutlet.method import Context
 from nutlet.outputs import OutputKind, class_loss, to_logits
 from nutlet.predict import evaluate, let_go
 from nutlet.progress import Progress

@@ -17,7 +17,7 @@ from nutlet.attacks import FileLeaks, Refine, Reuse
 from nutlet.errors import StorageError
 from nutlet.export.onnx import export_onnx
 from nutlet.oracle import Oracle, source_of
-from nutlet.stolen import load_onnx
+from nutlet.stolen.load import load_onnx
 from nutlet.thief import fresh
 
 

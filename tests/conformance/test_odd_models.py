@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 import tiny
 from conformance.examples import EXAMPLES, body_of, brief, check_constraints, check_finalized, check_saved
+from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import finalize
 from nutlet.measurement.parity import parity
-from nutlet.method import Context, Method
+from nutlet.method import Method
 from nutlet.methods import (
     DropBlocks,
     Factorize,

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.context import Context
 from nutlet.data import Data
 from nutlet.errors import ExportError, StorageError
 from nutlet.export import onnx as exporter
 from nutlet.export.onnx import export_onnx
 from nutlet.export.onnx_packing import load_unpacked
 from nutlet.graph.modules import put_values
-from nutlet.method import Context
 from nutlet.methods import PruneWeights, Quantize
 from nutlet.predict import predict
 

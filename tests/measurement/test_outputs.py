@@ -17,7 +17,7 @@ from measurement.conftest import Save
 from nutlet.data import Examples
 from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.measurement.runtime import Runtime
-from nutlet.stolen import load_onnx
+from nutlet.stolen.load import load_onnx
 
 Linear = Callable[..., onnx.ModelProto]
 QUICK = {"seconds": 0.01, "threads": (1,)}

@@ -21,7 +21,7 @@ from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1
 from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
 from nutlet.predict import predict
-from nutlet.stolen import load_onnx
+from nutlet.stolen.load import load_onnx
 from nutlet.thief import Thief, architecture_for
 
 __all__ = [

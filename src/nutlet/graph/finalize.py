@@ -21,7 +21,7 @@ from nutlet.graph.quantizers.few_values import along
 from nutlet.graph.record import Record
 from nutlet.graph.sites import Edited, walk
 
-__all__ = ["IntegerWeight", "finalize"]
+__all__ = ["IntegerWeight", "finalize", "stored_numbers"]
 
 
 class IntegerWeight(nn.Module):
@@ -181,3 +181,9 @@ def _with_room_for_bias(
         return codes, restore
     spread = (restore.scale / scale).view(along(restore.axis, codes.ndim))
     return torch.round(codes * spread).to(torch.int8), IntegerWeight(scale, restore.axis)
+
+
+def stored_numbers(model: nn.Module) -> int:
+    """Return how many numbers a file of ``model`` holds; what is shared counts once, counters of batches do not."""
+    tensors = finalize(model).state_dict().values()
+    return sum({t.data_ptr(): t.numel() for t in tensors if t.ndim or t.dtype != torch.int64}.values())

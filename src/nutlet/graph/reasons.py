@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 from torch.nn.utils import parametrize
 
 from nutlet.graph.constraints import has_own_weight
-from nutlet.graph.scope import accepted_kinds, in_scope
+from nutlet.graph.scope import Scoped, accepted_kinds, in_scope
 from nutlet.graph.sites import body_of
-
-if TYPE_CHECKING:
-    from nutlet.method import Method
 
 __all__ = ["EXCLUDED", "MADE_ELSEWHERE", "layers_with_values", "scope_reasons"]
 
@@ -48,7 +43,7 @@ def _parameters(module: nn.Module) -> list[nn.Parameter]:
     return [p for name, p in module.named_parameters() if "." not in name or name.startswith("parametrizations.")]
 
 
-def scope_reasons(model: nn.Module, method: Method, *, trains: bool) -> dict[str, str]:
+def scope_reasons(model: nn.Module, method: Scoped, *, trains: bool) -> dict[str, str]:
     """Return why ``method`` leaves layers alone, by name; an empty text where nothing speaks against it.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import nn
 
@@ -13,16 +13,33 @@ from nutlet.errors import ConfigError, ModelError, nearest
 from nutlet.graph.constraints import PLAIN_WEIGHT, has_own_weight
 from nutlet.graph.sites import body_of
 
-if TYPE_CHECKING:
-    from nutlet.method import Method
-
-__all__ = ["Layer", "accepted_kinds", "in_scope", "training_only", "weighted_layers"]
+__all__ = ["Layer", "Scoped", "accepted_kinds", "in_scope", "training_only", "weighted_layers"]
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 """The layers whose weights methods work on."""
 
 
-def in_scope(names: Iterable[str], method: Method, all_names: Iterable[str]) -> list[str]:
+class Scoped(Protocol):
+    """What a method says of where it works; each is a field of :class:`nutlet.Method`."""
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """Patterns of module names it may touch."""
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Patterns of module names it must leave alone."""
+
+    @property
+    def kinds(self) -> tuple[type[nn.Module], ...]:
+        """Classes of layers it works on; empty: all dense layers and convolutions."""
+
+    @property
+    def effect(self) -> str:
+        """What it does to a model, one of ``nutlet.methods.base.EFFECTS``."""
+
+
+def in_scope(names: Iterable[str], method: Scoped, all_names: Iterable[str]) -> list[str]:
     """Return the names that ``method`` may touch by its include and exclude patterns.
 
     A pattern that matches a module covers everything inside it.
@@ -58,7 +75,7 @@ def _covered(name: str, patterns: Iterable[str]) -> bool:
 
 
 @contextmanager
-def training_only(model: nn.Module, method: Method) -> Iterator[None]:
+def training_only(model: nn.Module, method: Scoped) -> Iterator[None]:
     """Freeze, for the block, the parameters and running statistics that ``method`` may not touch.
 
     Raises:
@@ -93,13 +110,13 @@ def training_only(model: nn.Module, method: Method) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def accepted_kinds(method: Method) -> tuple[type[nn.Module], ...]:
+def accepted_kinds(method: Scoped) -> tuple[type[nn.Module], ...]:
     """Return the classes of layers that ``method`` works on, by default dense layers and convolutions."""
     return method.kinds or Layer.__args__
 
 
 def weighted_layers(
-    model: nn.Module, method: Method, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = ()
+    model: nn.Module, method: Scoped, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = ()
 ) -> dict[str, nn.Module]:
     """Return the layers in scope by name; ``kinds`` defaults to those of the method.
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from torch import nn
 
 from nutlet.data import Examples
-from nutlet.errors import DataError, ModelError
-from nutlet.outputs import TWO_OUTPUTS
+from nutlet.errors import DataError
+from nutlet.outputs import TWO_OUTPUTS, check_finite
 from nutlet.predict import predict
 
 __all__ = ["Estimate", "agreement", "difference", "predict_module", "top1", "wilson"]
@@ -143,16 +143,6 @@ def predict_module(model: nn.Module, examples: Examples, *, batch: int = 64) -> 
     outputs: npt.NDArray[np.float32] = predict(model, examples, batch=batch).numpy()
     check_finite("the module", outputs)
     return outputs
-
-
-def check_finite(name: str, outputs: Array) -> None:
-    """Raise ModelError where outputs hold NaN or plus infinity: their argmax would count as an answer."""
-    broken = np.flatnonzero((np.isnan(outputs) | np.isposinf(outputs)).any(1))
-    if len(broken):
-        raise ModelError(
-            f"{name} gives NaN or infinity for {len(broken):,} of {len(outputs):,} examples, the first at index "
-            f"{broken[0]}; expected finite scores: look for a zero scale, a division by zero, or float16 overflow"
-        )
 
 
 def _share(hits: Array) -> Estimate:

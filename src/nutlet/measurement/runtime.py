@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from nutlet.data import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
-from nutlet.measurement.accuracy import check_finite
 from nutlet.measurement.machine import cores
 from nutlet.measurement.outputs import chosen_output
+from nutlet.outputs import check_finite
 from nutlet.progress import Progress
 from nutlet.storage import LARGEST_ONNX
 from nutlet.trial import Trials

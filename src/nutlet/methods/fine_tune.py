@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import nn
 
+from nutlet.context import Context
 from nutlet.graph.scope import training_only
-from nutlet.method import Context, Method, register
+from nutlet.method import Method, register
 from nutlet.train import Training, cross_entropy, fit
 
 __all__ = ["FineTune"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from nutlet.context import Context
 from nutlet.data import Data
 from nutlet.errors import ConfigError
-from nutlet.method import Context
 from nutlet.methods import Distill, PruneChannels
 from nutlet.methods.distillation import features
 from nutlet.pipeline import compress

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.context import Context
 from nutlet.errors import ModelError
 from nutlet.graph.coupling.groups import Coupling
-from nutlet.method import Context
 from nutlet.methods import PruneChannels
 from nutlet.methods.pruning.channel_scores import channel_scores
 from nutlet.pipeline import compress

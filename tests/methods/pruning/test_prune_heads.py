@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from nutlet.context import Context
 from nutlet.errors import ModelError
 from nutlet.graph.attention import Attention
 from nutlet.graph.coupling.groups import Coupling
-from nutlet.method import Context
 from nutlet.methods import PruneHeads
 from nutlet.pipeline import compress
 

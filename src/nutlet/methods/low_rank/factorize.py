@@ -11,13 +11,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.constraints import constrain, constrained_weight, constraints, raw_weight, take_off
+from nutlet.graph.finalize import stored_numbers
 from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import weighted_layers
+from nutlet.graph.sites import walk
 from nutlet.graph.statistics import input_moments, observing
-from nutlet.measurement.size import size_of
-from nutlet.method import Context, Method, Plan, register
+from nutlet.graph.work import macs
+from nutlet.method import Method, Plan, register
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import ITERATIVE, Decomposed, Piece, Ranks, chain, fits, limits, pieces
 from nutlet.methods.low_rank.products import multiplied_out, unlike_weights
@@ -312,7 +315,7 @@ class Factorize(Method):
         context: Context,
         notes: list[str],
     ) -> dict[str, Choice]:
-        total = getattr(size_of(model, context.example), what)
+        total = macs(walk(model, context.example)) if what == "macs" else stored_numbers(model)
         wanted = total * (1 - share)
         chosen, saved = within(choices, what, wanted)
         if saved < wanted:

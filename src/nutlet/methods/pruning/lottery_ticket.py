@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import Mask, raw_weight
 from nutlet.graph.scope import training_only
-from nutlet.method import Context, register
+from nutlet.method import register
 from nutlet.methods.distillation.targets import softened
 from nutlet.methods.pruning.moving import Memory, MovingMasks, remembering, sparsity_of
 from nutlet.train import fit

@@ -10,11 +10,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import Mask, constraints
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import body_of
-from nutlet.method import Context, Plan
+from nutlet.method import Plan
 from nutlet.methods.distillation.targets import SoftTraining
 from nutlet.methods.pruning.masks import DENSE
 from nutlet.methods.pruning.sparsifying import Sparsifying

@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
 from nutlet.graph.reasons import EXCLUDED, layers_with_values
 from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.work import macs
-from nutlet.method import Context, Method, Plan, register
+from nutlet.method import Method, Plan, register
 from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores
 
 __all__ = ["PruneChannels"]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.attention import open_attention
 from nutlet.graph.constraints import constrained_weight, output_axis
@@ -18,7 +19,7 @@ from nutlet.graph.modules import replace
 from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import in_scope
 from nutlet.graph.statistics import observing, weight_gradients
-from nutlet.method import Context, Method, Plan, register
+from nutlet.method import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH
 from nutlet.predict import evaluating
 

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Context, Plan, register
+from nutlet.method import Plan, register
 from nutlet.methods.pruning.criteria import Criterion, saliencies
 from nutlet.methods.pruning.masks import DENSE, mask_values
 from nutlet.methods.pruning.sparsifying import Sparsifying

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nutlet.context import Context
 from nutlet.data import Examples
 from nutlet.graph.fold import foldable
 from nutlet.graph.scope import Layer, weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.statistics import observing
-from nutlet.method import Context, Method, Plan, register
+from nutlet.method import Method, Plan, register
 from nutlet.predict import evaluating
 
 __all__ = ["CorrectBias"]

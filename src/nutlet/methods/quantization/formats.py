@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.graph.constraints import constrain, constrained_weight, output_axis, take_off
 from nutlet.graph.quantizers import FewValues, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
-from nutlet.method import Context, Method, Plan
+from nutlet.method import Method, Plan
 
 __all__ = ["Coding", "Fit", "edge_layers", "layers_to_code", "put_format"]
 

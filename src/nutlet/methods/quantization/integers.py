@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid, attach, calibrate
 from nutlet.graph.constraints import constrained_weight, raw_weight, take_off
@@ -20,7 +21,7 @@ from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import Record, walk
 from nutlet.graph.unfolding import norm_factor, scaled
-from nutlet.method import Context, Method, Plan
+from nutlet.method import Method, Plan
 from nutlet.methods.quantization.formats import put_format
 
 __all__ = [

@@ -8,13 +8,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.quantizers import Grid
 from nutlet.graph.ranges import RangeKind
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Context, Plan, register
+from nutlet.method import Plan, register
 from nutlet.methods.quantization.formats import edge_layers
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, integer_plan, usual_grid
 from nutlet.methods.quantization.tolerance import keep_sensitive_in_float

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.graph.constraints import alive, constrained_weight, dense_weight, raw_weight
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
@@ -17,7 +18,7 @@ from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.statistics import WITH_ROWS, input_moments
-from nutlet.method import Context, Method, Plan
+from nutlet.method import Method, Plan
 from nutlet.methods.quantization.integers import with_integers
 
 __all__ = ["Rounding", "rounding_plan"]

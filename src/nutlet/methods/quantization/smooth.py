@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import Mask, constraints, refit
 from nutlet.graph.links import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import observing
-from nutlet.method import Context, Method, Plan, register
+from nutlet.method import Method, Plan, register
 from nutlet.predict import evaluating
 
 __all__ = ["Smooth"]

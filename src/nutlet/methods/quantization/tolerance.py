@@ -8,13 +8,14 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from nutlet.context import Context
 from nutlet.graph.activations import ActivationGrid, attach, with_scales
 from nutlet.graph.comparison import plain, run
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
 from nutlet.graph.sites import Edited, walk
-from nutlet.method import Context, Plan
+from nutlet.method import Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
 
 __all__ = ["keep_sensitive_in_float"]
