@@ -25,7 +25,7 @@ from nutlet.attack import Scene
 from nutlet.attacks import BaVarIA, Knockoff, Reuse
 from nutlet.auditing.scoring import clone_hits, paired_difference, queries_to
 from nutlet.auditing.trials import clone_alone, run_attack
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.jobs import Workers
 from nutlet.measurement import Runtime
 from nutlet.membership import auc, tpr_at

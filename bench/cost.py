@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import nutlet as nl
 import torchvision_standin
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from rows import Rows
 
 CLASSES = 10

@@ -25,7 +25,7 @@ import nutlet as nl
 from nutlet.attack import Scene
 from nutlet.attacks import Knockoff
 from nutlet.auditing.trials import run_attack
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.inputs import load_data, load_model
 from nutlet.jobs import Result
 from nutlet.oracle import Answers, FileSource, Oracle

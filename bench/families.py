@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import nutlet as nl
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.export.onnx import export_onnx
 from nutlet.history import Size
 from nutlet.inputs import load_data, load_model

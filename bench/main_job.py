@@ -18,7 +18,7 @@ from pathlib import Path
 import rich
 
 import nutlet as nl
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.inputs import load_data, load_model
 from nutlet.measurement import FileFigures, Measurement, measure
 from rows import DATA, WORK, Rows

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import nutlet as nl
 from nutlet.attack import Attack, Scene, ShadowModels
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, TwoVersion
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.export.onnx import export_onnx
 from nutlet.jobs import Workers
 from nutlet.membership import auc, blind_scores, sequential, settled, tpr_at

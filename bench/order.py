@@ -18,7 +18,7 @@ from itertools import permutations
 from torch import nn
 
 import nutlet as nl
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.inputs import load_data, load_model
 from nutlet.measurement.size import size_of
 from pieces import Piece, piece

@@ -35,7 +35,7 @@ import tiny
 from conformance.examples import EXAMPLES, body_of
 from conformance.test_pairs import check_pair, models_of
 from nutlet.artifact import Compressed
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.graph.constraints import Constraint, Mask, constraints
 from nutlet.graph.quantizers import FewValues
 from nutlet.graph.scope import Layer

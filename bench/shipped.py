@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.measurement import Runtime, top1
 
 

@@ -16,7 +16,7 @@ import tiny
 from conformance.test_odd_models import Normed
 from job import MODULE, Job, invoke
 from nutlet import errors
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.errors import NutletError
 from nutlet.estimate import Estimate, Stopwatch
 from nutlet.export.onnx import export_onnx

@@ -19,7 +19,7 @@ from job import Job, invoke
 from nutlet import method as registry
 from nutlet.artifact import Compressed
 from nutlet.context import Context
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.diagnosis import diagnose
 from nutlet.errors import ConfigError
 from nutlet.graph.differences import activation_errors, bare, changed_places, with_places

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tiny
-from nutlet.data import Examples, flip_and_crop
+from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ModelError
 from nutlet.fingerprint import fingerprint
 from nutlet.inputs.factory import build

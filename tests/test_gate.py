@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import tiny
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import DataError, ModelError, StorageError
 from nutlet.export.onnx import export_onnx
 from nutlet.export.trial import export_problem

@@ -7,7 +7,7 @@ import pytest
 
 import nutlet as nl
 from job import invoke
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError, printable
 from nutlet.thief import Thief
 

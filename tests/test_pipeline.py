@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import nutlet as nl
 import tiny
 from nutlet.artifact import Compressed
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.method import Plan
 from nutlet.predict import predict

@@ -10,7 +10,7 @@ from torch import nn
 
 import tiny
 from nutlet import shadows as module
-from nutlet.data import Examples, split
+from nutlet.data.examples import Examples, split
 from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
 from nutlet.methods import FineTune, PruneWeights, Quantize

@@ -13,7 +13,7 @@ import tiny
 from endpoint_server import CLASSES, serving, victim
 from job import Job
 from nutlet.context import Answering, Context
-from nutlet.data import Data, Examples, flip_and_crop, split
+from nutlet.data.examples import Data, Examples, flip_and_crop, split
 from nutlet.errors import BudgetError, ConfigError, DataError, ModelError
 from nutlet.export.onnx import export_onnx
 from nutlet.measurement import measure

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tiny
 from nutlet import train
 from nutlet.context import Context
-from nutlet.data import Data, flip_and_crop
+from nutlet.data.examples import Data, flip_and_crop
 from nutlet.errors import ConfigError, ModelError, StorageError
 from nutlet.export.onnx import export_onnx
 from nutlet.methods import Distill, FineTune

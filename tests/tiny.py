@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 
 CLASSES = 4
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nutlet.attack import Attack, Loot, Scene, register_attack
     from nutlet.auditing import Audit, Protocol, audit, audit_files
     from nutlet.context import Context
-    from nutlet.data import Data, Examples, flip_and_crop, split
+    from nutlet.data.examples import Data, Examples, flip_and_crop, split
     from nutlet.delivery import deliver
     from nutlet.diagnosis import Diagnosis, diagnose
     from nutlet.errors import (
@@ -79,7 +79,7 @@ _HOMES = {
     "nutlet.attack": ("Attack", "Loot", "Scene", "register_attack"),
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.context": ("Context",),
-    "nutlet.data": ("Data", "Examples", "flip_and_crop", "split"),
+    "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
     "nutlet.delivery": ("deliver",),
     "nutlet.diagnosis": ("Diagnosis", "diagnose"),
     "nutlet.errors": (

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from nutlet.artifact import Compressed
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.export.onnx import export_onnx
 from nutlet.locks import locked
 from nutlet.measurement import Measurement, environment, measure

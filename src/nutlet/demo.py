@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nutlet.artifact import Compressed
 from nutlet.auditing import Audit, Protocol, audit_files
 from nutlet.context import Context
-from nutlet.data import Data, Examples, check_seed, flip_and_crop, split
+from nutlet.data.examples import Data, Examples, check_seed, flip_and_crop, split
 from nutlet.delivery import COMPRESSED, ORIGINAL, deliver
 from nutlet.errors import MissingExtra
 from nutlet.locks import locked

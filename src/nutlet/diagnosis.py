@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.artifact import Compressed
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.differences import SiteError, activation_errors, bare, changed_places, with_places
 from nutlet.graph.sites import Edited

@@ -14,7 +14,7 @@ from torch import nn
 
 from nutlet.comparison import carried_out
 from nutlet.context import Context
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.measurement.size import size_of
 from nutlet.method import Method
 from nutlet.outputs import OutputKind

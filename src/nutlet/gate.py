@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ModelError
 from nutlet.export.trial import export_problem
 from nutlet.graph.sites import walk

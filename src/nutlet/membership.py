@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import DataError
 from nutlet.measurement import Estimate, wilson
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.comparison import carried_out, probe, trained
 from nutlet.context import Answering, Context
-from nutlet.data import Data, Examples, check_seed
+from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.gate import admit
@@ -57,7 +57,7 @@ def compress(
     Args:
         model: a module from one batch ``(B, ...)`` to outputs ``(B, classes)``; it is not changed.
         recipe: methods in order, or the path of a YAML recipe.
-        data: splits, see :func:`nutlet.data.split`; the test split is not looked at.
+        data: splits, see :func:`nutlet.data.examples.split`; the test split is not looked at.
         recover: training inserted after every run of steps that it can repair.
         teacher: whom distillation follows, in place of ``model``: another module, the path of an ONNX file, or an
             :class:`~nutlet.oracle.Oracle` or :class:`~nutlet.oracle.Endpoint`, of which only answers are known.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ModelError
 
 __all__ = ["evaluate", "evaluating", "let_go", "predict"]

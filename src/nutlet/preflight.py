@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.estimate import Estimate, Stopwatch
 from nutlet.export.trial import export_problem
@@ -149,7 +149,7 @@ def check(
     Raises:
         ConfigError, ModelError: ``data`` or ``model`` is nothing that can be asked about.
 
-    >>> from nutlet.data import Examples, split
+    >>> from nutlet.data.examples import Examples, split
     >>> import torch
     >>> data = split(Examples(torch.rand(40, 4), torch.arange(40) % 3), calibration=10)
     >>> found = check(nn.Linear(4, 2), data)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from nutlet.data import Augment, Examples, split
+from nutlet.data.examples import Augment, Examples, split
 from nutlet.method import Method
 from nutlet.pipeline import compress
 
@@ -19,7 +19,7 @@ class Recompress:
 
     Args:
         recipe: methods in order, with those that train.
-        validation: share of the examples held out, as :func:`nutlet.data.split` does.
+        validation: share of the examples held out, as :func:`nutlet.data.examples.split` does.
         calibration: examples for ranges and scores.
         augment: applied to each batch of a method that trains.
     """

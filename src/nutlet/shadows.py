@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nutlet.data import Augment, Examples, check_seed
+from nutlet.data.examples import Augment, Examples, check_seed
 from nutlet.errors import ConfigError
 from nutlet.jobs import Job, Result, Workers
 from nutlet.predict import predict

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nutlet.context import Answering
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, ModelError, NutletError
 from nutlet.fingerprint import fingerprint
 from nutlet.gate import output_kind

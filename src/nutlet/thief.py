@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.data import Augment, Examples
+from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.graph.fresh import redraw
 from nutlet.progress import Progress

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nutlet.context import Context
-from nutlet.data import Augment, Examples
+from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.constraints import widen
 from nutlet.graph.training_path import training_path

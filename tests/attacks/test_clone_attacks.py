@@ -13,7 +13,7 @@ from nutlet.attacks import DataFree, LabelOnly
 from nutlet.attacks.adaptive_knockoff import draw, updated
 from nutlet.attacks.asking import Asked
 from nutlet.attacks.data_free import _Duel
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.oracle import Answers, Oracle
 from nutlet.thief import Thief
 

@@ -13,7 +13,7 @@ from nutlet.attack import Attack, Scene
 from nutlet.attacks import GeneratorInversion, MIFace
 from nutlet.attacks.inversion import roughness
 from nutlet.auditing.recognition import recognised
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.oracle import Answers, Oracle, source_of
 
 

@@ -16,7 +16,7 @@ from nutlet.attack import Attack, Scene
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, ShadowClassifier, TwoVersion
 from nutlet.attacks.evidence import log_ratio
 from nutlet.attacks.signals import answers_to, as_shown, confidence
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.membership import auc
 from nutlet.oracle import Answers, Oracle, source_of

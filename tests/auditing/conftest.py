@@ -8,7 +8,7 @@ import pytest
 
 import nutlet as nl
 import tiny
-from nutlet.data import Data
+from nutlet.data.examples import Data
 
 
 @pytest.fixture(scope="session")

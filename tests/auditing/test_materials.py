@@ -10,7 +10,7 @@ import torch
 import tiny
 from nutlet.auditing.materials import budgets_for, evaluation_of, open_artifact, transfer_of
 from nutlet.auditing.protocol import Protocol
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.oracle import Answers, Ledger
 

@@ -19,7 +19,7 @@ import nutlet as nl
 from nutlet.attack import Attack, Goal, Loot, Scene
 from nutlet.auditing import audit_files
 from nutlet.auditing.chosen import split_attacks
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, OracleError
 from nutlet.jobs import Job, Workers
 from nutlet.oracle import Access, Oracle

@@ -14,7 +14,7 @@ import nutlet as nl
 import tiny
 from nutlet.attack import known_attacks
 from nutlet.cli import app
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
 from nutlet.report import load_audit

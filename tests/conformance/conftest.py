@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import tiny
-from nutlet.data import Data
+from nutlet.data.examples import Data
 
 
 @pytest.fixture(scope="session")

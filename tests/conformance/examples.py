@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tiny
 from conformance.cases import CASES
 from nutlet.artifact import TENSORS, Compressed
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.graph.activations import grid_of
 from nutlet.graph.constraints import Mask, constrained_layers, constrained_weight, constraints, raw_weight
 from nutlet.graph.finalize import finalize

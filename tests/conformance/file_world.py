@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nutlet.attack import Loot, Scene
 from nutlet.attacks import Reuse
 from nutlet.attacks.labelled import labelled
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, source_of
 from nutlet.thief import Thief, fresh
 from nutlet.train import Training, cross_entropy, train_on

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.attack import Scene
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.thief import fresh
 
 CLASSES, FEATURES = 16, 10

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.attack import Scene
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.jobs import Workers
 from nutlet.oracle import Answers, Oracle, Source, source_of
 from nutlet.shadows import Shadows, halves

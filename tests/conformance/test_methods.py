@@ -25,7 +25,7 @@ from conformance.examples import (
     check_saved,
     same_state,
 )
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import Layer

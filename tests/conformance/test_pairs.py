@@ -25,7 +25,7 @@ from conformance.examples import (
     check_saved,
 )
 from nutlet.artifact import Compressed
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import NutletError
 from nutlet.graph.constraints import (
     Mask,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tiny
 from conformance.examples import EXAMPLES, MODELS, body_of, brief
 from conformance.test_odd_models import ODD, Normed, Tied
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import NutletError
 from nutlet.graph.finalize import finalize
 from nutlet.graph.reasons import MADE_ELSEWHERE, layers_with_values

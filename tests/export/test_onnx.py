@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import tiny
 from nutlet.context import Context
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ExportError, StorageError
 from nutlet.export import onnx as exporter
 from nutlet.export.onnx import export_onnx

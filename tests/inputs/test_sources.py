@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, MissingExtra, NutletError, StorageError
 from nutlet.inputs import load_data, load_examples
 from nutlet.inputs.arrays import cache_folder, natural, read_npz
@@ -196,7 +196,7 @@ def test_options(tmp_path: Path) -> None:
 
 FACTORIES = """
 import numpy as np, torch
-from nutlet.data import Examples, split
+from nutlet.data.examples import Examples, split
 x, y = np.zeros((30, 4), "float32"), np.arange(30) % 3
 def two(): return x, torch.as_tensor(y)
 def four(n=5): return [x, y, x[:n], y[:n]]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 
 Save = Callable[..., Path]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError
 from nutlet.measurement import agreement, difference, predict_module, top1, wilson
 

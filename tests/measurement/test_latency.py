@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.measurement import Runtime, cores, environment, latencies, latency, machine
 from nutlet.measurement.latency import interleaved

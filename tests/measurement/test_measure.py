@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.measurement import FileFigures, Measurement, Runtime, cores, measure, memory, peak_memory, probe
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import nutlet as nl
 from measurement.conftest import Save
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.measurement.runtime import Runtime
 from nutlet.stolen.load import load_onnx

@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError
 from nutlet.measurement import Runtime, runtime
 

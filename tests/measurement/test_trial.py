@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from nutlet import trial
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, ModelError
 from nutlet.measurement import Runtime
 

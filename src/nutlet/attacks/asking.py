@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nutlet.attack import Scene
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, as_probabilities
 from nutlet.thief import Thief
 

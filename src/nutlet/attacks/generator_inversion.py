@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.asking import Asked
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.train import Training, train_on

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nutlet.attack import Scene
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.thief import Thief
 
 __all__ = ["EFFORT", "finetune", "labelled"]

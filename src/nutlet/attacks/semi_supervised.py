@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.asking import Asked, means
-from nutlet.data import Examples, flip_and_crop
+from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.predict import predict

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nutlet.attack import Loot, Scene, ShadowModels
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.oracle import Answers, Oracle, as_probabilities
 

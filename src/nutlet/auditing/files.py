@@ -13,7 +13,7 @@ from nutlet.auditing.materials import evaluation_of, thief_of
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.result import Audit
 from nutlet.auditing.run import audit, named_output
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.jobs import Workers, layout
 from nutlet.locks import locked
 from nutlet.measurement import cores

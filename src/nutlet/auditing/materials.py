@@ -15,7 +15,7 @@ from torch import nn
 
 from nutlet.attack import Scene
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
-from nutlet.data import Data, Examples, flip_and_crop
+from nutlet.data.examples import Data, Examples, flip_and_crop
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
 from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1

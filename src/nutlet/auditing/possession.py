@@ -18,7 +18,7 @@ from nutlet.auditing.recognition import recognised
 from nutlet.auditing.records import Section, failure, not_run, obstacle, record, victim
 from nutlet.auditing.scoring import over_seeds, paired_difference, summary
 from nutlet.auditing.trials import attack_job, attempted
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.jobs import Job, Result
 from nutlet.storage import packed_size
 

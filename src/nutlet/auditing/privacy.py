@@ -21,7 +21,7 @@ from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.materials import Artifact, Materials
 from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle, record, victim
 from nutlet.auditing.scoring import Difference
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.errors import ModelError
 from nutlet.measurement import Estimate
 from nutlet.method import Method

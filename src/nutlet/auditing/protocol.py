@@ -9,7 +9,7 @@ from functools import cached_property
 
 from nutlet.attack import Attack
 from nutlet.auditing.chosen import ALL, Chosen, chosen_attacks
-from nutlet.data import check_seed
+from nutlet.data.examples import check_seed
 from nutlet.errors import ConfigError
 from nutlet.oracle import Answers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.predict import predict
 
 __all__ = ["recognised"]

@@ -32,7 +32,7 @@ from nutlet.auditing.privacy import Candidates, candidates_of, privacy, scene_of
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle
 from nutlet.auditing.result import Audit
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, printable
 from nutlet.jobs import Workers
 from nutlet.measurement import environment

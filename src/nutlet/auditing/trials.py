@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nutlet.attack import Attack, Scene
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ModelError
 from nutlet.jobs import Job, Result, Workers
 from nutlet.oracle import Answers, Oracle, Source

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.graph.channels import by_group, scale_inputs, scale_outputs
 from nutlet.graph.constraints import constrained_layers, dense_weight, raw_weight, take_off
 from nutlet.graph.fold import foldable

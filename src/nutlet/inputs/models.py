@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.graph.scope import Layer
 from nutlet.inputs.factory import build, is_factory

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import DataError
 from nutlet.outputs import TWO_OUTPUTS, check_finite
 from nutlet.predict import predict

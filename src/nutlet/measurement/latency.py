@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.measurement.machine import cores
 from nutlet.measurement.runtime import Runtime

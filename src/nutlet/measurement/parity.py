@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.measurement.accuracy import predict_module
 from nutlet.measurement.runtime import Runtime
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
 from nutlet.measurement.machine import cores
 from nutlet.measurement.outputs import chosen_output

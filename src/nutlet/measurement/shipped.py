@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.measurement.accuracy import Estimate, agreement, difference, predict_module, top1
 from nutlet.measurement.latency import Latency, check_settings, latencies
@@ -38,7 +38,7 @@ def measure(
 
     Args:
         path: the ONNX file.
-        data: examples to predict; of a :class:`~nutlet.data.Data` its test split, or validation where it has none.
+        data: examples to predict; of a :class:`~nutlet.data.examples.Data` its test split, or validation where it has none.
         against: the original. Of an ONNX file everything is measured too, and both are timed in turn in one run;
             of a module only accuracy and agreement.
         batches: batch sizes for latency and memory; by default 1 and 32, or the only size that a file takes.

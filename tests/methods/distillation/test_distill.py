@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tiny
 from nutlet.context import Context
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.methods import Distill, PruneChannels
 from nutlet.methods.distillation import features

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import tiny
 from conformance.examples import same_state
 from nutlet.artifact import Compressed
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ModelError
 from nutlet.graph.constraints import Mask, constrain, constrained_weight
 from nutlet.graph.fresh import redraw

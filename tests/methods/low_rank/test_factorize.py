@@ -15,7 +15,7 @@ import nutlet as nl
 import tiny
 from conformance.examples import check_constraints, check_saved, same_state
 from nutlet.context import Context
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.graph.constraints import Mask, constrained_layers
 from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.methods.low_rank import decompositions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.methods.pruning.criteria import saliencies
 
 WEIGHT = torch.tensor([[1.0, -2.0], [0.0, 3.0]])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tiny
 from nutlet.context import Context
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.graph.constraints import constrained_weight, raw_weight
 from nutlet.methods import PruneGradually, PruneWeights

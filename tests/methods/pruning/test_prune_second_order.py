@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import nutlet as nl
 import tiny
-from nutlet.data import Data, Examples
+from nutlet.data.examples import Data, Examples
 from nutlet.graph.constraints import Mask, constrained_weight, constraints
 from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.statistics import input_moments

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import tiny
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.methods import PruneWeights, Quantize, ReestimateNorms
 from nutlet.pipeline import compress
 from nutlet.predict import predict

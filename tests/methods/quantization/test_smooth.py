@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
-from nutlet.data import Data
+from nutlet.data.examples import Data
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.statistics import observing
 from nutlet.methods import PruneWeights, Quantize, Smooth

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.graph.constraints import constrained_weight, output_axis
 from nutlet.graph.statistics import Loss, observing, weight_gradients
 from nutlet.methods.pruning.criteria import SMALL_BATCH

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.statistics import WITH_ROWS, Loss, input_rows, observing, weight_gradients, without_rows
 from nutlet.predict import evaluating

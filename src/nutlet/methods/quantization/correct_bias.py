@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nutlet.context import Context
-from nutlet.data import Examples
+from nutlet.data.examples import Examples
 from nutlet.graph.fold import foldable
 from nutlet.graph.scope import Layer, weighted_layers
 from nutlet.graph.sites import walk

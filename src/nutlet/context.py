@@ -1,0 +1,75 @@
+"""What a method is given at run time: data, a teacher, a seed, a place for checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nutlet.data.examples import Data
+from nutlet.outputs import OutputKind, class_loss
+from nutlet.progress import Progress
+
+__all__ = ["Answering", "Context"]
+
+
+class Source(Protocol):
+    """Gives answers ``(B, classes)`` to inputs ``(B, ...)``, and counts the inputs that somebody had to be asked."""
+
+    sent: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return probabilities or logits, float32 on the CPU."""
+
+
+class Answering(nn.Module):
+    """A teacher of which nothing is known but its answers (an endpoint, a file in its runtime).
+
+    Args:
+        source: gives the answers, each of which may cost something; what it was asked before costs nothing.
+        logits: whether the answers are logits, not probabilities.
+    """
+
+    def __init__(self, source: Source, *, logits: bool = False) -> None:
+        super().__init__()
+        self.source = source
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``(B, classes)``; of probabilities their logarithms, finite for a class that was ruled out."""
+        answers = self.source(x.detach().float().cpu()).to(x.device)
+        return answers if self.logits else answers.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """All run-time objects a method may use; no globals, no hidden seed.
+
+    Args:
+        data: the splits; methods look at ``calibration`` and ``train``, never at ``test``.
+        teacher: whom distillation follows, in evaluation mode, never changed: the original model unless another was
+            given; an :class:`Answering` where only its answers are known.
+        seed: the only source of randomness.
+        workdir: where long training keeps its checkpoints; ``None`` keeps none.
+        progress: shows bars.
+        outputs: what the model's outputs hold; the teacher gives logits always.
+    """
+
+    data: Data
+    teacher: nn.Module
+    seed: int = 0
+    workdir: Path | None = None
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+    outputs: OutputKind = "logits"
+
+    @property
+    def example(self) -> Tensor:
+        """Two calibration inputs, the example every walk and export uses."""
+        return self.data.calibration.batch(slice(0, 2))[0]
+
+    def loss(self, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the mean cross entropy of the model's outputs ``(B, classes)`` and labels ``(B,)``, in nats."""
+        return class_loss(outputs, y, self.outputs)

@@ -1,0 +1,1 @@
+"""Examples and labels, splits of them, augmentation."""
