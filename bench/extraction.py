@@ -29,7 +29,7 @@ from nutlet.data.examples import Examples
 from nutlet.inputs import load_data, load_model
 from nutlet.jobs import Result
 from nutlet.oracle import Answers, FileSource, Oracle
-from nutlet.predict import evaluate, predict
+from nutlet.tasks.predict import evaluate, predict
 from nutlet.thief import Thief, architecture_for, fresh
 from nutlet.train import Training, cross_entropy, train_on
 from pieces import Piece, piece

@@ -27,7 +27,7 @@ from nutlet.context import Context
 from nutlet.export.onnx import export_onnx
 from nutlet.graph.sites import walk
 from nutlet.graph.work import macs
-from nutlet.predict import evaluate
+from nutlet.tasks.predict import evaluate
 from rows import Rows
 
 

@@ -23,7 +23,7 @@ from nutlet.graph.comparison import answers, difference, plain
 from nutlet.graph.quantizers import Codebook, shapes_only
 from nutlet.graph.sites import Edited
 from nutlet.method import Method, Plan, apply_plan
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 BENCH = Path(__file__).parents[1] / "bench"
 QUICK = (

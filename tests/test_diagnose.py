@@ -26,8 +26,8 @@ from nutlet.graph.differences import activation_errors, bare, changed_places, wi
 from nutlet.method import Method, Plan, register
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
 from nutlet.pipeline import compress
-from nutlet.predict import predict
 from nutlet.report.load import schema
+from nutlet.tasks.predict import predict
 
 GENTLE = PruneWeights(sparsity=0.05)
 

@@ -28,9 +28,9 @@ from nutlet.inputs import load_model
 from nutlet.inputs.weights import load_into
 from nutlet.measurement.accuracy import top1
 from nutlet.methods import Distill, FineTune, PruneChannels, Quantize, TrainSparse
-from nutlet.outputs import to_logits
 from nutlet.pipeline import compress
 from nutlet.preflight import check
+from nutlet.tasks.outputs import to_logits
 
 TRAIN = FineTune(epochs=1, batch_size=16, lr=0.01)
 

@@ -27,7 +27,7 @@ from nutlet.artifact import Compressed
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.method import Plan
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 TESTS = Path(__file__).parent
 

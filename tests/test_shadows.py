@@ -15,9 +15,9 @@ from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
 from nutlet.methods import FineTune, PruneWeights, Quantize
 from nutlet.pipeline import compress
-from nutlet.predict import predict
 from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows, halves, nearby
+from nutlet.tasks.predict import predict
 from nutlet.train import Training
 
 

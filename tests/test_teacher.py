@@ -21,7 +21,7 @@ from nutlet.methods import Distill, DropBlocks, FineTune
 from nutlet.methods.distillation.targets import softened
 from nutlet.oracle import Answers, Endpoint, Oracle
 from nutlet.pipeline import compress
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 
 def rows(count: int = 60) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.data.examples import Data
-from nutlet.outputs import OutputKind, class_loss
 from nutlet.progress import Progress
+from nutlet.tasks.outputs import OutputKind, class_loss
 
 __all__ = ["Answering", "Context"]
 

@@ -26,9 +26,9 @@ from nutlet.inputs.copies import clean_copy
 from nutlet.method import Method
 from nutlet.order import advise
 from nutlet.pipeline import compress
-from nutlet.predict import evaluate, predict
 from nutlet.progress import Progress
 from nutlet.table import Table, Tabled
+from nutlet.tasks.predict import evaluate, predict
 from nutlet.teacher import Teacher
 
 __all__ = ["Diagnosis", "LayerLoss", "StepAccuracy", "diagnose"]

@@ -17,8 +17,8 @@ from nutlet.context import Context
 from nutlet.data.examples import Data, Examples
 from nutlet.measurement.size import size_of
 from nutlet.method import Method
-from nutlet.outputs import OutputKind
-from nutlet.predict import evaluate
+from nutlet.tasks.outputs import OutputKind
+from nutlet.tasks.predict import evaluate
 from nutlet.train import Training
 
 __all__ = ["Estimate", "Stopwatch"]

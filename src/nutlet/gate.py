@@ -20,7 +20,7 @@ from nutlet.inputs.copies import clean_copy
 from nutlet.inputs.models import check_kinds, check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.method import Method
-from nutlet.outputs import OutputKind, kind_of
+from nutlet.tasks.outputs import OutputKind, kind_of
 
 __all__ = ["Admitted", "admit", "examine", "output_kind"]
 

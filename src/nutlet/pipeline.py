@@ -31,10 +31,10 @@ from nutlet.locks import locked
 from nutlet.measurement.size import size_of
 from nutlet.method import Method
 from nutlet.order import advise
-from nutlet.predict import evaluate
 from nutlet.progress import Progress
 from nutlet.recipe import read_steps
 from nutlet.storage import digest
+from nutlet.tasks.predict import evaluate
 from nutlet.teacher import Teacher, as_teacher, labelled_by, teacher_of
 from nutlet.train import CHECKPOINTS
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nutlet.data.examples import Augment, Examples, check_seed
 from nutlet.errors import ConfigError
 from nutlet.jobs import Job, Result, Workers
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 from nutlet.thief import fresh
 from nutlet.train import Training, cross_entropy, train_on
 

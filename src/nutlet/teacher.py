@@ -19,9 +19,9 @@ from nutlet.inputs.copies import clean_copy
 from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.oracle import Endpoint, FileSource, Kept, Oracle, load_endpoint
-from nutlet.outputs import OutputKind, to_logits
-from nutlet.predict import predict
 from nutlet.stolen.load import load_onnx
+from nutlet.tasks.outputs import OutputKind, to_logits
+from nutlet.tasks.predict import predict
 
 __all__ = ["Teacher", "as_teacher", "labelled_by", "load_teacher", "teacher_of"]
 

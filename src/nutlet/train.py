@@ -22,10 +22,10 @@ from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.constraints import widen
 from nutlet.graph.training_path import training_path
-from nutlet.outputs import OutputKind, class_loss, to_logits
-from nutlet.predict import evaluate, let_go
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic
+from nutlet.tasks.outputs import OutputKind, class_loss, to_logits
+from nutlet.tasks.predict import evaluate, let_go
 
 __all__ = [
     "CHECKPOINT",

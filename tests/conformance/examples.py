@@ -23,7 +23,7 @@ from nutlet.graph.sites import Edited
 from nutlet.measurement.parity import parity
 from nutlet.method import Method
 from nutlet.pipeline import compress
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 EXAMPLES: dict[str, Method] = {case.name: case.method for case in CASES}
 """A small configuration of every method, and of its variants, by name."""

@@ -22,7 +22,7 @@ from nutlet.export.onnx import export_onnx
 from nutlet.export.onnx_packing import load_unpacked
 from nutlet.graph.modules import put_values
 from nutlet.methods import PruneWeights, Quantize
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 
 class ProprietaryBlock(nn.Module):

@@ -14,7 +14,7 @@ from nutlet.attacks.asking import Asked, means
 from nutlet.attacks.selection import Strategy, select
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 __all__ = ["ActiveThief", "ask_actively"]
 

@@ -13,7 +13,7 @@ from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.attacks.asking import Asked, means
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 __all__ = ["AdaptiveKnockoff", "rewards"]
 

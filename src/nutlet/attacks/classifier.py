@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.data.examples import Examples
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 from nutlet.train import Training, cross_entropy, train_on
 
 __all__ = ["learn"]

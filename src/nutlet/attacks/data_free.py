@@ -17,7 +17,7 @@ from nutlet.attacks.selection import entropy
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 from nutlet.thief import Thief, fresh, soft_cross_entropy
 
 __all__ = ["DataFree", "generator_for"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle, as_probabilities
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["MIFace"]
 

@@ -14,7 +14,7 @@ from nutlet.attacks.asking import Asked, means
 from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 from nutlet.thief import Thief
 
 __all__ = ["SemiSupervised", "pseudo_labels"]

@@ -20,8 +20,8 @@ from nutlet.errors import ConfigError, DataError, ModelError, NutletError
 from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1
 from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
-from nutlet.predict import predict
 from nutlet.stolen.load import load_onnx
+from nutlet.tasks.predict import predict
 from nutlet.thief import Thief, architecture_for
 
 __all__ = [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.data.examples import Examples
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 __all__ = ["recognised"]
 

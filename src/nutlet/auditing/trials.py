@@ -14,7 +14,7 @@ from nutlet.data.examples import Examples
 from nutlet.errors import ModelError
 from nutlet.jobs import Job, Result, Workers
 from nutlet.oracle import Answers, Oracle, Source
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 from nutlet.thief import Thief
 
 __all__ = ["attack_job", "attempted", "baseline_job", "clone_alone", "run_attack"]

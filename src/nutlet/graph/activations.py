@@ -17,7 +17,7 @@ from nutlet.graph.quantizers.few_values import LEAST_SCALE, rounded, slower
 from nutlet.graph.ranges import RangeKind, observer
 from nutlet.graph.record import Record
 from nutlet.graph.sites import Edited, walk
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = [
     "ActivationGrid",

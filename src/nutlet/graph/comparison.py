@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nutlet.graph.constraints import constrained_layers, constrained_weight, dense_weight, take_off
 from nutlet.graph.sites import Edited
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["ROUNDING", "Answers", "answers", "difference", "plain", "run"]
 

@@ -17,7 +17,7 @@ from nutlet.graph.modules import shared_parameters
 from nutlet.graph.placement import WEIGHTED
 from nutlet.graph.quantizers import formats
 from nutlet.graph.sites import Record, Site, walk
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 __all__ = ["Link", "links"]
 

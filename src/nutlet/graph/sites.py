@@ -25,7 +25,7 @@ from nutlet.errors import ModelError
 from nutlet.graph.counting import FlopCount
 from nutlet.graph.nested import plain_arguments, rebuild, tensors
 from nutlet.graph.record import Record, Site
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["Edited", "Record", "Site", "body_of", "located", "plain_name", "walk"]
 

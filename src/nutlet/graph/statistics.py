@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.graph.constraints import constrained_weight
-from nutlet.outputs import class_loss
-from nutlet.predict import evaluating
+from nutlet.tasks.outputs import class_loss
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["WITH_ROWS", "Loss", "input_moments", "input_rows", "observing", "weight_gradients", "without_rows"]
 

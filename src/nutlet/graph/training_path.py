@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nutlet.errors import ModelError, NutletError, first_line
-from nutlet.predict import evaluating, let_go
+from nutlet.tasks.predict import evaluating, let_go
 
 __all__ = ["TrainingPath", "runs_channels_last", "takes_channels_last", "training_path"]
 

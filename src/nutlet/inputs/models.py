@@ -14,8 +14,8 @@ from nutlet.graph.scope import Layer
 from nutlet.inputs.factory import build, is_factory
 from nutlet.inputs.program import load_program
 from nutlet.inputs.weights import check_finite_weights, load_into, read_weights
-from nutlet.outputs import TWO_OUTPUTS
-from nutlet.predict import evaluating
+from nutlet.tasks.outputs import TWO_OUTPUTS
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["check_kinds", "check_model", "load_model"]
 

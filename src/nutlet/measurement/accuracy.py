@@ -12,8 +12,8 @@ from torch import nn
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
-from nutlet.outputs import TWO_OUTPUTS, check_finite
-from nutlet.predict import predict
+from nutlet.tasks.outputs import TWO_OUTPUTS, check_finite
+from nutlet.tasks.predict import predict
 
 __all__ = ["Estimate", "agreement", "difference", "predict_module", "top1", "wilson"]
 

@@ -14,9 +14,9 @@ from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
 from nutlet.measurement.machine import cores
 from nutlet.measurement.outputs import chosen_output
-from nutlet.outputs import check_finite
 from nutlet.progress import Progress
 from nutlet.storage import LARGEST_ONNX
+from nutlet.tasks.outputs import check_finite
 from nutlet.trial import Trials
 
 if TYPE_CHECKING:

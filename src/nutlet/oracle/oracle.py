@@ -17,8 +17,8 @@ from nutlet.fingerprint import fingerprint
 from nutlet.locks import Mutex
 from nutlet.measurement import Runtime
 from nutlet.oracle.answers import Answers, as_probabilities
-from nutlet.predict import evaluating
 from nutlet.storage import digest
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["FileSource", "Ledger", "ModuleSource", "Oracle", "Source", "checked", "source_of"]
 

@@ -19,7 +19,7 @@ from nutlet.data.examples import Data
 from nutlet.graph.constraints import Mask, constrained_layers
 from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.methods.low_rank import decompositions
-from nutlet.predict import evaluate
+from nutlet.tasks.predict import evaluate
 
 EVERY = ("svd", "whitened", "spatial", "tucker", "cp", "nmf")
 Model = tuple[nn.Module, Data]

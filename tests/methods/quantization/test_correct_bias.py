@@ -11,7 +11,7 @@ from nutlet.artifact import Compressed
 from nutlet.graph.statistics import observing
 from nutlet.methods import CorrectBias, DropBlocks, Factorize, PruneChannels, PruneWeights, Quantize
 from nutlet.pipeline import compress
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 ENDS = ("norm", "block1.bn1", "block1.bn2", "branch", "norm2", "mix", "fc")
 

@@ -9,7 +9,7 @@ import tiny
 from nutlet.data.examples import Data
 from nutlet.methods import PruneWeights, Quantize, ReestimateNorms
 from nutlet.pipeline import compress
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 
 def test_one_norm_gets_the_statistics_of_what_it_sees() -> None:

@@ -21,7 +21,7 @@ from nutlet.method import Method
 from nutlet.methods import GPTQ, AdaRound, Cluster, PruneWeights, Quantize
 from nutlet.methods.quantization.rounding import Rounding
 from nutlet.pipeline import compress
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 BOTH: list[Method] = [AdaRound(steps=200), GPTQ(group_size=0)]
 both = pytest.mark.parametrize("method", BOTH, ids=lambda method: type(method).__name__)

@@ -13,7 +13,7 @@ from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.statistics import observing
 from nutlet.methods import PruneWeights, Quantize, Smooth
 from nutlet.pipeline import compress
-from nutlet.predict import predict
+from nutlet.tasks.predict import predict
 
 
 class Attention(nn.Module):

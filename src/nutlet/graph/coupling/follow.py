@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nutlet.graph.coupling.numbers import NOTHING, Ledger, aligned, compact, first_along, varying
 from nutlet.graph.nested import tensors
 from nutlet.graph.sites import located, plain_name
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["RETURNED", "Call", "Follower", "Pick", "Rule"]
 

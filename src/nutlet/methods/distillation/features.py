@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nutlet.errors import ConfigError, ModelError, nearest
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import body_of
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["Features", "attention", "relations"]
 

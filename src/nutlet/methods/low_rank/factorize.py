@@ -37,7 +37,7 @@ from nutlet.methods.low_rank.ranks import (
     spread,
     within,
 )
-from nutlet.predict import evaluate, evaluating
+from nutlet.tasks.predict import evaluate, evaluating
 
 __all__ = ["Factorize"]
 

@@ -12,7 +12,7 @@ from nutlet.data.examples import Examples
 from nutlet.graph.constraints import constrained_weight, output_axis
 from nutlet.graph.statistics import Loss, observing, weight_gradients
 from nutlet.methods.pruning.criteria import SMALL_BATCH
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["ChannelCriterion", "channel_scores"]
 

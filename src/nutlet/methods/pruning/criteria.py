@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nutlet.data.examples import Examples
 from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.statistics import WITH_ROWS, Loss, input_rows, observing, weight_gradients, without_rows
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["Criterion", "saliencies"]
 

@@ -18,7 +18,7 @@ from nutlet.graph.modules import Passthrough, replace
 from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.method import Method, Plan, register
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["DropBlocks", "blocks_in_scope"]
 

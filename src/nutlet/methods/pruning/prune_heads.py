@@ -21,7 +21,7 @@ from nutlet.graph.scope import in_scope
 from nutlet.graph.statistics import observing, weight_gradients
 from nutlet.method import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["PruneHeads"]
 

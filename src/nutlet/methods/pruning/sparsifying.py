@@ -22,8 +22,8 @@ from nutlet.method import Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
-from nutlet.outputs import to_logits
-from nutlet.predict import predict
+from nutlet.tasks.outputs import to_logits
+from nutlet.tasks.predict import predict
 
 __all__ = ["Sparsifying"]
 

@@ -18,7 +18,7 @@ from nutlet.graph.scope import Layer, weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.statistics import observing
 from nutlet.method import Method, Plan, register
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["CorrectBias"]
 

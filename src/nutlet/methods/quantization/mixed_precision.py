@@ -16,8 +16,8 @@ from nutlet.graph.constraints import constrain, constrained_weight, constraints,
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Plan, register
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grid_for, integer_plan, put_grid, usual_grid
-from nutlet.outputs import to_logits
-from nutlet.predict import predict
+from nutlet.tasks.outputs import to_logits
+from nutlet.tasks.predict import predict
 
 __all__ = ["MixedPrecision"]
 

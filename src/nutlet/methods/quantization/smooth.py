@@ -16,7 +16,7 @@ from nutlet.graph.links import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import observing
 from nutlet.method import Method, Plan, register
-from nutlet.predict import evaluating
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["Smooth"]
 
