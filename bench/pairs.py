@@ -35,9 +35,9 @@ import tiny
 from conformance.examples import EXAMPLES, body_of
 from conformance.test_pairs import check_pair, models_of
 from nutlet.artifact import Compressed
+from nutlet.constraints import FewValues
+from nutlet.constraints.stack import Constraint, Mask, constraints
 from nutlet.data.examples import Data
-from nutlet.graph.constraints import Constraint, Mask, constraints
-from nutlet.graph.quantizers import FewValues
 from nutlet.graph.scope import Layer
 
 OUTCOMES = ("carried", "refitted", "replaced", "dissolved", "removed", "failed")

@@ -30,11 +30,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import nutlet as nl
 import tiny
+from nutlet.constraints import Codebook, WeightQuantizer
+from nutlet.constraints.stack import Mask, constrain, constrained_layers, take_off
 from nutlet.graph.activations import ActivationQuantizer, Activations
 from nutlet.graph.channels import scale_inputs
-from nutlet.graph.constraints import Mask, constrain, constrained_layers, take_off
 from nutlet.graph.links import Link
-from nutlet.graph.quantizers import Codebook, WeightQuantizer
 from nutlet.graph.sites import Edited
 
 SAID = ("compared with the model before", "do not correspond", "left in floating point in this file")
@@ -273,10 +273,10 @@ FAULTS = {
     "mask shifted where it is put": Fault("nutlet.method:put_values", first(_put_rolled), "masked"),
     "mask shifted, weights made up for": Fault("nutlet.method:put_values", first(_put_rolled), "second order"),
     "mask lets small weights through": Fault(
-        "nutlet.graph.constraints:Mask.forward", lambda original: lambda self, w: original(self, w) + 0.1 * w, "masked"
+        "nutlet.constraints.stack:Mask.forward", lambda original: lambda self, w: original(self, w) + 0.1 * w, "masked"
     ),
     "mask rolled when channels are selected": Fault(
-        "nutlet.graph.constraints:Mask.select", after(lambda mask, *args: Mask(mask.mask.roll(1, 0))), "masked, thinner"
+        "nutlet.constraints.stack:Mask.select", after(lambda mask, *args: Mask(mask.mask.roll(1, 0))), "masked, thinner"
     ),
     "a reader takes other channels": Fault(
         "nutlet.graph.coupling.groups:cut",
@@ -304,32 +304,32 @@ FAULTS = {
         "nutlet.graph.coupling.groups:put_attributes", lambda _: lambda model, attributes: None, "fewer heads"
     ),
     "scale halved": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "int8"
+        "nutlet.constraints.integer:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "int8"
     ),
     "scale halved, 4 bits": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "int4"
+        "nutlet.constraints.integer:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "int4"
     ),
     "scale halved, ternary": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "ternary"
+        "nutlet.constraints.integer:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "ternary"
     ),
     "scale halved, codes chosen": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "rounded"
+        "nutlet.constraints.integer:WeightQuantizer._set", first(lambda q, s, z: (q, s / 2, z)), "rounded"
     ),
     "scale of the next channel": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer._set", first(lambda q, s, z: (q, s.roll(1), z)), "int8"
+        "nutlet.constraints.integer:WeightQuantizer._set", first(lambda q, s, z: (q, s.roll(1), z)), "int8"
     ),
     "scale of the next channel after a late fold": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer.times",
+        "nutlet.constraints.integer:WeightQuantizer.times",
         first(lambda q, factor: (q, factor.roll(1))),
         "trained",
     ),
     "scales along the wrong axis": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer._spread",
+        "nutlet.constraints.integer:WeightQuantizer._spread",
         after(lambda spread, q, values, w: spread.T if w.ndim == 2 and len(w) == w.shape[1] else spread),
         "gptq",
     ),
     "weight zero point off by one": Fault(
-        "nutlet.graph.quantizers.integers:WeightQuantizer.values",
+        "nutlet.constraints.integer:WeightQuantizer.values",
         after(lambda values, q, codes: values - q._spread(q.step.detach(), codes)),
         "asymmetric",
     ),
@@ -337,17 +337,17 @@ FAULTS = {
         "nutlet.methods.quantization.rounding:_representable", after(lambda weight, *args: weight.roll(1, 0)), "rounded"
     ),
     "shared values shifted": Fault(
-        "nutlet.graph.quantizers.codebook:Codebook.values",
+        "nutlet.constraints.codebook:Codebook.values",
         lambda original: lambda self, codes: original(self, (codes + 1) % len(self.shared)),
         "codebook",
     ),
     "shared values halved": Fault(
-        "nutlet.graph.quantizers.codebook:Codebook.fit",
+        "nutlet.constraints.codebook:Codebook.fit",
         after(lambda codebook, *args: _halved_codebook(codebook)),
         "codebook",
     ),
     "binary scale halved": Fault(
-        "nutlet.graph.quantizers.signs:Binarizer.refit", after(lambda r, q, w: q.scale.data.div_(2)), "binary"
+        "nutlet.constraints.binary_ternary:Binarizer.refit", after(lambda r, q, w: q.scale.data.div_(2)), "binary"
     ),
     "activation zero point off by one": Fault(
         "nutlet.methods.quantization.integers:calibrate",

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import nutlet as nl
 import tiny
 from nutlet.artifact import Compressed
+from nutlet.constraints import Codebook, shapes_only
 from nutlet.export import comparison as exported
 from nutlet.export import onnx as exporter
 from nutlet.graph.comparison import answers, difference, plain
-from nutlet.graph.quantizers import Codebook, shapes_only
 from nutlet.graph.sites import Edited
 from nutlet.method import Method, Plan, apply_plan
 from nutlet.tasks.predict import predict

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints import shapes_only
 from nutlet.errors import ComparisonError, StorageError, first_line, shown
 from nutlet.export.onnx import export_onnx
 from nutlet.graph.packing import same_bits
-from nutlet.graph.quantizers import shapes_only
 from nutlet.graph.stored import most_bytes, pack, unpack
 from nutlet.history import Step
 from nutlet.inputs.copies import clean_copy

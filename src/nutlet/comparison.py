@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints import WeightQuantizer, formats
+from nutlet.constraints.stack import Mask, constrained_layers, constrained_weight, constraints
 from nutlet.context import Context
 from nutlet.errors import ComparisonError, NutletError, first_line
 from nutlet.graph.activations import ActivationGrid, ActivationQuantizer, Activations, calibrate, grid_of, with_scales
 from nutlet.graph.comparison import Answers, answers, difference, plain, run
-from nutlet.graph.constraints import Mask, constrained_layers, constrained_weight, constraints
 from nutlet.graph.quantization_error import activation_problems, carried_problem, weight_problem
-from nutlet.graph.quantizers import WeightQuantizer, formats
 from nutlet.graph.sites import Edited, body_of, walk
 from nutlet.graph.stored import settle
 from nutlet.graph.unfolding import norm_factor, scaled

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.comparison import carried_out, probe, trained
+from nutlet.constraints import formats
 from nutlet.context import Answering, Context
 from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.gate import admit
-from nutlet.graph.quantizers import formats
 from nutlet.graph.sites import Edited, body_of
 from nutlet.history import Size, Step
 from nutlet.locks import locked

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import PLAIN_WEIGHT
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.estimate import Estimate, Stopwatch
 from nutlet.export.trial import export_problem
 from nutlet.gate import Admitted, examine
-from nutlet.graph.constraints import PLAIN_WEIGHT
 from nutlet.graph.reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.inputs.copies import clean_copy
 from nutlet.inputs.models import check_kinds

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from nutlet.constraints.stack import widen
 from nutlet.context import Context
 from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
-from nutlet.graph.constraints import widen
 from nutlet.graph.training_path import training_path
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import tiny
 from conformance.cases import CASES
 from nutlet.artifact import TENSORS, Compressed
+from nutlet.constraints import Codebook, FewValues, WeightQuantizer
+from nutlet.constraints.stack import Mask, constrained_layers, constrained_weight, constraints, raw_weight
 from nutlet.data.examples import Data
 from nutlet.graph.activations import grid_of
-from nutlet.graph.constraints import Mask, constrained_layers, constrained_weight, constraints, raw_weight
 from nutlet.graph.finalize import finalize
 from nutlet.graph.modules import shared_parameters
-from nutlet.graph.quantizers import Codebook, FewValues, WeightQuantizer
 from nutlet.graph.sites import Edited
 from nutlet.measurement.parity import parity
 from nutlet.method import Method

@@ -25,9 +25,9 @@ from conformance.examples import (
     check_saved,
     same_state,
 )
+from nutlet.constraints.stack import constrained_weight
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
-from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import Layer
 from nutlet.method import Method, known_methods
 from nutlet.methods import PruneChannels, Student

@@ -25,15 +25,15 @@ from conformance.examples import (
     check_saved,
 )
 from nutlet.artifact import Compressed
-from nutlet.data.examples import Data
-from nutlet.errors import NutletError
-from nutlet.graph.constraints import (
+from nutlet.constraints import FewValues
+from nutlet.constraints.stack import (
     Mask,
     constrained_weight,
     constraints,
 )
+from nutlet.data.examples import Data
+from nutlet.errors import NutletError
 from nutlet.graph.placement import runs_on_integers
-from nutlet.graph.quantizers import FewValues
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Edited
 from nutlet.method import Method

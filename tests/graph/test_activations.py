@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nutlet.constraints import Grid, WeightQuantizer
+from nutlet.constraints.stack import constrain, constrained_weight, take_off
 from nutlet.errors import ModelError
 from nutlet.graph.activations import ActivationQuantizer, attach, calibrate, carry
-from nutlet.graph.constraints import constrain, constrained_weight, take_off
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import place
-from nutlet.graph.quantizers import Grid, WeightQuantizer
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import walk
 from nutlet.methods.quantization.integers import put_grid

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints
 from nutlet.errors import ModelError
 from nutlet.graph.attention import Attention, open_attention
-from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints
-from nutlet.graph.quantizers import WeightQuantizer
 
 
 def opened(module: nn.Module) -> Attention:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conformance.examples import largest_code_pair
-from nutlet.graph.constraints import (
+from nutlet.constraints import Grid, WeightQuantizer
+from nutlet.constraints.stack import (
     Mask,
     constrain,
     constrained_weight,
@@ -21,7 +22,6 @@ from nutlet.graph.constraints import (
     take_off,
     widen,
 )
-from nutlet.graph.quantizers import Grid, WeightQuantizer
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 5), st.integers(1, 9)),

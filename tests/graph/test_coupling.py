@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.context import Context
-from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.coupling.groups import Coupling, remove_channels
-from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.methods import PruneChannels
 from tiny import settled, tiny_data
 

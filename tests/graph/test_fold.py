@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints, raw_weight
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.sites import walk
 from tiny import settled
 

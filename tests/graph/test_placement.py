@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import constrain, constrained_weight, output_axis
 from nutlet.graph.activations import attach, calibrate
-from nutlet.graph.constraints import constrain, constrained_weight, output_axis
 from nutlet.graph.finalize import finalize
 from nutlet.graph.fold import FoldedNorm, fold, foldable
 from nutlet.graph.placement import place, read_exactly
-from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import walk
 from tiny import settled

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints, raw_weight
-from nutlet.graph.quantizers import Binarizer, Codebook, FewValues, Grid, HalfFloat, TrainedTernarizer, WeightQuantizer
+from nutlet.constraints import Binarizer, Codebook, FewValues, Grid, HalfFloat, TrainedTernarizer, WeightQuantizer
+from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 
 GRIDS = [
     Grid(),

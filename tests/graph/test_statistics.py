@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.graph.constraints import Mask, constrain
+from nutlet.constraints.stack import Mask, constrain
 from nutlet.graph.statistics import input_moments, input_rows, weight_gradients
 
 LAYERS = [

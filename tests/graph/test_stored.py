@@ -20,9 +20,9 @@ import nutlet as nl
 import tiny
 from conformance.examples import same_state
 from nutlet.artifact import MANIFEST, TENSORS, Compressed
+from nutlet.constraints import FewValues, WeightQuantizer
+from nutlet.constraints.stack import Constraint, Mask, constrain, constrained_weight, raw_weight
 from nutlet.data.examples import Data
-from nutlet.graph.constraints import Constraint, Mask, constrain, constrained_weight, raw_weight
-from nutlet.graph.quantizers import FewValues, WeightQuantizer
 from nutlet.graph.stored import pack, settle, unpack
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import tiny
 from conformance.examples import body_of
 from nutlet.artifact import Compressed
-from nutlet.graph.constraints import constrained_weight
+from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.scope import Layer
 from nutlet.measurement.parity import parity
 from nutlet.method import Method

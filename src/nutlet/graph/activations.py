@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
+from nutlet.constraints.quantizer import LEAST_SCALE, rounded, slower
 from nutlet.errors import ModelError
 from nutlet.graph.placement import place
-from nutlet.graph.quantizers.few_values import LEAST_SCALE, rounded, slower
 from nutlet.graph.ranges import RangeKind, observer
 from nutlet.graph.record import Record
 from nutlet.graph.sites import Edited, walk

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nutlet.constraints.stack import constrain, constraints, raw_weight
 from nutlet.errors import ModelError
-from nutlet.graph.constraints import constrain, constraints, raw_weight
 
 __all__ = ["Attention", "open_attention"]
 

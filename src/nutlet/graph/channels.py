@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import output_axis, raw_weight
+from nutlet.constraints.stack import output_axis, raw_weight
 
 __all__ = ["by_group", "scale_inputs", "scale_outputs"]
 

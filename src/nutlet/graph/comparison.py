@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constrained_layers, constrained_weight, dense_weight, take_off
+from nutlet.constraints.stack import constrained_layers, constrained_weight, dense_weight, take_off
 from nutlet.graph.sites import Edited
 from nutlet.tasks.predict import evaluating
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 from torch.nn.utils import parametrize
 
+from nutlet.constraints import Binarizer, FewValues, WeightQuantizer, formats
+from nutlet.constraints.quantizer import along
+from nutlet.constraints.stack import constrained_layers, constrained_weight, raw_weight, take_off
 from nutlet.graph.activations import ActivationQuantizer
-from nutlet.graph.constraints import constrained_layers, constrained_weight, raw_weight, take_off
 from nutlet.graph.detaching import Detaching
 from nutlet.graph.fold import fold, foldable, without_norms
 from nutlet.graph.placement import WEIGHTED, moves_values, runs_on_integers
-from nutlet.graph.quantizers import Binarizer, FewValues, WeightQuantizer, formats
-from nutlet.graph.quantizers.few_values import along
 from nutlet.graph.record import Record
 from nutlet.graph.sites import Edited, walk
 

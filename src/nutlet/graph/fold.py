@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from nutlet.constraints.stack import constraints, has_own_weight, output_axis, raw_weight, refit
 from nutlet.graph.channels import scale_outputs
-from nutlet.graph.constraints import constraints, has_own_weight, output_axis, raw_weight, refit
 from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.record import Record, Site
 from nutlet.graph.scope import Layer

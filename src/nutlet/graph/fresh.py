@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nutlet.graph.constraints import constrain, constraints, refit, take_off
+from nutlet.constraints.stack import constrain, constraints, refit, take_off
 
 __all__ = ["redraw"]
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints import formats
+from nutlet.constraints.stack import constrained_layers, dense_weight, raw_weight, take_off
 from nutlet.data.examples import Examples
 from nutlet.graph.channels import by_group, scale_inputs, scale_outputs
-from nutlet.graph.constraints import constrained_layers, dense_weight, raw_weight, take_off
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.placement import WEIGHTED
-from nutlet.graph.quantizers import formats
 from nutlet.graph.sites import Record, Site, walk
 from nutlet.tasks.predict import predict
 

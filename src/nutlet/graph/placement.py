@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nutlet.graph.quantizers import formats
+from nutlet.constraints import formats
 from nutlet.graph.record import Record, Site
 
 __all__ = ["WEIGHTED", "moves_values", "place", "read_exactly", "runs_on_integers", "source_of"]

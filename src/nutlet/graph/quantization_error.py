@@ -12,10 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.activations import ActivationQuantizer
-from nutlet.graph.comparison import run
-from nutlet.graph.constraints import alive, constraints, dense_weight, raw_weight
-from nutlet.graph.quantizers import (
+from nutlet.constraints import (
     Binarizer,
     Codebook,
     FewValues,
@@ -24,6 +21,9 @@ from nutlet.graph.quantizers import (
     WeightQuantizer,
     formats,
 )
+from nutlet.constraints.stack import alive, constraints, dense_weight, raw_weight
+from nutlet.graph.activations import ActivationQuantizer
+from nutlet.graph.comparison import run
 from nutlet.graph.sites import Edited, Record
 
 __all__ = ["activation_problems", "carried_exactly", "carried_problem", "weight_problem"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nutlet.graph.constraints import has_own_weight
+from nutlet.constraints.stack import has_own_weight
 from nutlet.graph.scope import Scoped, accepted_kinds, in_scope
 from nutlet.graph.sites import body_of
 

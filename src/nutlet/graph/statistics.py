@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.graph.constraints import constrained_weight
+from nutlet.constraints.stack import constrained_weight
 from nutlet.tasks.outputs import class_loss
 from nutlet.tasks.predict import evaluating
 

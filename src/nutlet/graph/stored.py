@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import (
+from nutlet.constraints import FewValues, formats
+from nutlet.constraints.stack import (
     alive,
     constrained_layers,
     constrained_weight,
@@ -31,7 +32,6 @@ from nutlet.graph.packing import (
     unpack_integers,
     unpack_tensor,
 )
-from nutlet.graph.quantizers import FewValues, formats
 from nutlet.storage import digest
 
 __all__ = ["Packed", "most_bytes", "pack", "settle", "unpack"]
@@ -62,7 +62,7 @@ def settle(model: nn.Module) -> None:
     The outputs stay the same bit for bit; training goes on from the weights that are in force. A weight that layers
     share and constrain in different ways stays, as does one whose constraints would change it a second time.
 
-    >>> from nutlet.graph.constraints import Mask
+    >>> from nutlet.constraints.stack import Mask
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> nn.utils.parametrize.register_parametrization(layer, "weight", Mask(torch.tensor([[True, False]])))
     ParametrizedLinear(...)

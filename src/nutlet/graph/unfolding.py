@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.graph.constraints import output_axis
+from nutlet.constraints.stack import output_axis
 
 __all__ = ["norm_factor", "scaled"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from nutlet.graph.constraints import constrained_weight
+from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.finalize import finalize
 from nutlet.graph.scope import Layer
 from nutlet.graph.sites import Edited, walk

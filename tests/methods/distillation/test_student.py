@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import tiny
 from conformance.examples import same_state
 from nutlet.artifact import Compressed
+from nutlet.constraints.stack import Mask, constrain, constrained_weight
 from nutlet.data.examples import Data
 from nutlet.errors import ModelError
-from nutlet.graph.constraints import Mask, constrain, constrained_weight
 from nutlet.graph.fresh import redraw
 from nutlet.methods import Distill, FineTune, PruneWeights, Quantize, Student
 from nutlet.pipeline import compress

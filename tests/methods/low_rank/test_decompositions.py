@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constrained_weight
+from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.statistics import input_moments
 from nutlet.measurement.size import size_of
 from nutlet.methods.low_rank import decompositions

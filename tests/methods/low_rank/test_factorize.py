@@ -14,10 +14,10 @@ from torch.nn import functional as F
 import nutlet as nl
 import tiny
 from conformance.examples import check_constraints, check_saved, same_state
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import Mask, constrained_layers
 from nutlet.context import Context
 from nutlet.data.examples import Data
-from nutlet.graph.constraints import Mask, constrained_layers
-from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.methods.low_rank import decompositions
 from nutlet.tasks.predict import evaluate
 

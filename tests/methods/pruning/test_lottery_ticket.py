@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from nutlet.graph.constraints import constrained_weight, raw_weight
+from nutlet.constraints.stack import constrained_weight, raw_weight
 from nutlet.methods import FineTune, LotteryTicket, PruneWeights
 from nutlet.methods.pruning import lottery_ticket
 from nutlet.pipeline import compress

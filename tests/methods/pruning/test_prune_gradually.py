@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from nutlet.constraints.stack import constrained_weight, raw_weight
 from nutlet.context import Context
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import constrained_weight, raw_weight
 from nutlet.methods import PruneGradually, PruneWeights
 from nutlet.methods.pruning import prune_gradually
 from nutlet.methods.pruning.moving import MovingMasks, remembering

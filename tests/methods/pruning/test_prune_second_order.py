@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import nutlet as nl
 import tiny
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import Mask, constrained_weight, constraints
 from nutlet.data.examples import Data, Examples
-from nutlet.graph.constraints import Mask, constrained_weight, constraints
-from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.statistics import input_moments
 from nutlet.methods.pruning.elimination import eliminate, inverse_factor, least_error
 

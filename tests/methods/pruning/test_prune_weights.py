@@ -7,7 +7,7 @@ import torch
 
 import nutlet as nl
 import tiny
-from nutlet.graph.constraints import Mask, constrained_weight, constraints
+from nutlet.constraints.stack import Mask, constrained_weight, constraints
 from nutlet.measurement.size import size_of
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import tiny
+from nutlet.constraints.stack import constrained_weight
 from nutlet.context import Context
-from nutlet.graph.constraints import constrained_weight
 from nutlet.methods import PruneWeights, Quantize, TrainSparse
 from nutlet.methods.pruning.train_sparse import group_norms
 from nutlet.pipeline import compress

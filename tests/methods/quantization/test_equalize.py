@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.context import Context
 from nutlet.graph.channels import scale_inputs, scale_outputs
-from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.links import Link
-from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.sites import Edited, walk
 from nutlet.method import Plan
 from nutlet.methods import Cluster, Equalize, PruneWeights, Quantize

@@ -13,8 +13,8 @@ from torch import nn
 import tiny
 from conformance.examples import check_constraints
 from nutlet.artifact import Compressed
-from nutlet.graph.constraints import Mask, constrained_weight, constraints, raw_weight
-from nutlet.graph.quantizers import WeightQuantizer
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import Mask, constrained_weight, constraints, raw_weight
 from nutlet.graph.sites import Edited
 from nutlet.graph.statistics import input_moments
 from nutlet.method import Method

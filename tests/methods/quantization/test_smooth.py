@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.constraints.stack import constrained_weight
 from nutlet.data.examples import Data
-from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.statistics import observing
 from nutlet.methods import PruneWeights, Quantize, Smooth
 from nutlet.pipeline import compress

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.channels import by_group
-from nutlet.graph.constraints import (
+from nutlet.constraints import WeightQuantizer
+from nutlet.constraints.stack import (
     Constraint,
     constrain,
     constrained_layers,
@@ -21,13 +21,13 @@ from nutlet.graph.constraints import (
     refit,
     take_off,
 )
+from nutlet.graph.channels import by_group
 from nutlet.graph.coupling.channels import Channels, Family, Place, followed
 from nutlet.graph.coupling.cut import Attributes, cut, put_attributes
 from nutlet.graph.coupling.follow import RETURNED
 from nutlet.graph.coupling.silence import Silenced
 from nutlet.graph.coupling.trial import OffenceError, Trial
 from nutlet.graph.quantization_error import carried_problem
-from nutlet.graph.quantizers import WeightQuantizer
 from nutlet.graph.scope import Layer
 
 __all__ = ["Coupling", "Group", "refitted", "remove_channels", "silenced"]

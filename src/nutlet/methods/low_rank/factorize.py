@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import constrain, constrained_weight, constraints, raw_weight, take_off
 from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.constraints import constrain, constrained_weight, constraints, raw_weight, take_off
 from nutlet.graph.finalize import stored_numbers
 from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import weighted_layers

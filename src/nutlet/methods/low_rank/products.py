@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import constrained_weight, raw_weight, take_off
+from nutlet.constraints.stack import constrained_weight, raw_weight, take_off
 from nutlet.methods.low_rank.decompositions import Shape, fits, pieces
 
 __all__ = ["multiplied_out", "product", "products", "unlike_weights"]

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from nutlet.graph.constraints import constrained_weight
+from nutlet.constraints.stack import constrained_weight
 from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, Shape, limits
 
 __all__ = [

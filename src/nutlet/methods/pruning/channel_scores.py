@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.data.examples import Examples
-from nutlet.graph.constraints import constrained_weight, output_axis
 from nutlet.graph.statistics import Loss, observing, weight_gradients
 from nutlet.methods.pruning.criteria import SMALL_BATCH
 from nutlet.tasks.predict import evaluating

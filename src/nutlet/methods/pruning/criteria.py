@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import constrained_weight
 from nutlet.data.examples import Examples
-from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.statistics import WITH_ROWS, Loss, input_rows, observing, weight_gradients, without_rows
 from nutlet.tasks.predict import evaluating
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import Mask, constrain, constrained_weight, constraints
+from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints
 
 __all__ = ["DENSE", "mask_values", "put_masks"]
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import Mask, constraints
 from nutlet.context import Context
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import Mask, constraints
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import body_of
 from nutlet.method import Plan

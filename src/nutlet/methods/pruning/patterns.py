@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import constrained_weight, output_axis
 
 __all__ = ["Pattern", "as_matrix", "as_weight", "parse_pattern"]
 

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import raw_weight
 from nutlet.context import Context
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import raw_weight
 from nutlet.graph.scope import training_only
 from nutlet.method import register
 from nutlet.methods.distillation.targets import softened

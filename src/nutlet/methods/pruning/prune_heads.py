@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.attention import open_attention
-from nutlet.graph.constraints import constrained_weight, output_axis
 from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
 from nutlet.graph.modules import replace
 from nutlet.graph.reasons import layers_with_values

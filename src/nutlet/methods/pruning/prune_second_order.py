@@ -10,9 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.context import Context
-from nutlet.errors import ConfigError
-from nutlet.graph.constraints import (
+from nutlet.constraints.stack import (
     Constraint,
     Mask,
     alive,
@@ -21,6 +19,8 @@ from nutlet.graph.constraints import (
     raw_weight,
     widen,
 )
+from nutlet.context import Context
+from nutlet.errors import ConfigError
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import WITH_ROWS, input_moments, without_rows

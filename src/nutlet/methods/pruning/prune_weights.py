@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import constrained_weight
 from nutlet.context import Context
-from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Plan, register
 from nutlet.methods.pruning.criteria import Criterion, saliencies

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nutlet.constraints import formats
+from nutlet.constraints.stack import Mask, constrain, constrained_weight, raw_weight, take_off
 from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.constraints import Mask, constrain, constrained_weight, raw_weight, take_off
-from nutlet.graph.quantizers import formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities

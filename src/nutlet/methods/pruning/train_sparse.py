@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.quantizer import along
+from nutlet.constraints.stack import constrained_weight, output_axis, raw_weight
 from nutlet.context import Context
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import constrained_weight, output_axis, raw_weight
 from nutlet.graph.coupling.groups import Coupling
-from nutlet.graph.quantizers.few_values import along
 from nutlet.graph.scope import training_only, weighted_layers
 from nutlet.graph.sites import body_of
 from nutlet.method import Method, Plan, register

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints import Codebook
+from nutlet.constraints.stack import constrained_weight
 from nutlet.context import Context
 from nutlet.errors import ConfigError
-from nutlet.graph.constraints import constrained_weight
-from nutlet.graph.quantizers import Codebook
 from nutlet.method import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import Mask, constraints, refit
 from nutlet.context import Context
-from nutlet.graph.constraints import Mask, constraints, refit
 from nutlet.graph.links import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Method, Plan, register

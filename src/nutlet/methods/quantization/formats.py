@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from nutlet.constraints import FewValues, WeightQuantizer, formats
+from nutlet.constraints.stack import constrain, constrained_weight, output_axis, take_off
 from nutlet.context import Context
-from nutlet.graph.constraints import constrain, constrained_weight, output_axis, take_off
-from nutlet.graph.quantizers import FewValues, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.method import Method, Plan

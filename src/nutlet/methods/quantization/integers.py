@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints import Grid, WeightQuantizer, formats
+from nutlet.constraints.stack import constrained_weight, raw_weight, take_off
 from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid, attach, calibrate
-from nutlet.graph.constraints import constrained_weight, raw_weight, take_off
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import read_exactly, runs_on_integers
-from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import Record, walk
 from nutlet.graph.unfolding import norm_factor, scaled

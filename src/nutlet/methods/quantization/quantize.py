@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from nutlet.constraints import Grid
+from nutlet.constraints.stack import constrained_weight
 from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid
-from nutlet.graph.constraints import constrained_weight
-from nutlet.graph.quantizers import Grid
 from nutlet.graph.ranges import RangeKind
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Plan, register

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints import Grid, WeightQuantizer, formats
+from nutlet.constraints.stack import alive, constrained_weight, dense_weight, raw_weight
 from nutlet.context import Context
-from nutlet.graph.constraints import alive, constrained_weight, dense_weight, raw_weight
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
-from nutlet.graph.quantizers import Grid, WeightQuantizer, formats
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import walk
 from nutlet.graph.statistics import WITH_ROWS, input_moments

@@ -8,10 +8,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from nutlet.constraints.stack import constrained_weight
 from nutlet.context import Context
 from nutlet.graph.activations import ActivationGrid, attach, with_scales
 from nutlet.graph.comparison import plain, run
-from nutlet.graph.constraints import constrained_weight
 from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
 from nutlet.graph.sites import Edited, walk

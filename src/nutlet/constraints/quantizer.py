@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.constraints import Constraint, constraints
+from nutlet.constraints.stack import Constraint, constraints
 
 __all__ = [
     "LEAST_SCALE",

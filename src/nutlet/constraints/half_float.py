@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nutlet.graph.quantizers.few_values import FewValues
+from nutlet.constraints.quantizer import FewValues
 
 __all__ = ["HalfFloat"]
 

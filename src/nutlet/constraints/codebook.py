@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.quantizers.few_values import FewValues, fitting, looked_up, slower
+from nutlet.constraints.quantizer import FewValues, fitting, looked_up, slower
 
 __all__ = ["Codebook"]
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, fitting, looked_up, slower
+from nutlet.constraints.quantizer import LEAST_SCALE, FewValues, along, fitting, looked_up, slower
 
 __all__ = ["Binarizer", "TrainedTernarizer"]
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.graph.quantizers.few_values import LEAST_SCALE, FewValues, along, fitting, rounded, slower
+from nutlet.constraints.quantizer import LEAST_SCALE, FewValues, along, fitting, rounded, slower
 
 __all__ = ["Grid", "WeightQuantizer"]
 
