@@ -34,7 +34,7 @@ from nutlet.shadows import Shadows
 from nutlet.stolen.load import load_onnx
 from nutlet.storage import packed_size
 from nutlet.thief import Thief, architecture_for, fresh
-from nutlet.train import Training, cross_entropy, train_on
+from nutlet.training.loop import Training, cross_entropy, train_on
 from pieces import Piece, piece, seconds_of
 from rows import WORK, Rows
 

@@ -31,7 +31,7 @@ from nutlet.jobs import Result
 from nutlet.oracle import Answers, FileSource, Oracle
 from nutlet.tasks.predict import evaluate, predict
 from nutlet.thief import Thief, architecture_for, fresh
-from nutlet.train import Training, cross_entropy, train_on
+from nutlet.training.loop import Training, cross_entropy, train_on
 from pieces import Piece, piece
 from rows import DATA, WORK, Rows
 

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 import nutlet as nl
 from families import FOLDER, SEED, TRAINING, accuracy_before, add_file, cifar10, epochs_of, original
-from nutlet.context import Context
 from nutlet.export.onnx import export_onnx
 from nutlet.graph.sites import walk
 from nutlet.graph.work import macs
 from nutlet.tasks.predict import evaluate
+from nutlet.training.context import Context
 from rows import Rows
 
 

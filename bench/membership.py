@@ -33,7 +33,7 @@ from nutlet.oracle import Answers, FileSource, Oracle
 from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows, halves
 from nutlet.storage import write_json
-from nutlet.train import Training
+from nutlet.training.loop import Training
 from rows import DATA, WORK, Rows
 
 MODELS = 66

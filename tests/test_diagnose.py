@@ -18,7 +18,6 @@ import tiny
 from job import Job, invoke
 from nutlet import method as registry
 from nutlet.artifact import Compressed
-from nutlet.context import Context
 from nutlet.data.examples import Data
 from nutlet.diagnosis import diagnose
 from nutlet.errors import ConfigError
@@ -28,6 +27,7 @@ from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChanne
 from nutlet.pipeline import compress
 from nutlet.report.load import schema
 from nutlet.tasks.predict import predict
+from nutlet.training.context import Context
 
 GENTLE = PruneWeights(sparsity=0.05)
 

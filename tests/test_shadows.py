@@ -18,7 +18,7 @@ from nutlet.pipeline import compress
 from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows, halves, nearby
 from nutlet.tasks.predict import predict
-from nutlet.train import Training
+from nutlet.training.loop import Training
 
 
 def pool() -> Examples:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from nutlet import train
-from nutlet.context import Context
 from nutlet.data.examples import Data, flip_and_crop
 from nutlet.errors import ConfigError, ModelError, StorageError
 from nutlet.export.onnx import export_onnx
 from nutlet.methods import Distill, FineTune
 from nutlet.progress import Progress
-from nutlet.train import Training, cross_entropy, fit
+from nutlet.training import loop as train
+from nutlet.training.context import Context
+from nutlet.training.loop import Training, cross_entropy, fit
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from nutlet.artifact import Compressed
     from nutlet.attack import Attack, Loot, Scene, register_attack
     from nutlet.auditing import Audit, Protocol, audit, audit_files
-    from nutlet.context import Context
     from nutlet.data.examples import Data, Examples, flip_and_crop, split
     from nutlet.delivery import deliver
     from nutlet.diagnosis import Diagnosis, diagnose
@@ -73,12 +72,13 @@ if TYPE_CHECKING:
     from nutlet.progress import Progress
     from nutlet.recipe import load_recipe
     from nutlet.thief import Thief
+    from nutlet.training.context import Context
 
 _HOMES = {
     "nutlet.artifact": ("Compressed",),
     "nutlet.attack": ("Attack", "Loot", "Scene", "register_attack"),
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
-    "nutlet.context": ("Context",),
+    "nutlet.training.context": ("Context",),
     "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
     "nutlet.delivery": ("deliver",),
     "nutlet.diagnosis": ("Diagnosis", "diagnose"),

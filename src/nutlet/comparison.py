@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from nutlet.constraints import WeightQuantizer, formats
 from nutlet.constraints.stack import Mask, constrained_layers, constrained_weight, constraints
-from nutlet.context import Context
 from nutlet.errors import ComparisonError, NutletError, first_line
 from nutlet.graph.activations import ActivationGrid, ActivationQuantizer, Activations, calibrate, grid_of, with_scales
 from nutlet.graph.comparison import Answers, answers, difference, plain, run
@@ -24,6 +23,7 @@ from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.graph.work import macs
 from nutlet.memory import release
 from nutlet.method import Method, Plan, apply_plan
+from nutlet.training.context import Context
 
 __all__ = ["carried_out", "probe", "trained"]
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from nutlet.artifact import Compressed
 from nutlet.auditing import Audit, Protocol, audit_files
-from nutlet.context import Context
 from nutlet.data.examples import Data, Examples, check_seed, flip_and_crop, split
 from nutlet.delivery import COMPRESSED, ORIGINAL, deliver
 from nutlet.errors import MissingExtra
@@ -22,6 +21,7 @@ from nutlet.method import Method
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, Quantize
 from nutlet.pipeline import compress
 from nutlet.progress import Progress
+from nutlet.training.context import Context
 
 __all__ = ["DigitsNet", "digits", "run_demo"]
 

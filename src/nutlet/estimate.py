@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from nutlet.comparison import carried_out
-from nutlet.context import Context
 from nutlet.data.examples import Data, Examples
 from nutlet.measurement.size import size_of
 from nutlet.method import Method
 from nutlet.tasks.outputs import OutputKind
 from nutlet.tasks.predict import evaluate
-from nutlet.train import Training
+from nutlet.training.context import Context
+from nutlet.training.loop import Training
 
 __all__ = ["Estimate", "Stopwatch"]
 

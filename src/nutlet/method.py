@@ -20,13 +20,13 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from nutlet.context import Context
 from nutlet.errors import ConfigError, nearest, shown
 from nutlet.graph.activations import Activations, carry
 from nutlet.graph.modules import put_values
 from nutlet.graph.reasons import scope_reasons
 from nutlet.graph.sites import Edited, body_of
 from nutlet.registry import Registry
+from nutlet.training.context import Context
 
 __all__ = ["Method", "Plan", "apply_plan", "check_type", "known_methods", "register"]
 

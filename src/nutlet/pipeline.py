@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from nutlet.artifact import MANIFEST, Compressed
 from nutlet.comparison import carried_out, probe, trained
 from nutlet.constraints import formats
-from nutlet.context import Answering, Context
 from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
@@ -36,7 +35,8 @@ from nutlet.recipe import read_steps
 from nutlet.storage import digest
 from nutlet.tasks.predict import evaluate
 from nutlet.teacher import Teacher, as_teacher, labelled_by, teacher_of
-from nutlet.train import CHECKPOINTS
+from nutlet.training.context import Answering, Context
+from nutlet.training.loop import CHECKPOINTS
 
 __all__ = ["compress"]
 

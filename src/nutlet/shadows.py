@@ -16,7 +16,7 @@ from nutlet.errors import ConfigError
 from nutlet.jobs import Job, Result, Workers
 from nutlet.tasks.predict import predict
 from nutlet.thief import fresh
-from nutlet.train import Training, cross_entropy, train_on
+from nutlet.training.loop import Training, cross_entropy, train_on
 
 __all__ = ["After", "Shadows", "alter_shadow", "halves", "nearby", "train_shadow"]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nutlet.context import Answering
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, ModelError, NutletError
 from nutlet.fingerprint import fingerprint
@@ -22,6 +21,7 @@ from nutlet.oracle import Endpoint, FileSource, Kept, Oracle, load_endpoint
 from nutlet.stolen.load import load_onnx
 from nutlet.tasks.outputs import OutputKind, to_logits
 from nutlet.tasks.predict import predict
+from nutlet.training.context import Answering
 
 __all__ = ["Teacher", "as_teacher", "labelled_by", "load_teacher", "teacher_of"]
 
@@ -33,7 +33,7 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
     """Return ``teacher`` as a module in evaluation mode that gives logits ``(B, classes)``.
 
     An ONNX file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
-    or endpoint only the answers are known (:class:`nutlet.context.Answering`): they are kept, and each input is asked
+    or endpoint only the answers are known (:class:`nutlet.training.context.Answering`): they are kept, and each input is asked
     about once. A module that ends in a softmax gives the logarithms.
 
     Args:

@@ -15,7 +15,7 @@ from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.graph.fresh import redraw
 from nutlet.progress import Progress
-from nutlet.train import Training, train_on
+from nutlet.training.loop import Training, train_on
 
 __all__ = ["Thief", "architecture_for", "fresh", "soft_cross_entropy"]
 

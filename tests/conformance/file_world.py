@@ -18,7 +18,7 @@ from nutlet.attacks.labelled import labelled
 from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, source_of
 from nutlet.thief import Thief, fresh
-from nutlet.train import Training, cross_entropy, train_on
+from nutlet.training.loop import Training, cross_entropy, train_on
 
 CLASSES = 4
 WIDTH = 8

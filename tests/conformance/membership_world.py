@@ -14,7 +14,7 @@ from nutlet.data.examples import Examples
 from nutlet.jobs import Workers
 from nutlet.oracle import Answers, Oracle, Source, source_of
 from nutlet.shadows import Shadows, halves
-from nutlet.train import Training, cross_entropy, train_on
+from nutlet.training.loop import Training, cross_entropy, train_on
 
 CANDIDATES = 240
 CLASSES = 4

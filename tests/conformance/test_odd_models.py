@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 import tiny
 from conformance.examples import EXAMPLES, body_of, brief, check_constraints, check_finalized, check_saved
-from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import finalize
 from nutlet.measurement.parity import parity
@@ -28,6 +27,7 @@ from nutlet.methods import (
     Student,
 )
 from nutlet.pipeline import compress
+from nutlet.training.context import Context
 
 
 class Tied(nn.Module):

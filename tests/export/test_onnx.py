@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
-from nutlet.context import Context
 from nutlet.data.examples import Data
 from nutlet.errors import ExportError, StorageError
 from nutlet.export import onnx as exporter
@@ -23,6 +22,7 @@ from nutlet.export.onnx_packing import load_unpacked
 from nutlet.graph.modules import put_values
 from nutlet.methods import PruneWeights, Quantize
 from nutlet.tasks.predict import predict
+from nutlet.training.context import Context
 
 
 class ProprietaryBlock(nn.Module):

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
-from nutlet.context import Context
 from nutlet.graph.coupling.groups import Coupling, remove_channels
 from nutlet.methods import PruneChannels
+from nutlet.training.context import Context
 from tiny import settled, tiny_data
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nutlet.data.examples import Examples
 from nutlet.tasks.predict import predict
-from nutlet.train import Training, cross_entropy, train_on
+from nutlet.training.loop import Training, cross_entropy, train_on
 
 __all__ = ["learn"]
 

@@ -16,7 +16,7 @@ from nutlet.attacks.asking import Asked
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
-from nutlet.train import Training, train_on
+from nutlet.training.loop import Training, train_on
 
 __all__ = ["GeneratorInversion"]
 

@@ -28,7 +28,7 @@ from nutlet.method import Method
 from nutlet.oracle import Oracle
 from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows
-from nutlet.train import Training
+from nutlet.training.loop import Training
 
 __all__ = ["Candidates", "candidates_of", "privacy", "scene_of"]
 

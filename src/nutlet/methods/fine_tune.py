@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from nutlet.context import Context
 from nutlet.graph.scope import training_only
 from nutlet.method import Method, register
-from nutlet.train import Training, cross_entropy, fit
+from nutlet.training.context import Context
+from nutlet.training.loop import Training, cross_entropy, fit
 
 __all__ = ["FineTune"]
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import tiny
 from nutlet.errors import ConfigError, ModelError
 from nutlet.methods.distillation.features import Features, attention, hint, relations
-from nutlet.methods.distillation.targets import decoupled, divergence
+from nutlet.training.losses import decoupled, divergence
 
 
 @pytest.fixture

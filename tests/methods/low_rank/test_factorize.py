@@ -16,10 +16,10 @@ import tiny
 from conformance.examples import check_constraints, check_saved, same_state
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrained_layers
-from nutlet.context import Context
 from nutlet.data.examples import Data
 from nutlet.methods.low_rank import decompositions
 from nutlet.tasks.predict import evaluate
+from nutlet.training.context import Context
 
 EVERY = ("svd", "whitened", "spatial", "tucker", "cp", "nmf")
 Model = tuple[nn.Module, Data]

@@ -11,7 +11,7 @@ from nutlet.constraints.stack import constrained_weight, raw_weight
 from nutlet.methods import FineTune, LotteryTicket, PruneWeights
 from nutlet.methods.pruning import lottery_ticket
 from nutlet.pipeline import compress
-from nutlet.train import cross_entropy
+from nutlet.training.loop import cross_entropy
 
 
 def ticket(**options: object) -> LotteryTicket:

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
-from nutlet.context import Context
 from nutlet.errors import ModelError
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.methods import PruneChannels
 from nutlet.methods.pruning.channel_scores import channel_scores
 from nutlet.pipeline import compress
+from nutlet.training.context import Context
 
 
 def two_layers() -> nn.Sequential:

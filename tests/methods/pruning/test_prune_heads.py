@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from nutlet.context import Context
 from nutlet.errors import ModelError
 from nutlet.graph.attention import Attention
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.methods import PruneHeads
 from nutlet.pipeline import compress
+from nutlet.training.context import Context
 
 
 def silenced(model: nn.Module, head: int) -> nn.Module:

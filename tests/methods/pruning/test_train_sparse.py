@@ -6,10 +6,10 @@ from torch import nn
 
 import tiny
 from nutlet.constraints.stack import constrained_weight
-from nutlet.context import Context
 from nutlet.methods import PruneWeights, Quantize, TrainSparse
 from nutlet.methods.pruning.train_sparse import group_norms
 from nutlet.pipeline import compress
+from nutlet.training.context import Context
 
 
 def sparse(**options: object) -> TrainSparse:

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 import tiny
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
-from nutlet.context import Context
 from nutlet.graph.channels import scale_inputs, scale_outputs
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.links import Link
@@ -20,6 +19,7 @@ from nutlet.graph.sites import Edited, walk
 from nutlet.method import Plan
 from nutlet.methods import Cluster, Equalize, PruneWeights, Quantize
 from nutlet.pipeline import compress
+from nutlet.training.context import Context
 
 
 def equalized(model: nn.Module, x: Tensor) -> tuple[nn.Module, Plan]:

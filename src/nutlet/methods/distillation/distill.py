@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.context import Answering, Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import training_only
 from nutlet.method import Method, register
 from nutlet.methods.distillation.features import Features
-from nutlet.methods.distillation.targets import SoftTraining, decoupled, divergence, mixed, teaching
-from nutlet.train import check_labelled, cross_entropy, fit
+from nutlet.training.context import Answering, Context
+from nutlet.training.loop import check_labelled, cross_entropy, fit
+from nutlet.training.losses import SoftTraining, decoupled, divergence, mixed, teaching
 
 __all__ = ["Distill"]
 

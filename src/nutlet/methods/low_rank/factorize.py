@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrain, constrained_weight, constraints, raw_weight, take_off
-from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import stored_numbers
 from nutlet.graph.modules import replace, shared_parameters
@@ -38,6 +37,7 @@ from nutlet.methods.low_rank.ranks import (
     within,
 )
 from nutlet.tasks.predict import evaluate, evaluating
+from nutlet.training.context import Context
 
 __all__ = ["Factorize"]
 

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.modules import Passthrough, replace
 from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.method import Method, Plan, register
 from nutlet.tasks.predict import evaluating
+from nutlet.training.context import Context
 
 __all__ = ["DropBlocks", "blocks_in_scope"]
 

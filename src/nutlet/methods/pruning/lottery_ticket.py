@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import Mask, raw_weight
-from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.scope import training_only
 from nutlet.method import register
-from nutlet.methods.distillation.targets import softened
 from nutlet.methods.pruning.moving import Memory, MovingMasks, remembering, sparsity_of
-from nutlet.train import fit
+from nutlet.training.context import Context
+from nutlet.training.loop import fit
+from nutlet.training.losses import softened
 
 __all__ = ["LotteryTicket"]
 

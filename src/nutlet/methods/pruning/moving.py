@@ -11,14 +11,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import Mask, constraints
-from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.sites import body_of
 from nutlet.method import Plan
-from nutlet.methods.distillation.targets import SoftTraining
 from nutlet.methods.pruning.masks import DENSE
 from nutlet.methods.pruning.sparsifying import Sparsifying
+from nutlet.training.context import Context
+from nutlet.training.losses import SoftTraining
 
 __all__ = ["Memory", "MovingMasks", "masks_of", "remembering", "sparsities", "sparsity_of"]
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
 from nutlet.graph.reasons import EXCLUDED, layers_with_values
@@ -19,6 +18,7 @@ from nutlet.graph.sites import walk
 from nutlet.graph.work import macs
 from nutlet.method import Method, Plan, register
 from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores
+from nutlet.training.context import Context
 
 __all__ = ["PruneChannels"]
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight, output_axis
-from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.attention import open_attention
 from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
@@ -22,6 +21,7 @@ from nutlet.graph.statistics import observing, weight_gradients
 from nutlet.method import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH
 from nutlet.tasks.predict import evaluating
+from nutlet.training.context import Context
 
 __all__ = ["PruneHeads"]
 

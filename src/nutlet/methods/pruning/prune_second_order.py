@@ -19,7 +19,6 @@ from nutlet.constraints.stack import (
     raw_weight,
     widen,
 )
-from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
@@ -30,6 +29,7 @@ from nutlet.methods.pruning.elimination import BLOCK, damped, eliminate, inverse
 from nutlet.methods.pruning.masks import DENSE, put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, as_weight
 from nutlet.methods.pruning.sparsifying import Sparsifying
+from nutlet.training.context import Context
 
 __all__ = ["PruneSecondOrder"]
 

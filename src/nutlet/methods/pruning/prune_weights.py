@@ -8,12 +8,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight
-from nutlet.context import Context
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Plan, register
 from nutlet.methods.pruning.criteria import Criterion, saliencies
 from nutlet.methods.pruning.masks import DENSE, mask_values
 from nutlet.methods.pruning.sparsifying import Sparsifying
+from nutlet.training.context import Context
 
 __all__ = ["PruneWeights"]
 

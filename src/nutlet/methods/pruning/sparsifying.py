@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from nutlet.constraints import formats
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, raw_weight, take_off
-from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Method, Plan
@@ -24,6 +23,7 @@ from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
 from nutlet.tasks.outputs import to_logits
 from nutlet.tasks.predict import predict
+from nutlet.training.context import Context
 
 __all__ = ["Sparsifying"]
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from nutlet.constraints.quantizer import along
 from nutlet.constraints.stack import constrained_weight, output_axis, raw_weight
-from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.graph.scope import training_only, weighted_layers
 from nutlet.graph.sites import body_of
 from nutlet.method import Method, Plan, register
-from nutlet.methods.distillation.targets import SoftTraining, softened
-from nutlet.train import fit
+from nutlet.training.context import Context
+from nutlet.training.loop import fit
+from nutlet.training.losses import SoftTraining, softened
 
 __all__ = ["TrainSparse", "group_norms"]
 

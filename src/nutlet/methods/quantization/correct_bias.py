@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nutlet.context import Context
 from nutlet.data.examples import Examples
 from nutlet.graph.fold import foldable
 from nutlet.graph.scope import Layer, weighted_layers
@@ -19,6 +18,7 @@ from nutlet.graph.sites import walk
 from nutlet.graph.statistics import observing
 from nutlet.method import Method, Plan, register
 from nutlet.tasks.predict import evaluating
+from nutlet.training.context import Context
 
 __all__ = ["CorrectBias"]
 

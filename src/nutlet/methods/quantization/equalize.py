@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import Mask, constraints, refit
-from nutlet.context import Context
 from nutlet.graph.links import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Method, Plan, register
+from nutlet.training.context import Context
 
 __all__ = ["Equalize"]
 

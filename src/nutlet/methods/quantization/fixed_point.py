@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from nutlet.context import Context
 from nutlet.graph.activations import ActivationGrid
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Plan, register
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, integer_plan, usual_grid
+from nutlet.training.context import Context
 
 __all__ = ["FixedPoint"]
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from nutlet.constraints import Grid, WeightQuantizer, formats
 from nutlet.constraints.stack import constrained_weight, raw_weight, take_off
-from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid, attach, calibrate
 from nutlet.graph.fold import fold, foldable
@@ -23,6 +22,7 @@ from nutlet.graph.sites import Record, walk
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.method import Method, Plan
 from nutlet.methods.quantization.formats import put_format
+from nutlet.training.context import Context
 
 __all__ = [
     "OnIntegers",

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from nutlet.constraints.stack import constrain, constrained_weight, constraints, take_off
-from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid
 from nutlet.graph.scope import weighted_layers
@@ -18,6 +17,7 @@ from nutlet.method import Plan, register
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grid_for, integer_plan, put_grid, usual_grid
 from nutlet.tasks.outputs import to_logits
 from nutlet.tasks.predict import predict
+from nutlet.training.context import Context
 
 __all__ = ["MixedPrecision"]
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from nutlet.constraints import Grid
 from nutlet.constraints.stack import constrained_weight
-from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.activations import ActivationGrid
 from nutlet.graph.ranges import RangeKind
@@ -19,6 +18,7 @@ from nutlet.method import Plan, register
 from nutlet.methods.quantization.formats import edge_layers
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, integer_plan, usual_grid
 from nutlet.methods.quantization.tolerance import keep_sensitive_in_float
+from nutlet.training.context import Context
 
 __all__ = ["Quantize"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nutlet.context import Context
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import in_scope
 from nutlet.method import Method, Plan, register
+from nutlet.training.context import Context
 
 __all__ = ["ReestimateNorms"]
 

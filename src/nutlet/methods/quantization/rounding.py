@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nutlet.constraints import Grid, WeightQuantizer, formats
 from nutlet.constraints.stack import alive, constrained_weight, dense_weight, raw_weight
-from nutlet.context import Context
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
@@ -20,6 +19,7 @@ from nutlet.graph.sites import walk
 from nutlet.graph.statistics import WITH_ROWS, input_moments
 from nutlet.method import Method, Plan
 from nutlet.methods.quantization.integers import with_integers
+from nutlet.training.context import Context
 
 __all__ = ["Rounding", "rounding_plan"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import Mask, constraints, refit
-from nutlet.context import Context
 from nutlet.errors import ConfigError
 from nutlet.graph.links import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import observing
 from nutlet.method import Method, Plan, register
 from nutlet.tasks.predict import evaluating
+from nutlet.training.context import Context
 
 __all__ = ["Smooth"]
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight
-from nutlet.context import Context
 from nutlet.graph.activations import ActivationGrid, attach, with_scales
 from nutlet.graph.comparison import plain, run
 from nutlet.graph.fold import fold
@@ -17,6 +16,7 @@ from nutlet.graph.placement import place
 from nutlet.graph.sites import Edited, walk
 from nutlet.method import Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
+from nutlet.training.context import Context
 
 __all__ = ["keep_sensitive_in_float"]
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from nutlet.constraints.stack import widen
-from nutlet.context import Context
 from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.training_path import training_path
@@ -26,6 +25,7 @@ from nutlet.progress import Progress
 from nutlet.storage import write_atomic
 from nutlet.tasks.outputs import OutputKind, class_loss, to_logits
 from nutlet.tasks.predict import evaluate, let_go
+from nutlet.training.context import Context
 
 __all__ = [
     "CHECKPOINT",

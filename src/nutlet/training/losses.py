@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.context import Answering, Context
 from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.sites import walk
 from nutlet.graph.training_path import runs_channels_last
-from nutlet.train import LossTerm, Training, cross_entropy
+from nutlet.training.context import Answering, Context
+from nutlet.training.loop import LossTerm, Training, cross_entropy
 
 __all__ = ["Compare", "SoftTraining", "decoupled", "divergence", "mixed", "softened", "teaching"]
 
