@@ -23,8 +23,8 @@ import nutlet as nl
 from families import cifar10, original
 from families_peers import between_blocks, torch_pruning
 from nutlet.export.onnx import export_onnx
-from nutlet.graph.sites import walk
-from nutlet.graph.work import macs
+from nutlet.graph.macs import macs
+from nutlet.graph.trace import walk
 from nutlet.training.context import Context
 from pieces import Piece, piece, seconds_of
 from rows import WORK, Rows

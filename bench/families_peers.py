@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import nutlet as nl
 from families import FOLDER, SEED, TRAINING, accuracy_before, add_file, cifar10, epochs_of, original
 from nutlet.export.onnx import export_onnx
-from nutlet.graph.sites import walk
-from nutlet.graph.work import macs
+from nutlet.graph.macs import macs
+from nutlet.graph.trace import walk
 from nutlet.tasks.predict import evaluate
 from nutlet.training.context import Context
 from rows import Rows

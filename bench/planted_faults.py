@@ -32,10 +32,10 @@ import nutlet as nl
 import tiny
 from nutlet.constraints import Codebook, WeightQuantizer
 from nutlet.constraints.stack import Mask, constrain, constrained_layers, take_off
-from nutlet.graph.activations import ActivationQuantizer, Activations
+from nutlet.graph.activation_quantizers import ActivationQuantizer, Activations
 from nutlet.graph.channels import scale_inputs
-from nutlet.graph.links import Link
-from nutlet.graph.sites import Edited
+from nutlet.graph.equivalent_scaling import Link
+from nutlet.graph.trace import Edited
 
 SAID = ("compared with the model before", "do not correspond", "left in floating point in this file")
 """What notes and warnings of comparisons have in common."""
@@ -355,7 +355,7 @@ FAULTS = {
         "int8",
     ),
     "activation zero points of two minds": Fault(
-        "nutlet.graph.activations:ActivationQuantizer.forward", lambda original: _other_zero, "int8"
+        "nutlet.graph.activation_quantizers:ActivationQuantizer.forward", lambda original: _other_zero, "int8"
     ),
     "activation range halved": Fault(
         "nutlet.methods.quantization.integers:calibrate",
@@ -403,7 +403,7 @@ FAULTS = {
         "nutlet.graph.finalize:IntegerWeight.__init__", first(lambda s, scale, axis: (s, scale / 2, axis)), "int8"
     ),
     "activation scale lost in the file": Fault(
-        "nutlet.graph.activations:ActivationQuantizer.frozen",
+        "nutlet.graph.activation_quantizers:ActivationQuantizer.frozen",
         lambda _: lambda self: ActivationQuantizer(self.step / 2, self.zero_point),
         "int8",
     ),

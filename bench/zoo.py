@@ -27,8 +27,8 @@ from torch.nn import functional
 
 import nutlet as nl
 import torchvision_standin
-from nutlet.graph.sites import walk
-from nutlet.graph.work import macs
+from nutlet.graph.macs import macs
+from nutlet.graph.trace import walk
 from nutlet.measurement import Runtime
 from rows import DATA, WORK, Rows
 

@@ -21,7 +21,7 @@ from nutlet.constraints import Codebook, shapes_only
 from nutlet.export import comparison as exported
 from nutlet.export import onnx as exporter
 from nutlet.graph.comparison import answers, difference, plain
-from nutlet.graph.sites import Edited
+from nutlet.graph.trace import Edited
 from nutlet.method import Method, Plan, apply_plan
 from nutlet.tasks.predict import predict
 

@@ -21,7 +21,7 @@ from nutlet.artifact import Compressed
 from nutlet.data.examples import Data
 from nutlet.diagnosis import diagnose
 from nutlet.errors import ConfigError
-from nutlet.graph.differences import activation_errors, bare, changed_places, with_places
+from nutlet.graph.diff import activation_errors, bare, changed_places, with_places
 from nutlet.method import Method, Plan, register
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
 from nutlet.pipeline import compress

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from nutlet.artifact import Compressed
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, first_line, nearest
-from nutlet.graph.differences import SiteError, activation_errors, bare, changed_places, with_places
-from nutlet.graph.sites import Edited
+from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places, with_places
+from nutlet.graph.trace import Edited
 from nutlet.history import Step
 from nutlet.inputs.copies import clean_copy
 from nutlet.method import Method

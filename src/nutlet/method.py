@@ -21,10 +21,10 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, nearest, shown
-from nutlet.graph.activations import Activations, carry
+from nutlet.graph.activation_quantizers import Activations, carry
 from nutlet.graph.modules import put_values
-from nutlet.graph.reasons import scope_reasons
-from nutlet.graph.sites import Edited, body_of
+from nutlet.graph.skip_reasons import scope_reasons
+from nutlet.graph.trace import Edited, body_of
 from nutlet.registry import Registry
 from nutlet.training.context import Context
 

@@ -24,7 +24,7 @@ from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
 from nutlet.gate import admit
-from nutlet.graph.sites import Edited, body_of
+from nutlet.graph.trace import Edited, body_of
 from nutlet.history import Size, Step
 from nutlet.locks import locked
 from nutlet.measurement.size import size_of

@@ -17,7 +17,7 @@ from nutlet.errors import ConfigError, NutletError
 from nutlet.estimate import Estimate, Stopwatch
 from nutlet.export.trial import export_problem
 from nutlet.gate import Admitted, examine
-from nutlet.graph.reasons import MADE_ELSEWHERE, layers_with_values
+from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.inputs.copies import clean_copy
 from nutlet.inputs.models import check_kinds
 from nutlet.measurement.size import size_of

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError
-from nutlet.graph.fresh import redraw
+from nutlet.graph.reinit import redraw
 from nutlet.progress import Progress
 from nutlet.training.loop import Training, train_on
 

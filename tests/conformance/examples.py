@@ -16,10 +16,10 @@ from nutlet.artifact import TENSORS, Compressed
 from nutlet.constraints import Codebook, FewValues, WeightQuantizer
 from nutlet.constraints.stack import Mask, constrained_layers, constrained_weight, constraints, raw_weight
 from nutlet.data.examples import Data
-from nutlet.graph.activations import grid_of
+from nutlet.graph.activation_quantizers import grid_of
 from nutlet.graph.finalize import finalize
 from nutlet.graph.modules import shared_parameters
-from nutlet.graph.sites import Edited
+from nutlet.graph.trace import Edited
 from nutlet.measurement.parity import parity
 from nutlet.method import Method
 from nutlet.pipeline import compress

@@ -35,7 +35,7 @@ from nutlet.data.examples import Data
 from nutlet.errors import NutletError
 from nutlet.graph.placement import runs_on_integers
 from nutlet.graph.scope import Layer
-from nutlet.graph.sites import Edited
+from nutlet.graph.trace import Edited
 from nutlet.method import Method
 from nutlet.pipeline import compress
 

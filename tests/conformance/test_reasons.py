@@ -15,7 +15,7 @@ from conformance.test_odd_models import ODD, Normed, Tied
 from nutlet.data.examples import Data
 from nutlet.errors import NutletError
 from nutlet.graph.finalize import finalize
-from nutlet.graph.reasons import MADE_ELSEWHERE, layers_with_values
+from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.method import Method
 from nutlet.methods import Factorize, FineTune
 from nutlet.pipeline import compress

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from nutlet.constraints import Grid, WeightQuantizer
 from nutlet.constraints.stack import constrain, constrained_weight, take_off
 from nutlet.errors import ModelError
-from nutlet.graph.activations import ActivationQuantizer, attach, calibrate, carry
+from nutlet.graph.activation_quantizers import ActivationQuantizer, attach, calibrate, carry
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import place
 from nutlet.graph.scope import Layer
-from nutlet.graph.sites import walk
+from nutlet.graph.trace import walk
 from nutlet.methods.quantization.integers import put_grid
 from tiny import Residual, TinyCNN, settled
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.sites import walk
+from nutlet.graph.trace import walk
 from tiny import settled
 
 PAIRS = {

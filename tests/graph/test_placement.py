@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import constrain, constrained_weight, output_axis
-from nutlet.graph.activations import attach, calibrate
+from nutlet.graph.activation_quantizers import attach, calibrate
 from nutlet.graph.finalize import finalize
 from nutlet.graph.fold import FoldedNorm, fold, foldable
 from nutlet.graph.placement import place, read_exactly
 from nutlet.graph.scope import Layer
-from nutlet.graph.sites import walk
+from nutlet.graph.trace import walk
 from tiny import settled
 
 IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nutlet.graph.ranges import observer
+from nutlet.graph.observers import observer
 
 
 def seen(kind: str, *batches: Tensor, levels: int = 256) -> tuple[float, float]:

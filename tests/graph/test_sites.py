@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from nutlet.errors import ModelError
-from nutlet.graph.activations import ActivationQuantizer
-from nutlet.graph.sites import Edited, Record, Site, walk
+from nutlet.graph.activation_quantizers import ActivationQuantizer
+from nutlet.graph.trace import Edited, Record, Site, walk
 
 
 class Scale(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.graph.sites import walk
-from nutlet.graph.work import macs
+from nutlet.graph.macs import macs
+from nutlet.graph.trace import walk
 
 
 class Call(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nutlet.errors import ExportError, first_line
 from nutlet.graph.comparison import answers, difference, plain, run
 from nutlet.graph.finalize import finalize
-from nutlet.graph.sites import Edited, Record, walk
+from nutlet.graph.trace import Edited, Record, walk
 
 __all__ = ["agreeing", "disagreement"]
 

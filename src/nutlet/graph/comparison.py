@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_layers, constrained_weight, dense_weight, take_off
-from nutlet.graph.sites import Edited
+from nutlet.graph.trace import Edited
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["ROUNDING", "Answers", "answers", "difference", "plain", "run"]

@@ -14,12 +14,12 @@ from torch.nn.utils import parametrize
 from nutlet.constraints import Binarizer, FewValues, WeightQuantizer, formats
 from nutlet.constraints.quantizer import along
 from nutlet.constraints.stack import constrained_layers, constrained_weight, raw_weight, take_off
-from nutlet.graph.activations import ActivationQuantizer
+from nutlet.graph.activation_quantizers import ActivationQuantizer
 from nutlet.graph.detaching import Detaching
 from nutlet.graph.fold import fold, foldable, without_norms
 from nutlet.graph.placement import WEIGHTED, moves_values, runs_on_integers
 from nutlet.graph.record import Record
-from nutlet.graph.sites import Edited, walk
+from nutlet.graph.trace import Edited, walk
 
 __all__ = ["IntegerWeight", "finalize", "stored_numbers"]
 

@@ -22,9 +22,9 @@ from nutlet.constraints import (
     formats,
 )
 from nutlet.constraints.stack import alive, constraints, dense_weight, raw_weight
-from nutlet.graph.activations import ActivationQuantizer
+from nutlet.graph.activation_quantizers import ActivationQuantizer
 from nutlet.graph.comparison import run
-from nutlet.graph.sites import Edited, Record
+from nutlet.graph.trace import Edited, Record
 
 __all__ = ["activation_problems", "carried_exactly", "carried_problem", "weight_problem"]
 

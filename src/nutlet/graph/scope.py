@@ -11,7 +11,7 @@ from torch import nn
 
 from nutlet.constraints.stack import PLAIN_WEIGHT, has_own_weight
 from nutlet.errors import ConfigError, ModelError, nearest
-from nutlet.graph.sites import body_of
+from nutlet.graph.trace import body_of
 
 __all__ = ["Layer", "Scoped", "accepted_kinds", "in_scope", "training_only", "weighted_layers"]
 

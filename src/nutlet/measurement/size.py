@@ -8,10 +8,10 @@ from torch.nn.utils import parametrize
 
 from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.finalize import finalize
+from nutlet.graph.macs import site_macs
 from nutlet.graph.scope import Layer
-from nutlet.graph.sites import Edited, walk
 from nutlet.graph.stored import Packed, pack
-from nutlet.graph.work import site_macs
+from nutlet.graph.trace import Edited, walk
 from nutlet.history import LayerSize, Size
 
 __all__ = ["size_of"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.sites import walk
+from nutlet.graph.trace import walk
 from nutlet.graph.training_path import runs_channels_last
 from nutlet.training.context import Answering, Context
 from nutlet.training.loop import LossTerm, Training, cross_entropy

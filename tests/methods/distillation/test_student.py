@@ -15,7 +15,7 @@ from nutlet.artifact import Compressed
 from nutlet.constraints.stack import Mask, constrain, constrained_weight
 from nutlet.data.examples import Data
 from nutlet.errors import ModelError
-from nutlet.graph.fresh import redraw
+from nutlet.graph.reinit import redraw
 from nutlet.methods import Distill, FineTune, PruneWeights, Quantize, Student
 from nutlet.pipeline import compress
 

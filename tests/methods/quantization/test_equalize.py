@@ -13,9 +13,9 @@ import tiny
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.channels import scale_inputs, scale_outputs
+from nutlet.graph.equivalent_scaling import Link
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.links import Link
-from nutlet.graph.sites import Edited, walk
+from nutlet.graph.trace import Edited, walk
 from nutlet.method import Plan
 from nutlet.methods import Cluster, Equalize, PruneWeights, Quantize
 from nutlet.pipeline import compress

@@ -15,8 +15,8 @@ from conformance.examples import check_constraints
 from nutlet.artifact import Compressed
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrained_weight, constraints, raw_weight
-from nutlet.graph.sites import Edited
 from nutlet.graph.statistics import input_moments
+from nutlet.graph.trace import Edited
 from nutlet.method import Method
 from nutlet.methods import GPTQ, AdaRound, Cluster, PruneWeights, Quantize
 from nutlet.methods.quantization.rounding import Rounding

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from nutlet.graph.coupling.numbers import NOTHING, Ledger, aligned, compact, first_along, varying
 from nutlet.graph.nested import tensors
-from nutlet.graph.sites import located, plain_name
+from nutlet.graph.trace import located, plain_name
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["RETURNED", "Call", "Follower", "Pick", "Rule"]
@@ -34,7 +34,7 @@ class Call:
 
     Args:
         func: what is called.
-        op: its plain name, see :func:`nutlet.graph.sites.plain_name`.
+        op: its plain name, see :func:`nutlet.graph.trace.plain_name`.
         path: the module whose forward makes the call.
         args: positional arguments; a rule may put others in their place before it makes the call.
         kwargs: named arguments, likewise.

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError, nearest
 from nutlet.graph.scope import Layer
-from nutlet.graph.sites import body_of
+from nutlet.graph.trace import body_of
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["Features", "attention", "relations"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, NutletError
-from nutlet.graph.fresh import redraw
+from nutlet.graph.reinit import redraw
 from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.method import Method, Plan, register
 from nutlet.methods.pruning.drop_blocks import DropBlocks, blocks_in_scope

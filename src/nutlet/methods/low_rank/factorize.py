@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import constrain, constrained_weight, constraints, raw_weight, take_off
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import stored_numbers
+from nutlet.graph.macs import macs
 from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import walk
 from nutlet.graph.statistics import input_moments, observing
-from nutlet.graph.work import macs
+from nutlet.graph.trace import walk
 from nutlet.method import Method, Plan, register
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import ITERATIVE, Decomposed, Piece, Ranks, chain, fits, limits, pieces

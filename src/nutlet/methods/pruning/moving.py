@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import Mask, constraints
 from nutlet.errors import ConfigError
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import body_of
+from nutlet.graph.trace import body_of
 from nutlet.method import Plan
 from nutlet.methods.pruning.masks import DENSE
 from nutlet.methods.pruning.sparsifying import Sparsifying

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
-from nutlet.graph.reasons import EXCLUDED, layers_with_values
+from nutlet.graph.macs import macs
 from nutlet.graph.scope import in_scope, weighted_layers
-from nutlet.graph.sites import walk
-from nutlet.graph.work import macs
+from nutlet.graph.skip_reasons import EXCLUDED, layers_with_values
+from nutlet.graph.trace import walk
 from nutlet.method import Method, Plan, register
 from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores
 from nutlet.training.context import Context

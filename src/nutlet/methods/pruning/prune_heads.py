@@ -15,8 +15,8 @@ from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.attention import open_attention
 from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
 from nutlet.graph.modules import replace
-from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import in_scope
+from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.graph.statistics import observing, weight_gradients
 from nutlet.method import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH

@@ -14,7 +14,7 @@ from nutlet.constraints.stack import constrained_weight, output_axis, raw_weight
 from nutlet.errors import ConfigError
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.graph.scope import training_only, weighted_layers
-from nutlet.graph.sites import body_of
+from nutlet.graph.trace import body_of
 from nutlet.method import Method, Plan, register
 from nutlet.training.context import Context
 from nutlet.training.loop import fit

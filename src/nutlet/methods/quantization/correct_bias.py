@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nutlet.data.examples import Examples
 from nutlet.graph.fold import foldable
 from nutlet.graph.scope import Layer, weighted_layers
-from nutlet.graph.sites import walk
 from nutlet.graph.statistics import observing
+from nutlet.graph.trace import walk
 from nutlet.method import Method, Plan, register
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context

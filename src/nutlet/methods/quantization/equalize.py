@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import Mask, constraints, refit
-from nutlet.graph.links import Link, links
+from nutlet.graph.equivalent_scaling import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Method, Plan, register
 from nutlet.training.context import Context

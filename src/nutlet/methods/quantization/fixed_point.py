@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from nutlet.graph.activations import ActivationGrid
+from nutlet.graph.activation_quantizers import ActivationGrid
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Plan, register
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, integer_plan, usual_grid

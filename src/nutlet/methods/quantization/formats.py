@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nutlet.constraints import FewValues, WeightQuantizer, formats
 from nutlet.constraints.stack import constrain, constrained_weight, output_axis, take_off
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import walk
+from nutlet.graph.trace import walk
 from nutlet.method import Method, Plan
 from nutlet.training.context import Context
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from nutlet.constraints import Grid, WeightQuantizer, formats
 from nutlet.constraints.stack import constrained_weight, raw_weight, take_off
 from nutlet.errors import ConfigError
-from nutlet.graph.activations import ActivationGrid, attach, calibrate
+from nutlet.graph.activation_quantizers import ActivationGrid, attach, calibrate
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import read_exactly, runs_on_integers
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import Record, walk
+from nutlet.graph.trace import Record, walk
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.method import Method, Plan
 from nutlet.methods.quantization.formats import put_format

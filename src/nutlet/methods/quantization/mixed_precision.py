@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nutlet.constraints.stack import constrain, constrained_weight, constraints, take_off
 from nutlet.errors import ConfigError
-from nutlet.graph.activations import ActivationGrid
+from nutlet.graph.activation_quantizers import ActivationGrid
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Plan, register
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grid_for, integer_plan, put_grid, usual_grid

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from nutlet.constraints import Grid
 from nutlet.constraints.stack import constrained_weight
 from nutlet.errors import ConfigError
-from nutlet.graph.activations import ActivationGrid
-from nutlet.graph.ranges import RangeKind
+from nutlet.graph.activation_quantizers import ActivationGrid
+from nutlet.graph.observers import RangeKind
 from nutlet.graph.scope import weighted_layers
 from nutlet.method import Plan, register
 from nutlet.methods.quantization.formats import edge_layers

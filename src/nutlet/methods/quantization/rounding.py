@@ -15,8 +15,8 @@ from nutlet.constraints.stack import alive, constrained_weight, dense_weight, ra
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.sites import walk
 from nutlet.graph.statistics import WITH_ROWS, input_moments
+from nutlet.graph.trace import walk
 from nutlet.method import Method, Plan
 from nutlet.methods.quantization.integers import with_integers
 from nutlet.training.context import Context

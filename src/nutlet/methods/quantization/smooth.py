@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nutlet.constraints.stack import Mask, constraints, refit
 from nutlet.errors import ConfigError
-from nutlet.graph.links import Link, links
+from nutlet.graph.equivalent_scaling import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import observing
 from nutlet.method import Method, Plan, register

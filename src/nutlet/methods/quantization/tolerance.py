@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight
-from nutlet.graph.activations import ActivationGrid, attach, with_scales
+from nutlet.graph.activation_quantizers import ActivationGrid, attach, with_scales
 from nutlet.graph.comparison import plain, run
 from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
-from nutlet.graph.sites import Edited, walk
+from nutlet.graph.trace import Edited, walk
 from nutlet.method import Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
 from nutlet.training.context import Context

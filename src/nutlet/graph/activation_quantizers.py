@@ -13,10 +13,10 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.
 
 from nutlet.constraints.quantizer import LEAST_SCALE, rounded, slower
 from nutlet.errors import ModelError
+from nutlet.graph.observers import RangeKind, observer
 from nutlet.graph.placement import place
-from nutlet.graph.ranges import RangeKind, observer
 from nutlet.graph.record import Record
-from nutlet.graph.sites import Edited, walk
+from nutlet.graph.trace import Edited, walk
 from nutlet.tasks.predict import evaluating
 
 __all__ = [
@@ -41,7 +41,7 @@ class ActivationGrid:
 
     Args:
         bits: 2 to 8; the model's input always has 8.
-        ranges: what a scale covers, see :data:`nutlet.graph.ranges.RangeKind`.
+        ranges: what a scale covers, see :data:`nutlet.graph.observers.RangeKind`.
         learn: the scale is trained (learned step size, Esser et al. 2020, arXiv:1902.08153).
         power_of_two: scales are powers of two.
     """

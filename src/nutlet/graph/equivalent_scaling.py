@@ -16,7 +16,7 @@ from nutlet.graph.channels import by_group, scale_inputs, scale_outputs
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.placement import WEIGHTED
-from nutlet.graph.sites import Record, Site, walk
+from nutlet.graph.trace import Record, Site, walk
 from nutlet.tasks.predict import predict
 
 __all__ = ["Link", "links"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from nutlet.graph.sites import Record, Site
+from nutlet.graph.trace import Record, Site
 
 __all__ = ["macs", "site_macs"]
 

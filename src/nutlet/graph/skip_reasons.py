@@ -7,7 +7,7 @@ from torch.nn.utils import parametrize
 
 from nutlet.constraints.stack import has_own_weight
 from nutlet.graph.scope import Scoped, accepted_kinds, in_scope
-from nutlet.graph.sites import body_of
+from nutlet.graph.trace import body_of
 
 __all__ = ["EXCLUDED", "MADE_ELSEWHERE", "layers_with_values", "scope_reasons"]
 

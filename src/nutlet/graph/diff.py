@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from nutlet.graph.fold import foldable, is_folded
 from nutlet.graph.modules import replace
 from nutlet.graph.placement import WEIGHTED, moves_values
-from nutlet.graph.sites import Edited, Record, walk
+from nutlet.graph.trace import Edited, Record, walk
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["SiteError", "activation_errors", "bare", "changed_places", "with_places"]
