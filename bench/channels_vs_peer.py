@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import nutlet as nl
 from families import cifar10, original
 from families_peers import between_blocks, torch_pruning
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.graph.macs import macs
 from nutlet.graph.trace import walk
 from nutlet.training.context import Context

@@ -23,7 +23,7 @@ import torch
 import nutlet as nl
 from families import cifar10, original
 from nutlet import artifact, comparison, pipeline
-from nutlet.export import comparison as exported
+from nutlet.formats.onnx import comparison as exported
 from rows import Rows
 
 BAR = 0.15

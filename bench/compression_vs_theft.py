@@ -26,12 +26,12 @@ from nutlet.attacks import BaVarIA, Knockoff, Reuse
 from nutlet.auditing.scoring import clone_hits, paired_difference, queries_to
 from nutlet.auditing.trials import clone_alone, run_attack
 from nutlet.data.examples import Data, Examples
+from nutlet.formats.onnx.reader import load_onnx
 from nutlet.jobs import Workers
 from nutlet.measurement import Runtime
 from nutlet.membership import auc, tpr_at
 from nutlet.oracle import Answers, FileSource, Oracle, as_probabilities
 from nutlet.shadows import Shadows
-from nutlet.stolen.load import load_onnx
 from nutlet.storage import packed_size
 from nutlet.thief import Thief, architecture_for, fresh
 from nutlet.training.loop import Training, cross_entropy, train_on

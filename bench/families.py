@@ -23,7 +23,7 @@ from torch import nn
 
 import nutlet as nl
 from nutlet.data.examples import Data
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.history import Size
 from nutlet.inputs import load_data, load_model
 from nutlet.measurement.size import size_of

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import nutlet as nl
 from families import FOLDER, SEED, TRAINING, accuracy_before, add_file, cifar10, epochs_of, original
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.graph.macs import macs
 from nutlet.graph.trace import walk
 from nutlet.tasks.predict import evaluate

@@ -26,7 +26,7 @@ import nutlet as nl
 from nutlet.attack import Attack, Scene, ShadowModels
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, TwoVersion
 from nutlet.data.examples import Examples
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.jobs import Workers
 from nutlet.membership import auc, blind_scores, sequential, settled, tpr_at
 from nutlet.oracle import Answers, FileSource, Oracle

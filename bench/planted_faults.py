@@ -389,13 +389,15 @@ FAULTS = {
         "nutlet.methods.fine_tune:FineTune.train", after(lambda r, s, model, c: _unmasked(r, model)), "trained"
     ),
     "packed codes shifted": Fault(
-        "nutlet.graph.stored:pack_integers", first(lambda places, levels: ((places + 1) % levels, levels)), "int4"
+        "nutlet.formats.packed.pack:pack_integers",
+        first(lambda places, levels: ((places + 1) % levels, levels)),
+        "int4",
     ),
     "unpacked in another order": Fault(
-        "nutlet.graph.stored:unpack_integers", after(lambda places, *args: places[::-1]), "int4"
+        "nutlet.formats.packed.pack:unpack_integers", after(lambda places, *args: places[::-1]), "int4"
     ),
-    "bias lost in the file": Fault("nutlet.export.onnx:slim", after(_bias_lost), "int8, dense"),
-    "two weights of the file mixed": Fault("nutlet.export.onnx:slim", after(_mixed), "int8"),
+    "bias lost in the file": Fault("nutlet.formats.onnx.export:slim", after(_bias_lost), "int8, dense"),
+    "two weights of the file mixed": Fault("nutlet.formats.onnx.export:slim", after(_mixed), "int8"),
     "codes shifted in the file": Fault(
         "nutlet.graph.finalize:_stored", after(lambda stored, *args, **kw: (stored[0].roll(1, 0), stored[1])), "int8"
     ),

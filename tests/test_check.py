@@ -19,7 +19,7 @@ from nutlet import errors
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import NutletError
 from nutlet.estimate import Estimate, Stopwatch
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.method import Method
 from nutlet.methods import (
     Distill,

@@ -18,8 +18,8 @@ import nutlet as nl
 import tiny
 from nutlet.artifact import Compressed
 from nutlet.constraints import Codebook, shapes_only
-from nutlet.export import comparison as exported
-from nutlet.export import onnx as exporter
+from nutlet.formats.onnx import comparison as exported
+from nutlet.formats.onnx import export as exporter
 from nutlet.graph.comparison import answers, difference, plain
 from nutlet.graph.trace import Edited
 from nutlet.method import Method, Plan, apply_plan

@@ -16,8 +16,8 @@ from torch import nn
 import nutlet as nl
 import tiny
 from nutlet import memory
-from nutlet.export import onnx as exporter
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx import export as exporter
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.teacher import as_teacher
 
 

@@ -20,8 +20,8 @@ from torch.nn.utils import prune
 import tiny
 from nutlet.data.examples import Data
 from nutlet.errors import DataError, ModelError, StorageError
-from nutlet.export.onnx import export_onnx
-from nutlet.export.trial import export_problem
+from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats.onnx.trial import export_problem
 from nutlet.gate import admit
 from nutlet.graph.training_path import training_path
 from nutlet.inputs import load_model

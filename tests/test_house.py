@@ -47,7 +47,7 @@ EXCEPTIONS = {
     ("nutlet.method", "nutlet.methods"),
     ("nutlet.attack", "nutlet.attacks"),
 }
-PROGRAMS = {"nutlet.__main__", "nutlet.attempt", "nutlet.measurement.probe"}
+PROGRAMS = {"nutlet.__main__", "nutlet.formats.onnx.attempt", "nutlet.formats.onnx.probe"}
 """Modules that are run and not imported: they have no public names."""
 LONG: dict[str, str] = {}
 """Files of more than 400 lines, and why they are not split."""

@@ -22,17 +22,17 @@ from torch.nn import functional as F
 
 import tiny
 from nutlet.errors import ModelError, NutletError, StorageError
-from nutlet.export.onnx import export_onnx
-from nutlet.export.onnx_packing import load_unpacked
 from nutlet.fingerprint import fingerprint
+from nutlet.formats.onnx import module
+from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats.onnx.module import StolenModule
+from nutlet.formats.onnx.operators import OPERATORS
+from nutlet.formats.onnx.packing import load_unpacked
+from nutlet.formats.onnx.reader import load_onnx
 from nutlet.measurement import Runtime
 from nutlet.method import Method
 from nutlet.methods import Binarize, Cluster, Factorize, HalfPrecision, PruneWeights, Quantize, Ternarize
 from nutlet.pipeline import compress
-from nutlet.stolen import module
-from nutlet.stolen.load import load_onnx
-from nutlet.stolen.module import StolenModule
-from nutlet.stolen.operators import OPERATORS
 from nutlet.thief import fresh
 from nutlet.trial import trust
 

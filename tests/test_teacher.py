@@ -14,7 +14,7 @@ from endpoint_server import CLASSES, serving, victim
 from job import Job
 from nutlet.data.examples import Data, Examples, flip_and_crop, split
 from nutlet.errors import BudgetError, ConfigError, DataError, ModelError
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.measurement import measure
 from nutlet.methods import Distill, DropBlocks, FineTune
 from nutlet.oracle import Answers, Endpoint, Oracle

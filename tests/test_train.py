@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tiny
 from nutlet.data.examples import Data, flip_and_crop
 from nutlet.errors import ConfigError, ModelError, StorageError
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.methods import Distill, FineTune
 from nutlet.progress import Progress
 from nutlet.training import loop as train

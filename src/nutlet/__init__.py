@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         OracleError,
         StorageError,
     )
-    from nutlet.export.onnx import export_onnx
+    from nutlet.formats.onnx.export import export_onnx
     from nutlet.history import Step
     from nutlet.inputs import load_data, load_model
     from nutlet.measurement import Measurement, measure
@@ -94,7 +94,7 @@ _HOMES = {
         "OracleError",
         "StorageError",
     ),
-    "nutlet.export.onnx": ("export_onnx",),
+    "nutlet.formats.onnx.export": ("export_onnx",),
     "nutlet.history": ("Step",),
     "nutlet.inputs": ("load_data", "load_model"),
     "nutlet.measurement": ("Measurement", "measure"),

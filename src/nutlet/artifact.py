@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from nutlet.constraints import shapes_only
 from nutlet.errors import ComparisonError, StorageError, first_line, shown
-from nutlet.export.onnx import export_onnx
-from nutlet.graph.packing import same_bits
-from nutlet.graph.stored import most_bytes, pack, unpack
+from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats.packed.bits import same_bits
+from nutlet.formats.packed.pack import most_bytes, pack, unpack
 from nutlet.history import Step
 from nutlet.inputs.copies import clean_copy
 from nutlet.method import Method, apply_plan
@@ -61,7 +61,7 @@ class Compressed(Tabled):
         return [Method.from_dict(step.method) for step in self.steps[1:]]
 
     def export(self, path: Path | str, *, packed: bool = True) -> Path:
-        """Write the ONNX file that ships; see :func:`nutlet.export.onnx.export_onnx`."""
+        """Write the ONNX file that ships; see :func:`nutlet.formats.onnx.export.export_onnx`."""
         return export_onnx(self.model, path, self.example, packed=packed)
 
     def save(self, folder: Path | str) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nutlet.constraints import WeightQuantizer, formats
 from nutlet.constraints.stack import Mask, constrained_layers, constrained_weight, constraints
 from nutlet.errors import ComparisonError, NutletError, first_line
+from nutlet.formats.packed.pack import settle
 from nutlet.graph.activation_quantizers import (
     ActivationGrid,
     ActivationQuantizer,
@@ -25,7 +26,6 @@ from nutlet.graph.activation_quantizers import (
 from nutlet.graph.comparison import Answers, answers, difference, plain, run
 from nutlet.graph.macs import macs
 from nutlet.graph.quantization_error import activation_problems, carried_problem, weight_problem
-from nutlet.graph.stored import settle
 from nutlet.graph.trace import Edited, body_of, walk
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.memory import release

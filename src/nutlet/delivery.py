@@ -11,7 +11,7 @@ from torch import nn
 
 from nutlet.artifact import Compressed
 from nutlet.data.examples import Data
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
 from nutlet.locks import locked
 from nutlet.measurement import Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nutlet.data.examples import Data
 from nutlet.errors import ModelError
-from nutlet.export.trial import export_problem
+from nutlet.formats.onnx.trial import export_problem
 from nutlet.graph.trace import walk
 from nutlet.graph.training_path import training_path
 from nutlet.inputs.copies import clean_copy

@@ -15,7 +15,7 @@ from nutlet.constraints.stack import PLAIN_WEIGHT
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.estimate import Estimate, Stopwatch
-from nutlet.export.trial import export_problem
+from nutlet.formats.onnx.trial import export_problem
 from nutlet.gate import Admitted, examine
 from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.inputs.copies import clean_copy

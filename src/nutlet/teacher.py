@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, ModelError, NutletError
 from nutlet.fingerprint import fingerprint
+from nutlet.formats.onnx.reader import load_onnx
 from nutlet.gate import output_kind
 from nutlet.inputs import load_model
 from nutlet.inputs.copies import clean_copy
 from nutlet.inputs.models import check_model
 from nutlet.inputs.weights import check_finite_weights
 from nutlet.oracle import Endpoint, FileSource, Kept, Oracle, load_endpoint
-from nutlet.stolen.load import load_onnx
 from nutlet.tasks.outputs import OutputKind, to_logits
 from nutlet.tasks.predict import predict
 from nutlet.training.context import Answering

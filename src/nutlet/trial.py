@@ -1,7 +1,7 @@
 """A graph of unknown origin is first opened and run in a process of its own, limited in memory and time.
 
 What a graph asks for shows only when it runs: a file of a few kilobytes can hold a loop of 2^62 steps, or a constant of
-a terabyte. So the bytes go to :mod:`nutlet.attempt`; only what that process got through, this one opens. That
+a terabyte. So the bytes go to :mod:`nutlet.formats.onnx.attempt`; only what that process got through, this one opens. That
 it got through says no more: what else is wrong with a file, is found and said where it is opened here.
 """
 

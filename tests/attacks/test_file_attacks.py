@@ -15,9 +15,9 @@ from conformance import file_world
 from nutlet.attack import Attack, Loot, Scene
 from nutlet.attacks import FileLeaks, Refine, Reuse
 from nutlet.errors import StorageError
-from nutlet.export.onnx import export_onnx
+from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats.onnx.reader import load_onnx
 from nutlet.oracle import Oracle, source_of
-from nutlet.stolen.load import load_onnx
 from nutlet.thief import fresh
 
 

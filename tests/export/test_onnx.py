@@ -16,9 +16,9 @@ from torch.nn import functional as F
 import tiny
 from nutlet.data.examples import Data
 from nutlet.errors import ExportError, StorageError
-from nutlet.export import onnx as exporter
-from nutlet.export.onnx import export_onnx
-from nutlet.export.onnx_packing import load_unpacked
+from nutlet.formats.onnx import export as exporter
+from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats.onnx.packing import load_unpacked
 from nutlet.graph.modules import put_values
 from nutlet.methods import PruneWeights, Quantize
 from nutlet.tasks.predict import predict

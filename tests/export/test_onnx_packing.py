@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from nutlet.export.onnx_packing import pack_initializers, unpack_initializers
+from nutlet.formats.onnx.packing import pack_initializers, unpack_initializers
 
 RANDOM = np.random.default_rng(0)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nutlet.graph.packing import (
+from nutlet.formats.packed.bits import (
     Reader,
     integers_size,
     pack_integers,

@@ -23,7 +23,7 @@ from nutlet.artifact import MANIFEST, TENSORS, Compressed
 from nutlet.constraints import FewValues, WeightQuantizer
 from nutlet.constraints.stack import Constraint, Mask, constrain, constrained_weight, raw_weight
 from nutlet.data.examples import Data
-from nutlet.graph.stored import pack, settle, unpack
+from nutlet.formats.packed.pack import pack, settle, unpack
 
 
 class Signs(FewValues):

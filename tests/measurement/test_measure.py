@@ -13,7 +13,8 @@ from torch import nn
 
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError, ModelError
-from nutlet.measurement import FileFigures, Measurement, Runtime, cores, measure, memory, peak_memory, probe
+from nutlet.formats.onnx import probe
+from nutlet.measurement import FileFigures, Measurement, Runtime, cores, measure, memory, peak_memory
 
 Save = Callable[..., Path]
 QUICK = {"batches": (1, 4), "threads": (1,), "seconds": 0.02}

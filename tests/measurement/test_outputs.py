@@ -16,8 +16,8 @@ import nutlet as nl
 from measurement.conftest import Save
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError, ModelError
-from nutlet.measurement.runtime import Runtime
-from nutlet.stolen.load import load_onnx
+from nutlet.formats.onnx.reader import load_onnx
+from nutlet.formats.onnx.session import Runtime
 
 Linear = Callable[..., onnx.ModelProto]
 QUICK = {"seconds": 0.01, "threads": (1,)}

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError
-from nutlet.measurement import Runtime, runtime
+from nutlet.formats.onnx import session as runtime
+from nutlet.measurement import Runtime
 
 Save = Callable[..., Path]
 Linear = Callable[..., onnx.ModelProto]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.export.onnx_packing import load_unpacked
-from nutlet.measurement.runtime import read_onnx
+from nutlet.formats.onnx.packing import load_unpacked
+from nutlet.formats.onnx.session import read_onnx
 from nutlet.oracle import Access, Oracle
 from nutlet.storage import packed_size
 
@@ -69,7 +69,7 @@ class FileLeaks(Attack):
         """Yield once what is readable; nothing is asked.
 
         Raises:
-            StorageError: see :func:`~nutlet.measurement.runtime.read_onnx`.
+            StorageError: see :func:`~nutlet.formats.onnx.session.read_onnx`.
         """
         assert scene.file is not None
         content = read_onnx(scene.file)

@@ -17,10 +17,10 @@ from nutlet.attack import Scene
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
 from nutlet.data.examples import Data, Examples, flip_and_crop
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
+from nutlet.formats.onnx.reader import load_onnx
 from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1
 from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
-from nutlet.stolen.load import load_onnx
 from nutlet.tasks.predict import predict
 from nutlet.thief import Thief, architecture_for
 

@@ -84,7 +84,7 @@ def carried_exactly(layer: nn.Module) -> str:
     """Return what is wrong with quantizers that were carried to a weight already on their values.
 
     Args:
-        layer: whose dense weight holds quantized values, as :func:`nutlet.graph.stored.settle` leaves it.
+        layer: whose dense weight holds quantized values, as :func:`nutlet.formats.packed.pack.settle` leaves it.
     """
     weight = dense_weight(layer)
     values = weight

@@ -11,8 +11,8 @@ import numpy as np
 
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
+from nutlet.formats.onnx.session import Runtime
 from nutlet.measurement.machine import cores
-from nutlet.measurement.runtime import Runtime
 from nutlet.progress import Progress
 
 __all__ = ["Latency", "Speedup", "check_settings", "interleaved", "latencies"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nutlet.errors import ModelError
-from nutlet.measurement.runtime import Runtime
+from nutlet.formats.onnx.session import Runtime
 
 __all__ = ["Memory", "peak_memory"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from nutlet.data.examples import Examples
+from nutlet.formats.onnx.session import Runtime
 from nutlet.measurement.accuracy import predict_module
-from nutlet.measurement.runtime import Runtime
 
 __all__ = ["Parity", "parity"]
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
+from nutlet.formats.onnx.session import Runtime
 from nutlet.measurement.accuracy import Estimate, agreement, difference, predict_module, top1
 from nutlet.measurement.latency import Latency, check_settings, latencies
 from nutlet.measurement.machine import environment
 from nutlet.measurement.memory import peak_memory
 from nutlet.measurement.results import Figures, FileFigures, Measurement
-from nutlet.measurement.runtime import Runtime
 from nutlet.progress import Progress
 from nutlet.storage import packed_size
 

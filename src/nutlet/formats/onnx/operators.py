@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nutlet.stolen.windows import average_pool, conv, max_pool, only
+from nutlet.formats.onnx.windows import average_pool, conv, max_pool, only
 
 __all__ = ["OPERATORS", "quantize_without_rounding"]
 

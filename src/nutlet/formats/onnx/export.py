@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ExportError
-from nutlet.export.comparison import agreeing
-from nutlet.export.onnx_optimize import optimize
-from nutlet.export.onnx_packing import pack_initializers
-from nutlet.export.onnx_slim import slim
-from nutlet.export.trial import explain, silence
+from nutlet.formats.onnx.comparison import agreeing
+from nutlet.formats.onnx.optimize import optimize
+from nutlet.formats.onnx.packing import pack_initializers
+from nutlet.formats.onnx.slim import slim
+from nutlet.formats.onnx.trial import explain, silence
 from nutlet.graph.finalize import finalize
 from nutlet.memory import release
 from nutlet.storage import LARGEST_ONNX, write_atomic
@@ -41,7 +41,7 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: 
 
     Raises:
         ExportError: the model cannot be traced, is larger than one ONNX file can be, gives no valid ONNX, or a file
-            that answers otherwise, see :func:`nutlet.export.comparison.agreeing`.
+            that answers otherwise, see :func:`nutlet.formats.onnx.comparison.agreeing`.
         StorageError: the file cannot be written.
     """
     content = agreeing(model, example, partial(_content, packed=packed))

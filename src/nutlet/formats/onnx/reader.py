@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nutlet.errors import ModelError, NutletError, first_line
-from nutlet.export.onnx_packing import load_unpacked
-from nutlet.measurement.runtime import read_onnx
-from nutlet.stolen.layers import conv_layer, dense_layer
-from nutlet.stolen.module import LARGEST_VALUE, Call, StolenModule
-from nutlet.stolen.operators import OPERATORS
+from nutlet.formats.onnx.layers import conv_layer, dense_layer
+from nutlet.formats.onnx.module import LARGEST_VALUE, Call, StolenModule
+from nutlet.formats.onnx.operators import OPERATORS
+from nutlet.formats.onnx.packing import load_unpacked
+from nutlet.formats.onnx.session import read_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +58,7 @@ def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False, out
         drop_activation_quantizers: do not round or clip activations; a ReLU that the clipping stood for stays.
 
     Raises:
-        StorageError: see :func:`nutlet.measurement.runtime.read_onnx`.
+        StorageError: see :func:`nutlet.formats.onnx.session.read_onnx`.
         ModelError: the file has operators that are not understood, or its graph cannot run.
     """
     content = read_onnx(path)
@@ -150,7 +150,7 @@ class _Reader:
             unknown = ", ".join(sorted(names - known))[:300]
             raise ModelError(
                 f"{self.path} uses operators that are not understood: {unknown}; expected those that the reader knows "
-                "(nutlet.stolen.operators.OPERATORS): only what looks inside a file needs them"
+                "(nutlet.formats.onnx.operators.OPERATORS): only what looks inside a file needs them"
             )
 
     def _node(self, node: onnx.NodeProto) -> None:

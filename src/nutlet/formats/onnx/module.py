@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nutlet.errors import ModelError, NutletError, first_line
-from nutlet.stolen.operators import OPERATORS, quantize_without_rounding
+from nutlet.formats.onnx.operators import OPERATORS, quantize_without_rounding
 
 __all__ = ["Call", "StolenModule"]
 

@@ -23,7 +23,7 @@ from nutlet.constraints.stack import (
     has_own_weight,
     raw_weight,
 )
-from nutlet.graph.packing import (
+from nutlet.formats.packed.bits import (
     Reader,
     integers_size,
     pack_integers,

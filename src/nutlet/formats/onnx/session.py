@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
+from nutlet.formats.onnx.outputs import chosen_output
 from nutlet.measurement.machine import cores
-from nutlet.measurement.outputs import chosen_output
 from nutlet.progress import Progress
 from nutlet.storage import LARGEST_ONNX
 from nutlet.tasks.outputs import check_finite

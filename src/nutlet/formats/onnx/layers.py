@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nutlet.stolen.windows import spread
+from nutlet.formats.onnx.windows import spread
 
 __all__ = ["conv_layer", "dense_layer"]
 

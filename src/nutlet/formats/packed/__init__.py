@@ -1,0 +1,1 @@
+"""The packed file: quantized weights in the bits they need, compressed."""
