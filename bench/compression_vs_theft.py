@@ -29,7 +29,7 @@ from nutlet.data.examples import Data, Examples
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.jobs import Workers
 from nutlet.measurement import Runtime
-from nutlet.membership import auc, tpr_at
+from nutlet.measurement.roc import auc, tpr_at
 from nutlet.oracle import Answers, FileSource, Oracle, as_probabilities
 from nutlet.shadows import Shadows
 from nutlet.storage import packed_size

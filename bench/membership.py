@@ -28,7 +28,7 @@ from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, TwoVersion
 from nutlet.data.examples import Examples
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.jobs import Workers
-from nutlet.membership import auc, blind_scores, sequential, settled, tpr_at
+from nutlet.measurement.roc import auc, blind_scores, sequential, settled, tpr_at
 from nutlet.oracle import Answers, FileSource, Oracle
 from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows, halves

@@ -26,7 +26,7 @@ from nutlet.gate import admit
 from nutlet.graph.training_path import training_path
 from nutlet.inputs import load_model
 from nutlet.inputs.weights import load_into
-from nutlet.measurement.accuracy import top1
+from nutlet.measurement.intervals import top1
 from nutlet.methods import Distill, FineTune, PruneChannels, Quantize, TrainSparse
 from nutlet.pipeline import compress
 from nutlet.preflight import check

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
-from nutlet.membership import (
+from nutlet.measurement.roc import (
     auc,
     blind_scores,
     claimable,

@@ -18,7 +18,7 @@ from nutlet.attacks.evidence import log_ratio
 from nutlet.attacks.signals import answers_to, as_shown, confidence
 from nutlet.data.examples import Examples
 from nutlet.errors import BudgetError, ConfigError
-from nutlet.membership import auc
+from nutlet.measurement.roc import auc
 from nutlet.oracle import Answers, Oracle, source_of
 from nutlet.shadows import halves
 

@@ -43,7 +43,7 @@ from nutlet.attacks import (
 )
 from nutlet.auditing.recognition import recognised
 from nutlet.data.examples import Examples
-from nutlet.membership import auc, blind_scores
+from nutlet.measurement.roc import auc, blind_scores
 from nutlet.oracle import Access, Answers, Oracle, Source, source_of
 from nutlet.thief import Thief, architecture_for
 

@@ -22,7 +22,7 @@ from nutlet.attacks.signals import (
     shadow_confidence,
 )
 from nutlet.errors import ConfigError
-from nutlet.membership import logistic
+from nutlet.measurement.roc import logistic
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["TwoVersion"]

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nutlet import membership
 from nutlet.attack import Attack, Scene
 from nutlet.attacks import BaVarIA
 from nutlet.attacks.signals import answers_to
@@ -24,6 +23,7 @@ from nutlet.auditing.scoring import Difference
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ModelError
 from nutlet.measurement import Estimate
+from nutlet.measurement import roc as membership
 from nutlet.method import Method
 from nutlet.oracle import Oracle
 from nutlet.recompress import Recompress

@@ -11,7 +11,7 @@ from torch import nn
 
 from nutlet.data.examples import Examples
 from nutlet.formats.onnx.session import Runtime
-from nutlet.measurement.accuracy import predict_module
+from nutlet.measurement.intervals import predict_module
 
 __all__ = ["Parity", "parity"]
 
