@@ -26,8 +26,8 @@ from nutlet.attack import Scene
 from nutlet.attacks import Knockoff
 from nutlet.auditing.trials import run_attack
 from nutlet.data.examples import Examples
-from nutlet.inputs import load_data, load_model
 from nutlet.jobs import Result
+from nutlet.loading import load_data, load_model
 from nutlet.oracle import Answers, FileSource, Oracle
 from nutlet.tasks.predict import evaluate, predict
 from nutlet.thief import Thief, architecture_for, fresh

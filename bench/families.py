@@ -25,7 +25,7 @@ import nutlet as nl
 from nutlet.data.examples import Data
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.history import Size
-from nutlet.inputs import load_data, load_model
+from nutlet.loading import load_data, load_model
 from nutlet.measurement.size import size_of
 from rows import DATA, WORK, Rows
 from shipped import accuracy_of

@@ -29,8 +29,8 @@ from torch import nn
 import nutlet as nl
 from nutlet.artifact import Compressed
 from nutlet.formats.onnx.reader import load_onnx
-from nutlet.inputs import load_data, load_model
-from nutlet.inputs.sources import load_examples
+from nutlet.loading import load_data, load_model
+from nutlet.loading.data import load_examples
 from nutlet.measurement import Runtime
 from nutlet.oracle import Endpoint, Kept, load_endpoint
 from nutlet.recipe import load_recipe

@@ -19,7 +19,7 @@ import rich
 
 import nutlet as nl
 from nutlet.data.examples import Data
-from nutlet.inputs import load_data, load_model
+from nutlet.loading import load_data, load_model
 from nutlet.measurement import FileFigures, Measurement, measure
 from rows import DATA, WORK, Rows
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import nutlet as nl
 from nutlet.data.examples import Data
-from nutlet.inputs import load_data, load_model
+from nutlet.loading import load_data, load_model
 from nutlet.measurement.size import size_of
 from pieces import Piece, piece
 from rows import DATA, WORK, Rows

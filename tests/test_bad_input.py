@@ -16,7 +16,7 @@ from click.testing import Result
 
 from job import MODULE, Job, arrays, invoke
 from nutlet.errors import ConfigError, DataError, ExportError, ModelError, NutletError, StorageError
-from nutlet.inputs import load_model
+from nutlet.loading import load_model
 
 
 @pytest.fixture

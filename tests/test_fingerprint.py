@@ -20,7 +20,7 @@ import tiny
 from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ModelError
 from nutlet.fingerprint import fingerprint
-from nutlet.inputs.factory import build
+from nutlet.loading.factory import build
 from nutlet.thief import Thief, fresh
 
 

@@ -24,8 +24,8 @@ from nutlet.formats.onnx.export import export_onnx
 from nutlet.formats.onnx.trial import export_problem
 from nutlet.gate import admit
 from nutlet.graph.training_path import training_path
-from nutlet.inputs import load_model
-from nutlet.inputs.weights import load_into
+from nutlet.loading import load_model
+from nutlet.loading.weights import load_into
 from nutlet.measurement.intervals import top1
 from nutlet.methods import Distill, FineTune, PruneChannels, Quantize, TrainSparse
 from nutlet.pipeline import compress

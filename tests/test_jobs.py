@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from nutlet.errors import ConfigError, MissingExtra, ModelError, NutletError, StorageError
-from nutlet.inputs.factory import build
 from nutlet.jobs import Job, Workers, layout, pools
+from nutlet.loading.factory import build
 from nutlet.progress import Progress, Task
 from nutlet.thief import fresh
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from nutlet.formats.onnx.export import export_onnx
     from nutlet.history import Step
-    from nutlet.inputs import load_data, load_model
+    from nutlet.loading import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.method import Method, register
     from nutlet.methods import (
@@ -96,7 +96,7 @@ _HOMES = {
     ),
     "nutlet.formats.onnx.export": ("export_onnx",),
     "nutlet.history": ("Step",),
-    "nutlet.inputs": ("load_data", "load_model"),
+    "nutlet.loading": ("load_data", "load_model"),
     "nutlet.measurement": ("Measurement", "measure"),
     "nutlet.method": ("Method", "register"),
     "nutlet.methods": (

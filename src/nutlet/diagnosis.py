@@ -22,7 +22,7 @@ from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places, with_places
 from nutlet.graph.trace import Edited
 from nutlet.history import Step
-from nutlet.inputs.copies import clean_copy
+from nutlet.loading.copies import clean_copy
 from nutlet.method import Method
 from nutlet.order import advise
 from nutlet.pipeline import compress

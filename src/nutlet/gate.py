@@ -16,9 +16,9 @@ from nutlet.errors import ModelError
 from nutlet.formats.onnx.trial import export_problem
 from nutlet.graph.trace import walk
 from nutlet.graph.training_path import training_path
-from nutlet.inputs.copies import clean_copy
-from nutlet.inputs.models import check_kinds, check_model
-from nutlet.inputs.weights import check_finite_weights
+from nutlet.loading.copies import clean_copy
+from nutlet.loading.models import check_kinds, check_model
+from nutlet.loading.weights import check_finite_weights
 from nutlet.method import Method
 from nutlet.tasks.outputs import OutputKind, kind_of
 

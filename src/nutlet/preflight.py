@@ -18,8 +18,8 @@ from nutlet.estimate import Estimate, Stopwatch
 from nutlet.formats.onnx.trial import export_problem
 from nutlet.gate import Admitted, examine
 from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
-from nutlet.inputs.copies import clean_copy
-from nutlet.inputs.models import check_kinds
+from nutlet.loading.copies import clean_copy
+from nutlet.loading.models import check_kinds
 from nutlet.measurement.size import size_of
 from nutlet.method import Method, known_methods
 from nutlet.order import advise

@@ -14,10 +14,10 @@ from nutlet.errors import ConfigError, ModelError, NutletError
 from nutlet.fingerprint import fingerprint
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.gate import output_kind
-from nutlet.inputs import load_model
-from nutlet.inputs.copies import clean_copy
-from nutlet.inputs.models import check_model
-from nutlet.inputs.weights import check_finite_weights
+from nutlet.loading import load_model
+from nutlet.loading.copies import clean_copy
+from nutlet.loading.models import check_model
+from nutlet.loading.weights import check_finite_weights
 from nutlet.oracle import Endpoint, FileSource, Kept, Oracle, load_endpoint
 from nutlet.tasks.outputs import OutputKind, to_logits
 from nutlet.tasks.predict import predict
@@ -78,13 +78,13 @@ def load_teacher(spec: str | None, *, config: Path | None = None, i_own_this_end
     """Return the teacher that a command line names, if any: an ONNX file, an address, or what names a model.
 
     Args:
-        spec: none, a path that ends in ``.onnx``, an address, or see :func:`nutlet.inputs.load_model`.
+        spec: none, a path that ends in ``.onnx``, an address, or see :func:`nutlet.loading.load_model`.
         config: YAML that says how an endpoint is asked.
         i_own_this_endpoint: your word that it is yours.
 
     Raises:
         ConfigError: see :func:`nutlet.oracle.load_endpoint`.
-        ModelError, StorageError: see :func:`nutlet.inputs.load_model`.
+        ModelError, StorageError: see :func:`nutlet.loading.load_model`.
     """
     if spec is None:
         return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nutlet.errors import StorageError
-from nutlet.inputs.weights import read_weights
+from nutlet.loading.weights import read_weights
 
 NAMED = {"a": torch.arange(12.0).view(3, 4), "b": torch.ones(5)}
 

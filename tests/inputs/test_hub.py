@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nutlet.errors import DataError
-from nutlet.inputs import load_data
+from nutlet.loading import load_data
 
 datasets: Any = pytest.importorskip("datasets")
 

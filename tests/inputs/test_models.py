@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nutlet.errors import DataError, ModelError, StorageError
-from nutlet.inputs import check_model, load_model
+from nutlet.loading import check_model, load_model
 
 ARCH = """
 import torch.nn as nn
@@ -171,5 +171,5 @@ def test_check_model_of_outputs() -> None:
 
 
 def test_import_needs_no_extras() -> None:
-    code = "import nutlet.inputs, sys; assert not {'PIL', 'datasets'} & set(sys.modules)"
+    code = "import nutlet.loading, sys; assert not {'PIL', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

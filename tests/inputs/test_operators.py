@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nutlet.errors import ModelError
-from nutlet.inputs import load_model
-from nutlet.inputs.operators import ATEN, function
+from nutlet.loading import load_model
+from nutlet.loading.operators import ATEN, function
 
 
 class Sum(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nutlet.errors import ModelError, NutletError, StorageError
-from nutlet.inputs import load_model
+from nutlet.loading import load_model
 
 
 class Everything(nn.Module):

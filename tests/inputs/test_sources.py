@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, MissingExtra, NutletError, StorageError
-from nutlet.inputs import load_data, load_examples
-from nutlet.inputs.arrays import cache_folder, natural, read_npz
+from nutlet.loading import load_data, load_examples
+from nutlet.loading.npz import cache_folder, natural, read_npz
 
 RNG = np.random.default_rng(0)
 

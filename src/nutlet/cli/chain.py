@@ -61,7 +61,7 @@ def check(
 ) -> None:
     """Say before a run what it would meet: layers, methods, time, problems. Exit code 1 where there is a problem."""
     with loading():
-        from nutlet.inputs import load_data, load_model
+        from nutlet.loading import load_data, load_model
         from nutlet.preflight import check as ask
         from nutlet.progress import Progress
         from nutlet.teacher import load_teacher
@@ -113,7 +113,7 @@ def compress(
     """Compress a model by a recipe, export it, measure the file, and write a report."""
     with loading():
         from nutlet.delivery import deliver
-        from nutlet.inputs import load_data, load_model
+        from nutlet.loading import load_data, load_model
         from nutlet.locks import locked
         from nutlet.pipeline import compress as run_chain
         from nutlet.progress import Progress
@@ -176,7 +176,7 @@ def diagnose(
     """Say which step and which layer lost accuracy, and what to do. Give model and data as to `nutlet compress`."""
     with loading():
         from nutlet.diagnosis import diagnose as look_into
-        from nutlet.inputs import load_data, load_model
+        from nutlet.loading import load_data, load_model
         from nutlet.locks import locked
         from nutlet.progress import Progress
         from nutlet.report import write_diagnosis

@@ -51,7 +51,7 @@ def measure(
 ) -> None:
     """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
     with loading():
-        from nutlet.inputs import load_examples
+        from nutlet.loading import load_examples
         from nutlet.measurement import measure as take_figures
         from nutlet.progress import Progress
 

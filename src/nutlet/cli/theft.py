@@ -78,7 +78,7 @@ def audit(
     """Measure how hard a shipped file is to steal, before and after compression."""
     with loading():
         from nutlet.auditing import Protocol, audit_files, split_attacks
-        from nutlet.inputs import load_data, load_inputs, load_model
+        from nutlet.loading import load_data, load_inputs, load_model
         from nutlet.locks import locked
         from nutlet.oracle import Answers, Kept, load_endpoint
         from nutlet.progress import Progress

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nutlet.errors import DataError, MissingExtra
-from nutlet.inputs.arrays import Arrays, cache_folder
-from nutlet.inputs.images import decode
+from nutlet.loading.images import decode
+from nutlet.loading.npz import Arrays, cache_folder
 
 __all__ = ["read_hub"]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from nutlet.data.examples import Augment, Data, Examples, flip_and_crop, split
 from nutlet.errors import ConfigError, DataError, nearest
-from nutlet.inputs.arrays import Arrays, cached, read_npz, read_npz_folder
-from nutlet.inputs.factory import build, is_factory
-from nutlet.inputs.hub import read_hub
-from nutlet.inputs.images import read_image_folder
+from nutlet.loading.factory import build, is_factory
+from nutlet.loading.hf_datasets import read_hub
+from nutlet.loading.images import read_image_folder
+from nutlet.loading.npz import Arrays, cached, read_npz, read_npz_folder
 
 __all__ = ["AUGMENTATIONS", "load_data", "load_examples", "load_inputs"]
 

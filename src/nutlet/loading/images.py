@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nutlet.errors import DataError, MissingExtra, first_line
-from nutlet.inputs.arrays import MAX_BYTES, Arrays, natural
+from nutlet.loading.npz import MAX_BYTES, Arrays, natural
 from nutlet.reading import read_bytes
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.graph.scope import Layer
-from nutlet.inputs.factory import build, is_factory
-from nutlet.inputs.program import load_program
-from nutlet.inputs.weights import check_finite_weights, load_into, read_weights
+from nutlet.loading.factory import build, is_factory
+from nutlet.loading.program import load_program
+from nutlet.loading.weights import check_finite_weights, load_into, read_weights
 from nutlet.tasks.outputs import TWO_OUTPUTS
 from nutlet.tasks.predict import evaluating
 
@@ -47,7 +47,7 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
         spec: ``package.module:factory`` or ``path/to/file.py:factory``, with literal arguments where needed
             (``arch:ResNet(20)``); the current directory is importable. Or a ``.pt2`` file written by
             ``torch.export.save``, which is rebuilt from its graph without executing anything in it
-            (:func:`nutlet.inputs.program.load_program`).
+            (:func:`nutlet.loading.program.load_program`).
         weights: a ``.safetensors``, ``.pt`` or ``.pth`` file for the factory's model; pickled code is refused.
 
     Raises:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import StorageError, first_line, shown
-from nutlet.inputs.checkpoint import check_stored
+from nutlet.loading.checkpoint import check_stored
 
 __all__ = ["DTYPES", "NAME", "Program", "read_program"]
 

@@ -25,9 +25,9 @@ from torch._subclasses.fake_tensor import (
 )
 
 from nutlet.errors import ModelError, NutletError
-from nutlet.inputs.archive import DTYPES, NAME, Program, read_program
-from nutlet.inputs.layers import layer_for
-from nutlet.inputs.operators import function
+from nutlet.loading.archive import DTYPES, NAME, Program, read_program
+from nutlet.loading.layers import layer_for
+from nutlet.loading.operators import function
 
 __all__ = ["load_program"]
 
@@ -46,7 +46,7 @@ def load_program(path: Path) -> nn.Module:
     """Return the model in a ``.pt2`` file, with real layers, in evaluation mode and for batches of any size.
 
     Nothing in the file is executed, unpickled or evaluated: the graph is read as JSON, only operators on a list are
-    accepted (:mod:`nutlet.inputs.operators`), and weights are raw bytes. Before it is tried, the graph runs on shapes
+    accepted (:mod:`nutlet.loading.operators`), and weights are raw bytes. Before it is tried, the graph runs on shapes
     alone, so that no value is larger than a classifier needs. (What remains to a hostile file is to ask for much time.)
 
     Raises:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from nutlet.errors import ModelError, StorageError, first_line, nearest, shown
-from nutlet.inputs.checkpoint import check_checkpoint, check_header, check_tensor
-from nutlet.inputs.pickled import refusal
+from nutlet.loading.checkpoint import check_checkpoint, check_header, check_tensor
+from nutlet.loading.pickled import refusal
 
 __all__ = ["check_finite_weights", "load_into", "read_weights"]
 
