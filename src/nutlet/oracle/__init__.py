@@ -1,8 +1,8 @@
 """The victim of an attack: a module, a shipped file, a function or an endpoint, behind a counter of queries."""
 
-from nutlet.oracle.answers import ACCESS, Access, Answers, as_probabilities
+from nutlet.oracle.cache import Kept
+from nutlet.oracle.disclosure import ACCESS, Access, Answers, as_probabilities
 from nutlet.oracle.endpoint import Endpoint, load_endpoint
-from nutlet.oracle.kept import Kept
 from nutlet.oracle.oracle import FileSource, Ledger, ModuleSource, Oracle, Source, source_of
 
 __all__ = [

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nutlet.errors import ConfigError, DataError, OracleError, nearest, shown
-from nutlet.oracle.answers import Answers
-from nutlet.oracle.transport import Transient, beginning, send
+from nutlet.oracle.disclosure import Answers
+from nutlet.oracle.http import Transient, beginning, send
 from nutlet.reading import load_yaml
 from nutlet.redaction import secret_parameters, without_secrets
 from nutlet.signals import undeferred

@@ -16,7 +16,7 @@ from nutlet.errors import BudgetError, ModelError
 from nutlet.fingerprint import fingerprint
 from nutlet.locks import Mutex
 from nutlet.measurement import Runtime
-from nutlet.oracle.answers import Answers, as_probabilities
+from nutlet.oracle.disclosure import Answers, as_probabilities
 from nutlet.storage import digest
 from nutlet.tasks.predict import evaluating
 
