@@ -270,8 +270,8 @@ FAULTS = {
         "int8",
     ),
     "mask off by one": Fault("nutlet.methods.pruning.prune_weights:mask_values", after(_rolled_masks), "masked"),
-    "mask shifted where it is put": Fault("nutlet.method:put_values", first(_put_rolled), "masked"),
-    "mask shifted, weights made up for": Fault("nutlet.method:put_values", first(_put_rolled), "second order"),
+    "mask shifted where it is put": Fault("nutlet.methods.base:put_values", first(_put_rolled), "masked"),
+    "mask shifted, weights made up for": Fault("nutlet.methods.base:put_values", first(_put_rolled), "second order"),
     "mask lets small weights through": Fault(
         "nutlet.constraints.stack:Mask.forward", lambda original: lambda self, w: original(self, w) + 0.1 * w, "masked"
     ),
@@ -366,10 +366,10 @@ FAULTS = {
         "nutlet.methods.quantization.integers:calibrate", after(_elsewhere), "int8"
     ),
     "activation quantizers carried to other sites": Fault(
-        "nutlet.method:carry", after(_moved_quantizers), "int8, masked"
+        "nutlet.methods.base:carry", after(_moved_quantizers), "int8, masked"
     ),
     "activation quantizers carried with half the scale": Fault(
-        "nutlet.method:carry", after(_halved_quantizers), "int8, masked"
+        "nutlet.methods.base:carry", after(_halved_quantizers), "int8, masked"
     ),
     "equalization not compensated": Fault(
         "nutlet.methods.quantization.equalize:Link", lambda _: _Uncompensated, "equalized"

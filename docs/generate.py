@@ -14,7 +14,7 @@ import typer
 import nutlet
 from nutlet.attack import known_attacks
 from nutlet.cli import app
-from nutlet.method import Method, known_methods
+from nutlet.methods.base import Method, known_methods
 from nutlet.report.load import schema
 
 

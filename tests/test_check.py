@@ -20,7 +20,6 @@ from nutlet.data.examples import Data, Examples
 from nutlet.errors import NutletError
 from nutlet.estimate import Estimate, Stopwatch
 from nutlet.formats.onnx.export import export_onnx
-from nutlet.method import Method
 from nutlet.methods import (
     Distill,
     DropBlocks,
@@ -34,6 +33,7 @@ from nutlet.methods import (
     ReestimateNorms,
     TrainSparse,
 )
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 from nutlet.preflight import check
 

@@ -22,7 +22,7 @@ from nutlet.formats.onnx import comparison as exported
 from nutlet.formats.onnx import export as exporter
 from nutlet.graph.comparison import answers, difference, plain
 from nutlet.graph.trace import Edited
-from nutlet.method import Method, Plan, apply_plan
+from nutlet.methods.base import Method, Plan, apply_plan
 from nutlet.tasks.predict import predict
 
 BENCH = Path(__file__).parents[1] / "bench"

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 import tiny
 from job import Job, invoke
-from nutlet import method as registry
 from nutlet.artifact import Compressed
 from nutlet.data.examples import Data
 from nutlet.diagnosis import diagnose
 from nutlet.errors import ConfigError
 from nutlet.graph.diff import activation_errors, bare, changed_places, with_places
-from nutlet.method import Method, Plan, register
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+from nutlet.methods import base as registry
+from nutlet.methods.base import Method, Plan, register
 from nutlet.pipeline import compress
 from nutlet.report.load import schema
 from nutlet.tasks.predict import predict

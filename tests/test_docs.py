@@ -24,8 +24,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nutlet import attack, method
+from nutlet import attack
 from nutlet.cli import app
+from nutlet.methods import base as method
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

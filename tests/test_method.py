@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nutlet import method
-from nutlet.method import Method
+from nutlet.methods import base as method
+from nutlet.methods.base import Method
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 import tiny
 from nutlet import order
-from nutlet.method import EFFECTS, Method
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+from nutlet.methods.base import EFFECTS, Method
 from nutlet.order import FIGURES, RULES, advise
 from nutlet.pipeline import compress
 

@@ -26,7 +26,7 @@ import tiny
 from nutlet.artifact import Compressed
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
-from nutlet.method import Plan
+from nutlet.methods.base import Plan
 from nutlet.tasks.predict import predict
 
 TESTS = Path(__file__).parent

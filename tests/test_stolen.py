@@ -30,8 +30,8 @@ from nutlet.formats.onnx.operators import OPERATORS
 from nutlet.formats.onnx.packing import load_unpacked
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.measurement import Runtime
-from nutlet.method import Method
 from nutlet.methods import Binarize, Cluster, Factorize, HalfPrecision, PruneWeights, Quantize, Ternarize
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 from nutlet.thief import fresh
 from nutlet.trial import trust

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from nutlet.history import Step
     from nutlet.loading import load_data, load_model
     from nutlet.measurement import Measurement, measure
-    from nutlet.method import Method, register
     from nutlet.methods import (
         GPTQ,
         AdaRound,
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
         Ternarize,
         TrainSparse,
     )
+    from nutlet.methods.base import Method, register
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.pipeline import compress
     from nutlet.preflight import Preflight, check
@@ -98,7 +98,7 @@ _HOMES = {
     "nutlet.history": ("Step",),
     "nutlet.loading": ("load_data", "load_model"),
     "nutlet.measurement": ("Measurement", "measure"),
-    "nutlet.method": ("Method", "register"),
+    "nutlet.methods.base": ("Method", "register"),
     "nutlet.methods": (
         "AdaRound",
         "Binarize",

@@ -21,7 +21,7 @@ from nutlet.formats.packed.bits import same_bits
 from nutlet.formats.packed.pack import most_bytes, pack, unpack
 from nutlet.history import Step
 from nutlet.loading.copies import clean_copy
-from nutlet.method import Method, apply_plan
+from nutlet.methods.base import Method, apply_plan
 from nutlet.reading import read_bytes
 from nutlet.recipe import dump_recipe
 from nutlet.storage import write_atomic, write_json, write_text

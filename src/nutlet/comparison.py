@@ -29,7 +29,7 @@ from nutlet.graph.quantization_error import activation_problems, carried_problem
 from nutlet.graph.trace import Edited, body_of, walk
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.memory import release
-from nutlet.method import Method, Plan, apply_plan
+from nutlet.methods.base import Method, Plan, apply_plan
 from nutlet.training.context import Context
 
 __all__ = ["carried_out", "probe", "trained"]

@@ -17,8 +17,8 @@ from nutlet.errors import MissingExtra
 from nutlet.locks import locked
 from nutlet.measurement import Measurement
 from nutlet.measurement.parity import Parity
-from nutlet.method import Method
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, Quantize
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 from nutlet.progress import Progress
 from nutlet.training.context import Context

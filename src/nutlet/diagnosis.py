@@ -23,7 +23,7 @@ from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places
 from nutlet.graph.trace import Edited
 from nutlet.history import Step
 from nutlet.loading.copies import clean_copy
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.order import advise
 from nutlet.pipeline import compress
 from nutlet.progress import Progress

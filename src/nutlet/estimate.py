@@ -15,7 +15,7 @@ from torch import nn
 from nutlet.comparison import carried_out
 from nutlet.data.examples import Data, Examples
 from nutlet.measurement.size import size_of
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.tasks.outputs import OutputKind
 from nutlet.tasks.predict import evaluate
 from nutlet.training.context import Context

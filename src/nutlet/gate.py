@@ -19,7 +19,7 @@ from nutlet.graph.training_path import training_path
 from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_kinds, check_model
 from nutlet.loading.weights import check_finite_weights
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.tasks.outputs import OutputKind, kind_of
 
 __all__ = ["Admitted", "admit", "examine", "output_kind"]

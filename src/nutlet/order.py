@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nutlet.method import Method
+from nutlet.methods.base import Method
 
 __all__ = ["Advice", "advise"]
 

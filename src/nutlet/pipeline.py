@@ -28,7 +28,7 @@ from nutlet.graph.trace import Edited, body_of
 from nutlet.history import Size, Step
 from nutlet.locks import locked
 from nutlet.measurement.size import size_of
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.order import advise
 from nutlet.progress import Progress
 from nutlet.recipe import read_steps

@@ -21,7 +21,7 @@ from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_kinds
 from nutlet.measurement.size import size_of
-from nutlet.method import Method, known_methods
+from nutlet.methods.base import Method, known_methods
 from nutlet.order import advise
 from nutlet.progress import Progress
 from nutlet.recipe import read_steps, read_yaml

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from nutlet.errors import ConfigError, nearest, shown
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.reading import load_yaml
 
 __all__ = ["Recipe", "dump_recipe", "load_recipe", "parse_recipe", "read_steps", "read_yaml", "with_recovery"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from nutlet.data.examples import Augment, Examples, split
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 
 __all__ = ["Recompress"]

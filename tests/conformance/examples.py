@@ -21,7 +21,7 @@ from nutlet.graph.finalize import finalize
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.trace import Edited
 from nutlet.measurement.parity import parity
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 from nutlet.tasks.predict import predict
 

@@ -29,8 +29,8 @@ from nutlet.constraints.stack import constrained_weight
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.graph.scope import Layer
-from nutlet.method import Method, known_methods
 from nutlet.methods import PruneChannels, Student
+from nutlet.methods.base import Method, known_methods
 from nutlet.pipeline import compress
 from nutlet.recipe import dump_recipe, load_recipe
 

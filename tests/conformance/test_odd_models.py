@@ -15,7 +15,6 @@ from conformance.examples import EXAMPLES, body_of, brief, check_constraints, ch
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import finalize
 from nutlet.measurement.parity import parity
-from nutlet.method import Method
 from nutlet.methods import (
     DropBlocks,
     Factorize,
@@ -26,6 +25,7 @@ from nutlet.methods import (
     ReestimateNorms,
     Student,
 )
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 from nutlet.training.context import Context
 

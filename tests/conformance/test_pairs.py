@@ -36,7 +36,7 @@ from nutlet.errors import NutletError
 from nutlet.graph.placement import runs_on_integers
 from nutlet.graph.scope import Layer
 from nutlet.graph.trace import Edited
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 
 Make = Callable[[str], tuple[nn.Module, Data]]

@@ -16,8 +16,8 @@ from nutlet.data.examples import Data
 from nutlet.errors import NutletError
 from nutlet.graph.finalize import finalize
 from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
-from nutlet.method import Method
 from nutlet.methods import Factorize, FineTune
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 
 Make = Callable[[str], tuple[nn.Module, Data]]

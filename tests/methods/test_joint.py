@@ -15,8 +15,8 @@ from nutlet.artifact import Compressed
 from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.scope import Layer
 from nutlet.measurement.parity import parity
-from nutlet.method import Method
 from nutlet.methods import Cluster, Distill, PruneWeights, Quantize
+from nutlet.methods.base import Method
 from nutlet.pipeline import compress
 
 VALUES = 8

@@ -11,7 +11,7 @@ from typing import Any
 
 from nutlet.attack import Attack, known_attacks
 from nutlet.errors import ConfigError, nearest, printable
-from nutlet.method import check_type
+from nutlet.methods.base import check_type
 
 __all__ = ["ALL", "Chosen", "chosen_attacks", "split_attacks"]
 

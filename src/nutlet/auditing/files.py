@@ -17,7 +17,7 @@ from nutlet.data.examples import Data, Examples
 from nutlet.jobs import Workers, layout
 from nutlet.locks import locked
 from nutlet.measurement import cores
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.oracle import Oracle, Source, source_of
 from nutlet.progress import Progress
 from nutlet.report import write_audit

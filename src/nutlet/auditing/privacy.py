@@ -24,7 +24,7 @@ from nutlet.data.examples import Data, Examples
 from nutlet.errors import ModelError
 from nutlet.measurement import Estimate
 from nutlet.measurement import roc as membership
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.oracle import Oracle
 from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows

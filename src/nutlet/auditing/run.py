@@ -36,7 +36,7 @@ from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, printable
 from nutlet.jobs import Workers
 from nutlet.measurement import environment
-from nutlet.method import Method
+from nutlet.methods.base import Method
 from nutlet.oracle import FileSource, Ledger, Source
 from nutlet.progress import Progress
 from nutlet.report import findings

@@ -20,7 +20,7 @@ def methods(
 ) -> None:
     """List every method, its options, and when to pick it."""
     with loading():
-        from nutlet.method import known_methods
+        from nutlet.methods.base import known_methods
 
     _list("method", known_methods(), name, as_json=as_json, shared=("include", "exclude"))
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from nutlet.graph.scope import training_only
-from nutlet.method import Method, register
+from nutlet.methods.base import Method, register
 from nutlet.training.context import Context
 from nutlet.training.loop import Training, cross_entropy, fit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from nutlet.method import Method
+from nutlet.methods.base import Method
 
 
 @dataclass(frozen=True)

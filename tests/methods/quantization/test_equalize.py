@@ -16,8 +16,8 @@ from nutlet.graph.channels import scale_inputs, scale_outputs
 from nutlet.graph.equivalent_scaling import Link
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.trace import Edited, walk
-from nutlet.method import Plan
 from nutlet.methods import Cluster, Equalize, PruneWeights, Quantize
+from nutlet.methods.base import Plan
 from nutlet.pipeline import compress
 from nutlet.training.context import Context
 

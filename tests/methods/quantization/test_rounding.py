@@ -17,8 +17,8 @@ from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrained_weight, constraints, raw_weight
 from nutlet.graph.statistics import input_moments
 from nutlet.graph.trace import Edited
-from nutlet.method import Method
 from nutlet.methods import GPTQ, AdaRound, Cluster, PruneWeights, Quantize
+from nutlet.methods.base import Method
 from nutlet.methods.quantization.rounding import Rounding
 from nutlet.pipeline import compress
 from nutlet.tasks.predict import predict

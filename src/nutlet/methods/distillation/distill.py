@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import training_only
-from nutlet.method import Method, register
+from nutlet.methods.base import Method, register
 from nutlet.methods.distillation.features import Features
 from nutlet.training.context import Answering, Context
 from nutlet.training.loop import check_labelled, cross_entropy, fit

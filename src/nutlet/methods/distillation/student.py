@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nutlet.errors import ConfigError, NutletError
 from nutlet.graph.reinit import redraw
 from nutlet.graph.scope import in_scope, weighted_layers
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.drop_blocks import DropBlocks, blocks_in_scope
 from nutlet.methods.pruning.prune_channels import PruneChannels
 from nutlet.training.context import Context

@@ -19,7 +19,7 @@ from nutlet.graph.modules import replace, shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import input_moments, observing
 from nutlet.graph.trace import walk
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import ITERATIVE, Decomposed, Piece, Ranks, chain, fits, limits, pieces
 from nutlet.methods.low_rank.products import multiplied_out, unlike_weights

@@ -16,7 +16,7 @@ from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.modules import Passthrough, replace
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.graph.skip_reasons import layers_with_values
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import Mask, raw_weight
 from nutlet.errors import ConfigError
 from nutlet.graph.scope import training_only
-from nutlet.method import register
+from nutlet.methods.base import register
 from nutlet.methods.pruning.moving import Memory, MovingMasks, remembering, sparsity_of
 from nutlet.training.context import Context
 from nutlet.training.loop import fit

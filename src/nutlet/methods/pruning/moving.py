@@ -14,7 +14,7 @@ from nutlet.constraints.stack import Mask, constraints
 from nutlet.errors import ConfigError
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.trace import body_of
-from nutlet.method import Plan
+from nutlet.methods.base import Plan
 from nutlet.methods.pruning.masks import DENSE
 from nutlet.methods.pruning.sparsifying import Sparsifying
 from nutlet.training.context import Context

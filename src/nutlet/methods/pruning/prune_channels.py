@@ -16,7 +16,7 @@ from nutlet.graph.macs import macs
 from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.graph.skip_reasons import EXCLUDED, layers_with_values
 from nutlet.graph.trace import walk
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores
 from nutlet.training.context import Context
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import raw_weight
 from nutlet.errors import ConfigError
 from nutlet.graph.scope import training_only
-from nutlet.method import register
+from nutlet.methods.base import register
 from nutlet.methods.pruning.moving import MovingMasks, remembering, sparsities, sparsity_of
 from nutlet.training.context import Context
 from nutlet.training.loop import fit

@@ -18,7 +18,7 @@ from nutlet.graph.modules import replace
 from nutlet.graph.scope import in_scope
 from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.graph.statistics import observing, weight_gradients
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context

@@ -23,7 +23,7 @@ from nutlet.errors import ConfigError
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import WITH_ROWS, input_moments, without_rows
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.pruning.allocation import Distribution
 from nutlet.methods.pruning.elimination import BLOCK, damped, eliminate, inverse_factor, least_error
 from nutlet.methods.pruning.masks import DENSE, put_masks

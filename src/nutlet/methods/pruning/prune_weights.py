@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.pruning.criteria import Criterion, saliencies
 from nutlet.methods.pruning.masks import DENSE, mask_values
 from nutlet.methods.pruning.sparsifying import Sparsifying

@@ -17,7 +17,7 @@ from nutlet.constraints import formats
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, raw_weight, take_off
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Method, Plan
+from nutlet.methods.base import Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern

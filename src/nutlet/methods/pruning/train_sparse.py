@@ -15,7 +15,7 @@ from nutlet.errors import ConfigError
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.graph.scope import training_only, weighted_layers
 from nutlet.graph.trace import body_of
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.training.context import Context
 from nutlet.training.loop import fit
 from nutlet.training.losses import SoftTraining, softened

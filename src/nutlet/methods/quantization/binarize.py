@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from nutlet.constraints import Binarizer
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 from nutlet.training.context import Context
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nutlet.constraints import Codebook
 from nutlet.constraints.stack import constrained_weight
 from nutlet.errors import ConfigError
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 from nutlet.training.context import Context
 

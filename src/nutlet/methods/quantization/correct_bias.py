@@ -16,7 +16,7 @@ from nutlet.graph.fold import foldable
 from nutlet.graph.scope import Layer, weighted_layers
 from nutlet.graph.statistics import observing
 from nutlet.graph.trace import walk
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
 

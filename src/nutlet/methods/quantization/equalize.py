@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import Mask, constraints, refit
 from nutlet.graph.equivalent_scaling import Link, links
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.training.context import Context
 
 __all__ = ["Equalize"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from nutlet.graph.activation_quantizers import ActivationGrid
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, integer_plan, usual_grid
 from nutlet.training.context import Context
 

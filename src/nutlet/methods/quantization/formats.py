@@ -12,7 +12,7 @@ from nutlet.constraints import FewValues, WeightQuantizer, formats
 from nutlet.constraints.stack import constrain, constrained_weight, output_axis, take_off
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.trace import walk
-from nutlet.method import Method, Plan
+from nutlet.methods.base import Method, Plan
 from nutlet.training.context import Context
 
 __all__ = ["Coding", "Fit", "edge_layers", "layers_to_code", "put_format"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nutlet.errors import ConfigError
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.pruning.elimination import eliminate, inverse_factor
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, usual_grid
 from nutlet.methods.quantization.rounding import Rounding, rounding_plan

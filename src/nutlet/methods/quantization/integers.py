@@ -20,7 +20,7 @@ from nutlet.graph.placement import read_exactly, runs_on_integers
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.trace import Record, walk
 from nutlet.graph.unfolding import norm_factor, scaled
-from nutlet.method import Method, Plan
+from nutlet.methods.base import Method, Plan
 from nutlet.methods.quantization.formats import put_format
 from nutlet.training.context import Context
 

@@ -13,7 +13,7 @@ from nutlet.constraints.stack import constrain, constrained_weight, constraints,
 from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationGrid
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grid_for, integer_plan, put_grid, usual_grid
 from nutlet.tasks.outputs import to_logits
 from nutlet.tasks.predict import predict

@@ -14,7 +14,7 @@ from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationGrid
 from nutlet.graph.observers import RangeKind
 from nutlet.graph.scope import weighted_layers
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import edge_layers
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, integer_plan, usual_grid
 from nutlet.methods.quantization.tolerance import keep_sensitive_in_float

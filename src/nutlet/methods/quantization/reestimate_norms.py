@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import in_scope
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.training.context import Context
 
 __all__ = ["ReestimateNorms"]

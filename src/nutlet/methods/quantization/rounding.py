@@ -17,7 +17,7 @@ from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import WITH_ROWS, input_moments
 from nutlet.graph.trace import walk
-from nutlet.method import Method, Plan
+from nutlet.methods.base import Method, Plan
 from nutlet.methods.quantization.integers import with_integers
 from nutlet.training.context import Context
 

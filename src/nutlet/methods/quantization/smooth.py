@@ -14,7 +14,7 @@ from nutlet.errors import ConfigError
 from nutlet.graph.equivalent_scaling import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import observing
-from nutlet.method import Method, Plan, register
+from nutlet.methods.base import Method, Plan, register
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
 

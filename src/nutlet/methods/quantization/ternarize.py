@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nutlet.constraints import Grid, TrainedTernarizer, WeightQuantizer
 from nutlet.errors import ConfigError
-from nutlet.method import Plan, register
+from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 from nutlet.methods.quantization.integers import put_grid
 from nutlet.training.context import Context

@@ -14,7 +14,7 @@ from nutlet.graph.comparison import plain, run
 from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
 from nutlet.graph.trace import Edited, walk
-from nutlet.method import Plan
+from nutlet.methods.base import Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
 from nutlet.training.context import Context
 
