@@ -22,7 +22,9 @@ import torch
 
 import nutlet as nl
 from families import cifar10, original
-from nutlet import artifact, comparison, pipeline
+from nutlet.compression import compressed as artifact
+from nutlet.compression import pipeline
+from nutlet.compression import verify as comparison
 from nutlet.formats.onnx import comparison as exported
 from rows import Rows
 

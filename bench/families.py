@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 import nutlet as nl
+from nutlet.compression.history import Size
+from nutlet.compression.size import size_of
 from nutlet.data.examples import Data
 from nutlet.formats.onnx.export import export_onnx
-from nutlet.history import Size
 from nutlet.loading import load_data, load_model
-from nutlet.measurement.size import size_of
 from rows import DATA, WORK, Rows
 from shipped import accuracy_of
 

@@ -27,13 +27,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 import nutlet as nl
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.recipe import load_recipe
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.loading import load_data, load_model
 from nutlet.loading.data import load_examples
 from nutlet.measurement import Runtime
 from nutlet.oracle import Endpoint, Kept, load_endpoint
-from nutlet.recipe import load_recipe
 from nutlet.report.load import load_report
 
 CANARY = "executed"

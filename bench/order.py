@@ -18,9 +18,9 @@ from itertools import permutations
 from torch import nn
 
 import nutlet as nl
+from nutlet.compression.size import size_of
 from nutlet.data.examples import Data
 from nutlet.loading import load_data, load_model
-from nutlet.measurement.size import size_of
 from pieces import Piece, piece
 from rows import DATA, WORK, Rows
 from shipped import accuracy_of

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import tiny
 from conformance.examples import EXAMPLES, body_of
 from conformance.test_pairs import check_pair, models_of
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
 from nutlet.constraints import FewValues
 from nutlet.constraints.stack import Constraint, Mask, constraints
 from nutlet.data.examples import Data

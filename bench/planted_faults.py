@@ -384,7 +384,7 @@ FAULTS = {
     "another block dropped": Fault(
         "nutlet.methods.pruning.drop_blocks:DropBlocks.execute", first(_another_block), "shallower"
     ),
-    "learned scale lost after training": Fault("nutlet.comparison:settle", after(_halved_learned), "trained"),
+    "learned scale lost after training": Fault("nutlet.compression.verify:settle", after(_halved_learned), "trained"),
     "mask lost in training": Fault(
         "nutlet.methods.fine_tune:FineTune.train", after(lambda r, s, model, c: _unmasked(r, model)), "trained"
     ),

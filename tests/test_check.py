@@ -16,9 +16,11 @@ import tiny
 from conformance.test_odd_models import Normed
 from job import MODULE, Job, invoke
 from nutlet import errors
+from nutlet.compression.check import check
+from nutlet.compression.pipeline import compress
+from nutlet.compression.time_estimate import Estimate, Stopwatch
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import NutletError
-from nutlet.estimate import Estimate, Stopwatch
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.methods import (
     Distill,
@@ -34,8 +36,6 @@ from nutlet.methods import (
     TrainSparse,
 )
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
-from nutlet.preflight import check
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import nutlet as nl
 import tiny
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
 from nutlet.constraints import Codebook, shapes_only
 from nutlet.formats.onnx import comparison as exported
 from nutlet.formats.onnx import export as exporter

@@ -16,9 +16,9 @@ from torch import nn
 import nutlet as nl
 import tiny
 from nutlet import memory
+from nutlet.compression.teacher import as_teacher
 from nutlet.formats.onnx import export as exporter
 from nutlet.formats.onnx.export import export_onnx
-from nutlet.teacher import as_teacher
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, kind: Any, name: str) -> list[Any]:

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 import tiny
 from job import Job, invoke
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.diagnose import diagnose
+from nutlet.compression.pipeline import compress
 from nutlet.data.examples import Data
-from nutlet.diagnosis import diagnose
 from nutlet.errors import ConfigError
 from nutlet.graph.diff import activation_errors, bare, changed_places, with_places
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
 from nutlet.methods import base as registry
 from nutlet.methods.base import Method, Plan, register
-from nutlet.pipeline import compress
 from nutlet.report.load import schema
 from nutlet.tasks.predict import predict
 from nutlet.training.context import Context

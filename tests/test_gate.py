@@ -18,18 +18,18 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import tiny
+from nutlet.compression.check import check
+from nutlet.compression.gate import admit
+from nutlet.compression.pipeline import compress
 from nutlet.data.examples import Data
 from nutlet.errors import DataError, ModelError, StorageError
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.formats.onnx.trial import export_problem
-from nutlet.gate import admit
 from nutlet.graph.training_path import training_path
 from nutlet.loading import load_model
 from nutlet.loading.weights import load_into
 from nutlet.measurement.intervals import top1
 from nutlet.methods import Distill, FineTune, PruneChannels, Quantize, TrainSparse
-from nutlet.pipeline import compress
-from nutlet.preflight import check
 from nutlet.tasks.outputs import to_logits
 
 TRAIN = FineTune(epochs=1, batch_size=16, lr=0.01)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import nutlet as nl
 import tiny
+from nutlet.compression.pipeline import _keys
 from nutlet.methods import PruneWeights, Quantize
-from nutlet.pipeline import _keys
 
 
 def test_the_users_code_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

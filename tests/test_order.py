@@ -7,11 +7,11 @@ import re
 import pytest
 
 import tiny
-from nutlet import order
+from nutlet.compression import order_rules as order
+from nutlet.compression.order_rules import FIGURES, RULES, advise
+from nutlet.compression.pipeline import compress
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
 from nutlet.methods.base import EFFECTS, Method
-from nutlet.order import FIGURES, RULES, advise
-from nutlet.pipeline import compress
 
 GOOD = [
     DropBlocks(drop=1),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import nutlet as nl
 import tiny
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.methods.base import Plan

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nutlet.compression.recipe import load_recipe
 from nutlet.errors import ConfigError
 from nutlet.oracle import load_endpoint
 from nutlet.reading import LARGEST_YAML
-from nutlet.recipe import load_recipe
 
 ALIASES = "a: &a [x, x]\n" + "".join(f"b{k}: &b{k} [*{'a' if k == 0 else f'b{k - 1}'}, *a]\n" for k in range(30))
 

@@ -10,12 +10,12 @@ from torch import nn
 
 import tiny
 from nutlet import shadows as module
+from nutlet.compression.pipeline import compress
+from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Examples, split
 from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
 from nutlet.methods import FineTune, PruneWeights, Quantize
-from nutlet.pipeline import compress
-from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows, halves, nearby
 from nutlet.tasks.predict import predict
 from nutlet.training.loop import Training

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.errors import ModelError, NutletError, StorageError
 from nutlet.fingerprint import fingerprint
 from nutlet.formats.onnx import module
@@ -32,7 +33,6 @@ from nutlet.formats.onnx.reader import load_onnx
 from nutlet.measurement import Runtime
 from nutlet.methods import Binarize, Cluster, Factorize, HalfPrecision, PruneWeights, Quantize, Ternarize
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
 from nutlet.thief import fresh
 from nutlet.trial import trust
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 import tiny
 from endpoint_server import CLASSES, serving, victim
 from job import Job
+from nutlet.compression.pipeline import compress
 from nutlet.data.examples import Data, Examples, flip_and_crop, split
 from nutlet.errors import BudgetError, ConfigError, DataError, ModelError
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.measurement import measure
 from nutlet.methods import Distill, DropBlocks, FineTune
 from nutlet.oracle import Answers, Endpoint, Oracle
-from nutlet.pipeline import compress
 from nutlet.tasks.predict import predict
 from nutlet.training.context import Answering, Context
 from nutlet.training.losses import softened

@@ -16,12 +16,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nutlet.artifact import Compressed
     from nutlet.attack import Attack, Loot, Scene, register_attack
     from nutlet.auditing import Audit, Protocol, audit, audit_files
+    from nutlet.compression.check import Preflight, check
+    from nutlet.compression.compressed import Compressed
+    from nutlet.compression.diagnose import Diagnosis, diagnose
+    from nutlet.compression.history import Step
+    from nutlet.compression.pipeline import compress
+    from nutlet.compression.recipe import load_recipe
+    from nutlet.compression.ship import deliver
     from nutlet.data.examples import Data, Examples, flip_and_crop, split
-    from nutlet.delivery import deliver
-    from nutlet.diagnosis import Diagnosis, diagnose
     from nutlet.errors import (
         BudgetError,
         ComparisonError,
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
         StorageError,
     )
     from nutlet.formats.onnx.export import export_onnx
-    from nutlet.history import Step
     from nutlet.loading import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.methods import (
@@ -67,21 +70,18 @@ if TYPE_CHECKING:
     )
     from nutlet.methods.base import Method, register
     from nutlet.oracle import Answers, Endpoint, Oracle
-    from nutlet.pipeline import compress
-    from nutlet.preflight import Preflight, check
     from nutlet.progress import Progress
-    from nutlet.recipe import load_recipe
     from nutlet.thief import Thief
     from nutlet.training.context import Context
 
 _HOMES = {
-    "nutlet.artifact": ("Compressed",),
+    "nutlet.compression.compressed": ("Compressed",),
     "nutlet.attack": ("Attack", "Loot", "Scene", "register_attack"),
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.training.context": ("Context",),
     "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
-    "nutlet.delivery": ("deliver",),
-    "nutlet.diagnosis": ("Diagnosis", "diagnose"),
+    "nutlet.compression.ship": ("deliver",),
+    "nutlet.compression.diagnose": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
         "BudgetError",
         "ComparisonError",
@@ -95,7 +95,7 @@ _HOMES = {
         "StorageError",
     ),
     "nutlet.formats.onnx.export": ("export_onnx",),
-    "nutlet.history": ("Step",),
+    "nutlet.compression.history": ("Step",),
     "nutlet.loading": ("load_data", "load_model"),
     "nutlet.measurement": ("Measurement", "measure"),
     "nutlet.methods.base": ("Method", "register"),
@@ -127,10 +127,10 @@ _HOMES = {
         "TrainSparse",
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
-    "nutlet.pipeline": ("compress",),
-    "nutlet.preflight": ("Preflight", "check"),
+    "nutlet.compression.pipeline": ("compress",),
+    "nutlet.compression.check": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
-    "nutlet.recipe": ("load_recipe",),
+    "nutlet.compression.recipe": ("load_recipe",),
     "nutlet.thief": ("Thief",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.artifact import Compressed
 from nutlet.auditing import Audit, Protocol, audit_files
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.pipeline import compress
+from nutlet.compression.ship import COMPRESSED, ORIGINAL, deliver
 from nutlet.data.examples import Data, Examples, check_seed, flip_and_crop, split
-from nutlet.delivery import COMPRESSED, ORIGINAL, deliver
 from nutlet.errors import MissingExtra
 from nutlet.locks import locked
 from nutlet.measurement import Measurement
 from nutlet.measurement.parity import Parity
 from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, Quantize
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
 from nutlet.progress import Progress
 from nutlet.training.context import Context
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import tiny
 from conformance.cases import CASES
-from nutlet.artifact import TENSORS, Compressed
+from nutlet.compression.compressed import TENSORS, Compressed
+from nutlet.compression.pipeline import compress
 from nutlet.constraints import Codebook, FewValues, WeightQuantizer
 from nutlet.constraints.stack import Mask, constrained_layers, constrained_weight, constraints, raw_weight
 from nutlet.data.examples import Data
@@ -22,7 +23,6 @@ from nutlet.graph.modules import shared_parameters
 from nutlet.graph.trace import Edited
 from nutlet.measurement.parity import parity
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
 from nutlet.tasks.predict import predict
 
 EXAMPLES: dict[str, Method] = {case.name: case.method for case in CASES}

@@ -25,14 +25,14 @@ from conformance.examples import (
     check_saved,
     same_state,
 )
+from nutlet.compression.pipeline import compress
+from nutlet.compression.recipe import dump_recipe, load_recipe
 from nutlet.constraints.stack import constrained_weight
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.graph.scope import Layer
 from nutlet.methods import PruneChannels, Student
 from nutlet.methods.base import Method, known_methods
-from nutlet.pipeline import compress
-from nutlet.recipe import dump_recipe, load_recipe
 
 Make = Callable[[str], tuple[nn.Module, Data]]
 every_method = pytest.mark.parametrize("name", sorted(EXAMPLES))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import tiny
 from conformance.examples import EXAMPLES, body_of, brief, check_constraints, check_finalized, check_saved
+from nutlet.compression.pipeline import compress
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.finalize import finalize
 from nutlet.measurement.parity import parity
@@ -26,7 +27,6 @@ from nutlet.methods import (
     Student,
 )
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
 from nutlet.training.context import Context
 
 

@@ -24,7 +24,8 @@ from conformance.examples import (
     check_finalized,
     check_saved,
 )
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.pipeline import compress
 from nutlet.constraints import FewValues
 from nutlet.constraints.stack import (
     Mask,
@@ -37,7 +38,6 @@ from nutlet.graph.placement import runs_on_integers
 from nutlet.graph.scope import Layer
 from nutlet.graph.trace import Edited
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
 
 Make = Callable[[str], tuple[nn.Module, Data]]
 SHARED = ("cnn", "mlp")

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 import tiny
 from conformance.examples import EXAMPLES, MODELS, body_of, brief
 from conformance.test_odd_models import ODD, Normed, Tied
+from nutlet.compression.pipeline import compress
 from nutlet.data.examples import Data
 from nutlet.errors import NutletError
 from nutlet.graph.finalize import finalize
 from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.methods import Factorize, FineTune
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
 
 Make = Callable[[str], tuple[nn.Module, Data]]
 every_method = pytest.mark.parametrize("name", [brief(name) for name in sorted(EXAMPLES)])

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.errors import ModelError
 from nutlet.graph.comparison import answers, difference
 from nutlet.graph.coupling.groups import Coupling, remove_channels, silenced
 from nutlet.methods import PruneChannels, PruneHeads
-from nutlet.pipeline import compress
 
 IMAGE, ROWS = (3, 8, 8), (6, 8)
 """Shapes of an example: an image, and six tokens of eight features."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import nutlet as nl
 import tiny
 from conformance.examples import same_state
-from nutlet.artifact import MANIFEST, TENSORS, Compressed
+from nutlet.compression.compressed import MANIFEST, TENSORS, Compressed
 from nutlet.constraints import FewValues, WeightQuantizer
 from nutlet.constraints.stack import Constraint, Mask, constrain, constrained_weight, raw_weight
 from nutlet.data.examples import Data

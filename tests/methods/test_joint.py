@@ -11,13 +11,13 @@ from torch import Tensor
 
 import tiny
 from conformance.examples import body_of
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.pipeline import compress
 from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.scope import Layer
 from nutlet.measurement.parity import parity
 from nutlet.methods import Cluster, Distill, PruneWeights, Quantize
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
 
 VALUES = 8
 TRAINED = Distill(epochs=2, batch_size=16, lr=0.01)

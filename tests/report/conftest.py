@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nutlet.history import LayerSize, Size, Step
+from nutlet.compression.history import LayerSize, Size, Step
 
 
 def sample_report(layers: int = 21, blocks: int = 7) -> dict[str, Any]:

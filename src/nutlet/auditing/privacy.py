@@ -20,13 +20,13 @@ from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.materials import Artifact, Materials
 from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle, record, victim
 from nutlet.auditing.scoring import Difference
+from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ModelError
 from nutlet.measurement import Estimate
 from nutlet.measurement import roc as membership
 from nutlet.methods.base import Method
 from nutlet.oracle import Oracle
-from nutlet.recompress import Recompress
 from nutlet.shadows import Shadows
 from nutlet.training.loop import Training
 

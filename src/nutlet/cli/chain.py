@@ -61,10 +61,10 @@ def check(
 ) -> None:
     """Say before a run what it would meet: layers, methods, time, problems. Exit code 1 where there is a problem."""
     with loading():
+        from nutlet.compression.check import check as ask
+        from nutlet.compression.teacher import load_teacher
         from nutlet.loading import load_data, load_model
-        from nutlet.preflight import check as ask
         from nutlet.progress import Progress
-        from nutlet.teacher import load_teacher
 
     examples = load_data(
         data,
@@ -112,13 +112,13 @@ def compress(
 ) -> None:
     """Compress a model by a recipe, export it, measure the file, and write a report."""
     with loading():
-        from nutlet.delivery import deliver
+        from nutlet.compression.pipeline import compress as run_chain
+        from nutlet.compression.recipe import load_recipe
+        from nutlet.compression.ship import deliver
+        from nutlet.compression.teacher import load_teacher
         from nutlet.loading import load_data, load_model
         from nutlet.locks import locked
-        from nutlet.pipeline import compress as run_chain
         from nutlet.progress import Progress
-        from nutlet.recipe import load_recipe
-        from nutlet.teacher import load_teacher
 
     progress = Progress(quiet=quiet or as_json)
     steps = load_recipe(recipe)
@@ -175,12 +175,12 @@ def diagnose(
 ) -> None:
     """Say which step and which layer lost accuracy, and what to do. Give model and data as to `nutlet compress`."""
     with loading():
-        from nutlet.diagnosis import diagnose as look_into
+        from nutlet.compression.diagnose import diagnose as look_into
+        from nutlet.compression.teacher import load_teacher
         from nutlet.loading import load_data, load_model
         from nutlet.locks import locked
         from nutlet.progress import Progress
         from nutlet.report import write_diagnosis
-        from nutlet.teacher import load_teacher
 
     data_of_run = load_data(
         data,

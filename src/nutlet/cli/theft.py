@@ -78,11 +78,11 @@ def audit(
     """Measure how hard a shipped file is to steal, before and after compression."""
     with loading():
         from nutlet.auditing import Protocol, audit_files, split_attacks
+        from nutlet.compression.recipe import load_recipe
         from nutlet.loading import load_data, load_inputs, load_model
         from nutlet.locks import locked
         from nutlet.oracle import Answers, Kept, load_endpoint
         from nutlet.progress import Progress
-        from nutlet.recipe import load_recipe
 
     progress = Progress(quiet=quiet or as_json)
     protocol = Protocol(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.methods import Distill, PruneChannels
 from nutlet.methods.distillation import features
-from nutlet.pipeline import compress
 from nutlet.training.context import Context
 
 FEATURES: dict[str, Any] = {"hints": 0.1, "attention": 1.0, "relations": 0.1}

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import tiny
 from conformance.examples import same_state
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.pipeline import compress
 from nutlet.constraints.stack import Mask, constrain, constrained_weight
 from nutlet.data.examples import Data
 from nutlet.errors import ModelError
 from nutlet.graph.reinit import redraw
 from nutlet.methods import Distill, FineTune, PruneWeights, Quantize, Student
-from nutlet.pipeline import compress
 
 
 @pytest.fixture

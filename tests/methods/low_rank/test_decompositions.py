@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nutlet.compression.size import size_of
 from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.statistics import input_moments
-from nutlet.measurement.size import size_of
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import Decomposed, chain, fits, limits, nmf, pieces, svd, whitened
 from nutlet.methods.low_rank.ranks import candidates, costs

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.constraints.stack import constrained_weight, raw_weight
 from nutlet.methods import FineTune, LotteryTicket, PruneWeights
 from nutlet.methods.pruning import lottery_ticket
-from nutlet.pipeline import compress
 from nutlet.training.loop import cross_entropy
 
 

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.errors import ModelError
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.methods import PruneChannels
 from nutlet.methods.pruning.channel_scores import channel_scores
-from nutlet.pipeline import compress
 from nutlet.training.context import Context
 
 

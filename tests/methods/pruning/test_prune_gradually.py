@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.constraints.stack import constrained_weight, raw_weight
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.methods import PruneGradually, PruneWeights
 from nutlet.methods.pruning import prune_gradually
 from nutlet.methods.pruning.moving import MovingMasks, remembering
-from nutlet.pipeline import compress
 from nutlet.training.context import Context
 from nutlet.training.loop import LossTerm, cross_entropy, fit
 

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.errors import ModelError
 from nutlet.graph.attention import Attention
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.methods import PruneHeads
-from nutlet.pipeline import compress
 from nutlet.training.context import Context
 
 

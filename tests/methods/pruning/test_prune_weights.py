@@ -7,8 +7,8 @@ import torch
 
 import nutlet as nl
 import tiny
+from nutlet.compression.size import size_of
 from nutlet.constraints.stack import Mask, constrained_weight, constraints
-from nutlet.measurement.size import size_of
 
 
 def sparsity_of(result: nl.Compressed) -> dict[str, float]:

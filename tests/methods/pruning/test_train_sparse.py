@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.constraints.stack import constrained_weight
 from nutlet.methods import PruneWeights, Quantize, TrainSparse
 from nutlet.methods.pruning.train_sparse import group_norms
-from nutlet.pipeline import compress
 from nutlet.training.context import Context
 
 

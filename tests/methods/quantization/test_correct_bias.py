@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.pipeline import compress
 from nutlet.graph.statistics import observing
 from nutlet.methods import CorrectBias, DropBlocks, Factorize, PruneChannels, PruneWeights, Quantize
-from nutlet.pipeline import compress
 from nutlet.tasks.predict import predict
 
 ENDS = ("norm", "block1.bn1", "block1.bn2", "branch", "norm2", "mix", "fc")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.channels import scale_inputs, scale_outputs
@@ -18,7 +19,6 @@ from nutlet.graph.fold import fold, foldable
 from nutlet.graph.trace import Edited, walk
 from nutlet.methods import Cluster, Equalize, PruneWeights, Quantize
 from nutlet.methods.base import Plan
-from nutlet.pipeline import compress
 from nutlet.training.context import Context
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.data.examples import Data
 from nutlet.methods import PruneWeights, Quantize, ReestimateNorms
-from nutlet.pipeline import compress
 from nutlet.tasks.predict import predict
 
 

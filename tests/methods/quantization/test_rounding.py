@@ -12,7 +12,8 @@ from torch import nn
 
 import tiny
 from conformance.examples import check_constraints
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.pipeline import compress
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrained_weight, constraints, raw_weight
 from nutlet.graph.statistics import input_moments
@@ -20,7 +21,6 @@ from nutlet.graph.trace import Edited
 from nutlet.methods import GPTQ, AdaRound, Cluster, PruneWeights, Quantize
 from nutlet.methods.base import Method
 from nutlet.methods.quantization.rounding import Rounding
-from nutlet.pipeline import compress
 from nutlet.tasks.predict import predict
 
 BOTH: list[Method] = [AdaRound(steps=200), GPTQ(group_size=0)]

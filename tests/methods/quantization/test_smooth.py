@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.compression.pipeline import compress
 from nutlet.constraints.stack import constrained_weight
 from nutlet.data.examples import Data
 from nutlet.graph.statistics import observing
 from nutlet.methods import PruneWeights, Quantize, Smooth
-from nutlet.pipeline import compress
 from nutlet.tasks.predict import predict
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from nutlet.compression.pipeline import Compressed, compress
 from nutlet.constraints.stack import constrained_layers
 from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationQuantizer
 from nutlet.methods import Quantize
 from nutlet.methods.quantization.quantize import TOLERANCE, WEIGHT_TOLERANCE
-from nutlet.pipeline import Compressed, compress
 
 
 class Cancelling(nn.Module):

@@ -17,24 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.artifact import MANIFEST, Compressed
-from nutlet.comparison import carried_out, probe, trained
+from nutlet.compression.compressed import MANIFEST, Compressed
+from nutlet.compression.gate import admit
+from nutlet.compression.history import Size, Step
+from nutlet.compression.order_rules import advise
+from nutlet.compression.recipe import read_steps
+from nutlet.compression.size import size_of
+from nutlet.compression.teacher import Teacher, as_teacher, labelled_by, teacher_of
+from nutlet.compression.verify import carried_out, probe, trained
 from nutlet.constraints import formats
 from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.fingerprint import fingerprint, source_code
-from nutlet.gate import admit
 from nutlet.graph.trace import Edited, body_of
-from nutlet.history import Size, Step
 from nutlet.locks import locked
-from nutlet.measurement.size import size_of
 from nutlet.methods.base import Method
-from nutlet.order import advise
 from nutlet.progress import Progress
-from nutlet.recipe import read_steps
 from nutlet.storage import digest
 from nutlet.tasks.predict import evaluate
-from nutlet.teacher import Teacher, as_teacher, labelled_by, teacher_of
 from nutlet.training.context import Answering, Context
 from nutlet.training.loop import CHECKPOINTS
 

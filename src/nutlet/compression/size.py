@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nutlet.compression.history import LayerSize, Size
 from nutlet.constraints.stack import constrained_weight
 from nutlet.formats.packed.pack import Packed, pack
 from nutlet.graph.finalize import finalize
 from nutlet.graph.macs import site_macs
 from nutlet.graph.scope import Layer
 from nutlet.graph.trace import Edited, walk
-from nutlet.history import LayerSize, Size
 
 __all__ = ["size_of"]
 

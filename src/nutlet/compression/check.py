@@ -11,23 +11,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nutlet.compression.gate import Admitted, examine
+from nutlet.compression.order_rules import advise
+from nutlet.compression.recipe import read_steps, read_yaml
+from nutlet.compression.size import size_of
+from nutlet.compression.teacher import Teacher, teacher_of
+from nutlet.compression.time_estimate import Estimate, Stopwatch
 from nutlet.constraints.stack import PLAIN_WEIGHT
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
-from nutlet.estimate import Estimate, Stopwatch
 from nutlet.formats.onnx.trial import export_problem
-from nutlet.gate import Admitted, examine
 from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_kinds
-from nutlet.measurement.size import size_of
 from nutlet.methods.base import Method, known_methods
-from nutlet.order import advise
 from nutlet.progress import Progress
-from nutlet.recipe import read_steps, read_yaml
 from nutlet.storage import prepare_folder
 from nutlet.table import Table, Tabled
-from nutlet.teacher import Teacher, teacher_of
 
 __all__ = ["LayerCheck", "Preflight", "check"]
 

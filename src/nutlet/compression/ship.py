@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
 from nutlet.data.examples import Data
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.locks import locked

@@ -16,20 +16,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.artifact import Compressed
+from nutlet.compression.compressed import Compressed
+from nutlet.compression.history import Step
+from nutlet.compression.order_rules import advise
+from nutlet.compression.pipeline import compress
+from nutlet.compression.teacher import Teacher
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places, with_places
 from nutlet.graph.trace import Edited
-from nutlet.history import Step
 from nutlet.loading.copies import clean_copy
 from nutlet.methods.base import Method
-from nutlet.order import advise
-from nutlet.pipeline import compress
 from nutlet.progress import Progress
 from nutlet.table import Table, Tabled
 from nutlet.tasks.predict import evaluate, predict
-from nutlet.teacher import Teacher
 
 __all__ = ["Diagnosis", "LayerLoss", "StepAccuracy", "diagnose"]
 

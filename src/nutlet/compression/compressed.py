@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nutlet.compression.history import Step
+from nutlet.compression.recipe import dump_recipe
 from nutlet.constraints import shapes_only
 from nutlet.errors import ComparisonError, StorageError, first_line, shown
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.formats.packed.bits import same_bits
 from nutlet.formats.packed.pack import most_bytes, pack, unpack
-from nutlet.history import Step
 from nutlet.loading.copies import clean_copy
 from nutlet.methods.base import Method, apply_plan
 from nutlet.reading import read_bytes
-from nutlet.recipe import dump_recipe
 from nutlet.storage import write_atomic, write_json, write_text
 from nutlet.table import Table, Tabled
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nutlet.comparison import carried_out
+from nutlet.compression.size import size_of
+from nutlet.compression.verify import carried_out
 from nutlet.data.examples import Data, Examples
-from nutlet.measurement.size import size_of
 from nutlet.methods.base import Method
 from nutlet.tasks.outputs import OutputKind
 from nutlet.tasks.predict import evaluate

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from nutlet.compression.pipeline import compress
 from nutlet.data.examples import Augment, Examples, split
 from nutlet.methods.base import Method
-from nutlet.pipeline import compress
 
 __all__ = ["Recompress"]
 

@@ -1,0 +1,1 @@
+"""From a recipe to a compressed model, checked and verified at every step."""
