@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import rich
 import torch
+from nutlet.attack import Attack, Scene, ShadowModels
+from nutlet.shadows import Shadows, halves
 from torch import Tensor, nn
 
 import nutlet as nl
-from nutlet.attack import Attack, Scene, ShadowModels
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, TwoVersion
 from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Examples
@@ -31,7 +32,6 @@ from nutlet.formats.onnx.export import export_onnx
 from nutlet.jobs import Workers
 from nutlet.measurement.roc import auc, blind_scores, sequential, settled, tpr_at
 from nutlet.oracle import Answers, FileSource, Oracle
-from nutlet.shadows import Shadows, halves
 from nutlet.storage import write_json
 from nutlet.training.loop import Training
 from rows import DATA, WORK, Rows

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nutlet.shadows import Shadows, halves, nearby
 from torch import nn
 
 import tiny
@@ -16,7 +17,6 @@ from nutlet.data.examples import Examples, split
 from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
 from nutlet.methods import FineTune, PruneWeights, Quantize
-from nutlet.shadows import Shadows, halves, nearby
 from nutlet.tasks.predict import predict
 from nutlet.training.loop import Training
 

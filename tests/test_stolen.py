@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nutlet.thief import fresh
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +34,6 @@ from nutlet.formats.onnx.reader import load_onnx
 from nutlet.measurement import Runtime
 from nutlet.methods import Binarize, Cluster, Factorize, HalfPrecision, PruneWeights, Quantize, Ternarize
 from nutlet.methods.base import Method
-from nutlet.thief import fresh
 from nutlet.trial import trust
 
 RECIPES: dict[str, list[Any]] = {

@@ -1,0 +1,1 @@
+"""Attacks that train a surrogate on the answers of the victim."""

@@ -1,0 +1,1 @@
+"""Attacks that bring training data to light."""

@@ -1,0 +1,1 @@
+"""Attacks with the shipped file in hand."""
