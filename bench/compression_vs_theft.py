@@ -17,23 +17,23 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from nutlet.attack import Scene
+from nutlet.shadows import Shadows
+from nutlet.thief import Thief, architecture_for, fresh
 from torch import nn
 
 import nutlet as nl
 from extraction import BUDGETS, fashion
-from nutlet.attack import Scene
 from nutlet.attacks import BaVarIA, Knockoff, Reuse
+from nutlet.auditing.jobs import clone_alone, run_attack
 from nutlet.auditing.scoring import clone_hits, paired_difference, queries_to
-from nutlet.auditing.trials import clone_alone, run_attack
 from nutlet.data.examples import Data, Examples
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.jobs import Workers
 from nutlet.measurement import Runtime
 from nutlet.measurement.roc import auc, tpr_at
 from nutlet.oracle import Answers, FileSource, Oracle, as_probabilities
-from nutlet.shadows import Shadows
 from nutlet.storage import packed_size
-from nutlet.thief import Thief, architecture_for, fresh
 from nutlet.training.loop import Training, cross_entropy, train_on
 from pieces import Piece, piece, seconds_of
 from rows import WORK, Rows

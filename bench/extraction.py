@@ -19,18 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nutlet.attack import Scene
+from nutlet.thief import Thief, architecture_for, fresh
 from torch import nn
 
 import nutlet as nl
-from nutlet.attack import Scene
 from nutlet.attacks import Knockoff
-from nutlet.auditing.trials import run_attack
+from nutlet.auditing.jobs import run_attack
 from nutlet.data.examples import Examples
 from nutlet.jobs import Result
 from nutlet.loading import load_data, load_model
 from nutlet.oracle import Answers, FileSource, Oracle
 from nutlet.tasks.predict import evaluate, predict
-from nutlet.thief import Thief, architecture_for, fresh
 from nutlet.training.loop import Training, cross_entropy, train_on
 from pieces import Piece, piece
 from rows import DATA, WORK, Rows

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tiny
-from nutlet.auditing.materials import budgets_for, evaluation_of, open_artifact, transfer_of
 from nutlet.auditing.protocol import Protocol
+from nutlet.auditing.setup import budgets_for, evaluation_of, open_artifact, transfer_of
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.oracle import Answers, Ledger

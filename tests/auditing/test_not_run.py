@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import onnx
 import pytest
 import torch
+from nutlet.attack import Attack, Goal, Loot, Scene
 from onnx import helper
 
 import nutlet as nl
-from nutlet.attack import Attack, Goal, Loot, Scene
 from nutlet.auditing import audit_files
 from nutlet.auditing.chosen import split_attacks
 from nutlet.data.examples import Data
@@ -141,7 +141,7 @@ def test_what_is_read_otherwise_than_the_runtime_computes_is_not_attacked(
     shipped: Shipped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, _, data = shipped
-    monkeypatch.setattr("nutlet.auditing.materials.load_onnx", lambda *_, **__: torch.nn.Linear(10, 4))
+    monkeypatch.setattr("nutlet.auditing.setup.load_onnx", lambda *_, **__: torch.nn.Linear(10, 4))
     value = nl.audit(file, data, protocol=QUICK).value
     assert "answers otherwise than its runtime" in of(value, "Reuse")["reason"]
 

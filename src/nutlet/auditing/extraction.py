@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from nutlet.attack import Attack
 from nutlet.auditing.claims import Row, judged
-from nutlet.auditing.materials import Artifact, Materials
+from nutlet.auditing.jobs import attack_job, attempted, baseline_job
 from nutlet.auditing.records import Section, failure, not_run, record, victim
 from nutlet.auditing.scoring import CloneHits, Difference, clone_hits, paired_difference, queries_to, summary
-from nutlet.auditing.trials import attack_job, attempted, baseline_job
+from nutlet.auditing.setup import Artifact, Materials
 from nutlet.jobs import Job, Result
 
 __all__ = ["extraction"]

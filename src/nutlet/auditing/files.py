@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nutlet.auditing.materials import evaluation_of, thief_of
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.result import Audit
 from nutlet.auditing.run import audit, named_output
+from nutlet.auditing.setup import evaluation_of, thief_of
 from nutlet.data.examples import Data, Examples
 from nutlet.jobs import Workers, layout
 from nutlet.locks import locked

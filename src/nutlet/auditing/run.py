@@ -16,7 +16,11 @@ from nutlet.attack import Attack, known_attacks
 from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import CLAIMS, sentence
 from nutlet.auditing.extraction import extraction
-from nutlet.auditing.materials import (
+from nutlet.auditing.membership import Candidates, candidates_of, privacy, scene_of
+from nutlet.auditing.protocol import Protocol
+from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle
+from nutlet.auditing.result import Audit
+from nutlet.auditing.setup import (
     Artifact,
     Materials,
     budgets_for,
@@ -27,11 +31,7 @@ from nutlet.auditing.materials import (
     thief_of,
     transfer_of,
 )
-from nutlet.auditing.possession import hands_on, possession
-from nutlet.auditing.privacy import Candidates, candidates_of, privacy, scene_of
-from nutlet.auditing.protocol import Protocol
-from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle
-from nutlet.auditing.result import Audit
+from nutlet.auditing.white_box import hands_on, possession
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, printable
 from nutlet.jobs import Workers

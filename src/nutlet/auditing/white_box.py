@@ -13,11 +13,11 @@ from torch import nn
 from nutlet.attack import Attack, Scene
 from nutlet.attacks import Reuse
 from nutlet.auditing.claims import Row, judged
-from nutlet.auditing.materials import Artifact, Materials
+from nutlet.auditing.jobs import attack_job, attempted
 from nutlet.auditing.recognition import recognised
 from nutlet.auditing.records import Section, failure, not_run, obstacle, record, victim
 from nutlet.auditing.scoring import over_seeds, paired_difference, summary
-from nutlet.auditing.trials import attack_job, attempted
+from nutlet.auditing.setup import Artifact, Materials
 from nutlet.data.examples import Data
 from nutlet.jobs import Job, Result
 from nutlet.storage import packed_size

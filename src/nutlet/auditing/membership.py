@@ -17,9 +17,9 @@ from nutlet.attacks import BaVarIA
 from nutlet.attacks.signals import answers_to
 from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import Row, judged
-from nutlet.auditing.materials import Artifact, Materials
 from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle, record, victim
 from nutlet.auditing.scoring import Difference
+from nutlet.auditing.setup import Artifact, Materials
 from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ModelError
