@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nutlet.thief import Thief, fresh
 from torch import nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.content_hash import fingerprint
 from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ModelError
-from nutlet.fingerprint import fingerprint
 from nutlet.loading.factory import build
-from nutlet.thief import Thief, fresh
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def test_another_process_finds_the_same() -> None:
 import torch
 from torch import nn
 from torch.nn import functional as F
-from nutlet.fingerprint import fingerprint
+from nutlet.content_hash import fingerprint
 from nutlet.thief import fresh
 print(fingerprint({"b": [1, None, 0.1], "a": F.relu}, torch.arange(3), fresh(nn.Linear(3, 2), 0)))
 """

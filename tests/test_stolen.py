@@ -23,18 +23,18 @@ from torch.nn import functional as F
 
 import tiny
 from nutlet.compression.pipeline import compress
+from nutlet.content_hash import fingerprint
 from nutlet.errors import ModelError, NutletError, StorageError
-from nutlet.fingerprint import fingerprint
 from nutlet.formats.onnx import module
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.formats.onnx.module import StolenModule
 from nutlet.formats.onnx.operators import OPERATORS
 from nutlet.formats.onnx.packing import load_unpacked
 from nutlet.formats.onnx.reader import load_onnx
+from nutlet.limited import trust
 from nutlet.measurement import Runtime
 from nutlet.methods import Binarize, Cluster, Factorize, HalfPrecision, PruneWeights, Quantize, Ternarize
 from nutlet.methods.base import Method
-from nutlet.trial import trust
 
 RECIPES: dict[str, list[Any]] = {
     "plain": [],

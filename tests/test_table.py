@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from nutlet.errors import ConfigError
-from nutlet.table import Table
+from nutlet.tables import Table
 
 TABLE = Table("A <title>", ("name", "value"), (("[red]a|b", "<script>"), ("c", "1")), ("Read & trust.",))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nutlet.errors import ConfigError, nearest
-from nutlet.table import Table
+from nutlet.tables import Table
 
 __all__ = ["listed", "listing"]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nutlet import machine
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError
-from nutlet.measurement import Runtime, cores, environment, latencies, latency, machine
+from nutlet.measurement import Runtime, cores, environment, latencies, latency
 from nutlet.measurement.latency import interleaved
 
 Save = Callable[..., Path]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nutlet import trial
+from nutlet import limited as trial
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, ModelError
 from nutlet.measurement import Runtime

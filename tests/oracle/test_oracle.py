@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from nutlet.content_hash import fingerprint
 from nutlet.errors import BudgetError, ConfigError, ModelError, StorageError
-from nutlet.fingerprint import fingerprint
 from nutlet.measurement import Runtime
 from nutlet.oracle import Answers, FileSource, Kept, Ledger, ModuleSource, Oracle, as_probabilities, source_of
 

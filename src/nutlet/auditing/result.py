@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nutlet.table import Table, Tabled
+from nutlet.tables import Table, Tabled
 
 __all__ = ["Audit"]
 

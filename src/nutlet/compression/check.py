@@ -27,7 +27,7 @@ from nutlet.loading.models import check_kinds
 from nutlet.methods.base import Method, known_methods
 from nutlet.progress import Progress
 from nutlet.storage import prepare_folder
-from nutlet.table import Table, Tabled
+from nutlet.tables import Table, Tabled
 
 __all__ = ["LayerCheck", "Preflight", "check"]
 

@@ -25,7 +25,7 @@ from nutlet.loading.copies import clean_copy
 from nutlet.methods.base import Method, apply_plan
 from nutlet.reading import read_bytes
 from nutlet.storage import write_atomic, write_json, write_text
-from nutlet.table import Table, Tabled
+from nutlet.tables import Table, Tabled
 
 __all__ = ["Compressed"]
 

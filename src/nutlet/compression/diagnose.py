@@ -28,7 +28,7 @@ from nutlet.graph.trace import Edited
 from nutlet.loading.copies import clean_copy
 from nutlet.methods.base import Method
 from nutlet.progress import Progress
-from nutlet.table import Table, Tabled
+from nutlet.tables import Table, Tabled
 from nutlet.tasks.predict import evaluate, predict
 
 __all__ = ["Diagnosis", "LayerLoss", "StepAccuracy", "diagnose"]

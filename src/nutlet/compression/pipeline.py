@@ -26,9 +26,9 @@ from nutlet.compression.size import size_of
 from nutlet.compression.teacher import Teacher, as_teacher, labelled_by, teacher_of
 from nutlet.compression.verify import carried_out, probe, trained
 from nutlet.constraints import formats
+from nutlet.content_hash import fingerprint, source_code
 from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
-from nutlet.fingerprint import fingerprint, source_code
 from nutlet.graph.trace import Edited, body_of
 from nutlet.locks import locked
 from nutlet.methods.base import Method

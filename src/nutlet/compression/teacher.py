@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from nutlet.compression.gate import output_kind
+from nutlet.content_hash import fingerprint
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, ModelError, NutletError
-from nutlet.fingerprint import fingerprint
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.loading import load_model
 from nutlet.loading.copies import clean_copy

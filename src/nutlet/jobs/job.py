@@ -30,7 +30,7 @@ class Job:
 
     Args:
         function: ``(**arguments) -> Result``; what it gives depends on its arguments alone.
-        arguments: plain values, arrays, modules, dataclasses and functions; see :mod:`nutlet.fingerprint`.
+        arguments: plain values, arrays, modules, dataclasses and functions; see :mod:`nutlet.content_hash`.
         title: what a user calls it.
         cost: how long it takes, relative to the others; for the time left.
     """

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from nutlet.content_hash import fingerprint
 from nutlet.errors import ConfigError, StorageError
-from nutlet.fingerprint import fingerprint
 from nutlet.jobs.job import Job, Result
 from nutlet.jobs.pools import cluster, processes, spread, versions
 from nutlet.locks import locked

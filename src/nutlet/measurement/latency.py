@@ -12,7 +12,7 @@ import numpy as np
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.formats.onnx.session import Runtime
-from nutlet.measurement.machine import cores
+from nutlet.machine import cores
 from nutlet.progress import Progress
 
 __all__ = ["Latency", "Speedup", "check_settings", "interleaved", "latencies"]

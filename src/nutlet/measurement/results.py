@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nutlet.measurement.latency import Latency, Speedup
-from nutlet.table import Table, Tabled
+from nutlet.tables import Table, Tabled
 
 __all__ = ["Figures", "FileFigures", "Measurement"]
 

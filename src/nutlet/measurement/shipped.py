@@ -10,9 +10,9 @@ from torch import nn
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.formats.onnx.session import Runtime
+from nutlet.machine import environment
 from nutlet.measurement.intervals import Estimate, agreement, difference, predict_module, top1
 from nutlet.measurement.latency import Latency, check_settings, latencies
-from nutlet.measurement.machine import environment
 from nutlet.measurement.memory import peak_memory
 from nutlet.measurement.results import Figures, FileFigures, Measurement
 from nutlet.progress import Progress

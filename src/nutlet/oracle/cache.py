@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nutlet.content_hash import fingerprint
 from nutlet.errors import OracleError, StorageError, first_line
-from nutlet.fingerprint import fingerprint
 from nutlet.locks import exclusive
 from nutlet.oracle.endpoint import Endpoint
 from nutlet.oracle.oracle import Source, checked

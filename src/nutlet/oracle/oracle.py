@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nutlet.content_hash import fingerprint
 from nutlet.errors import BudgetError, ModelError
-from nutlet.fingerprint import fingerprint
 from nutlet.locks import Mutex
 from nutlet.measurement import Runtime
 from nutlet.oracle.disclosure import Answers, as_probabilities

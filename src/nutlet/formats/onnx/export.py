@@ -16,9 +16,9 @@ from nutlet.formats.onnx.packing import pack_initializers
 from nutlet.formats.onnx.slim import slim
 from nutlet.formats.onnx.trial import explain, silence
 from nutlet.graph.finalize import finalize
+from nutlet.limited import trust
 from nutlet.memory import release
 from nutlet.storage import LARGEST_ONNX, write_atomic
-from nutlet.trial import trust
 
 __all__ = ["export_onnx"]
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
 from nutlet.formats.onnx.outputs import chosen_output
-from nutlet.measurement.machine import cores
+from nutlet.limited import Trials
+from nutlet.machine import cores
 from nutlet.progress import Progress
 from nutlet.storage import LARGEST_ONNX
 from nutlet.tasks.outputs import check_finite
-from nutlet.trial import Trials
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +36,7 @@ def read_onnx(path: str | Path) -> bytes:
     Raises:
         StorageError: there is no such file, it is larger than :data:`~nutlet.storage.LARGEST_ONNX`, it is not ONNX (or
             cut off), or it points to external data.
-        ModelError: it takes too much memory or time; see :mod:`nutlet.trial`.
+        ModelError: it takes too much memory or time; see :mod:`nutlet.limited`.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -81,7 +81,7 @@ class Runtime:
     """A shipped file, opened in ONNX Runtime on the CPU with all graph optimisations.
 
     A file that this process did not write is tried first in a process of its own, limited in memory and time: when it
-    is opened, and on each larger batch (:mod:`nutlet.trial`).
+    is opened, and on each larger batch (:mod:`nutlet.limited`).
 
     Args:
         path: the ONNX file: one input ``(N, ...)``, one output ``(N, classes)``.
