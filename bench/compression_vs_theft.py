@@ -17,14 +17,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from nutlet.attack import Scene
-from nutlet.shadows import Shadows
-from nutlet.thief import Thief, architecture_for, fresh
 from torch import nn
 
 import nutlet as nl
 from extraction import BUDGETS, fashion
 from nutlet.attacks import BaVarIA, Knockoff, Reuse
+from nutlet.attacks.base import Scene
+from nutlet.attacks.extraction.surrogate import Thief, architecture_for, fresh
+from nutlet.attacks.membership.shadow_models import Shadows
 from nutlet.auditing.jobs import clone_alone, run_attack
 from nutlet.auditing.scoring import clone_hits, paired_difference, queries_to
 from nutlet.data.examples import Data, Examples

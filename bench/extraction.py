@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nutlet.attack import Scene
-from nutlet.thief import Thief, architecture_for, fresh
 from torch import nn
 
 import nutlet as nl
 from nutlet.attacks import Knockoff
+from nutlet.attacks.base import Scene
+from nutlet.attacks.extraction.surrogate import Thief, architecture_for, fresh
 from nutlet.auditing.jobs import run_attack
 from nutlet.data.examples import Examples
 from nutlet.jobs import Result

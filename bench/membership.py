@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import rich
 import torch
-from nutlet.attack import Attack, Scene, ShadowModels
-from nutlet.shadows import Shadows, halves
 from torch import Tensor, nn
 
 import nutlet as nl
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, TwoVersion
+from nutlet.attacks.base import Attack, Scene, ShadowModels
+from nutlet.attacks.membership.shadow_models import Shadows, halves
 from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Examples
 from nutlet.formats.onnx.export import export_onnx

@@ -10,9 +10,9 @@ import sys
 import torch
 from torch import nn
 
-from nutlet.attack import Scene
 from nutlet.attacks import RecoverWeights
-from nutlet.attacks.recover_weights import weight_error
+from nutlet.attacks.base import Scene
+from nutlet.attacks.white_box.recover_weights import weight_error
 from nutlet.oracle import Answers, ModuleSource, Oracle
 from rows import Rows
 

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 import nutlet
-from nutlet.attack import known_attacks
+from nutlet.attacks.base import known_attacks
 from nutlet.cli import app
 from nutlet.methods.base import Method, known_methods
 from nutlet.report.load import schema

@@ -24,7 +24,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nutlet import attack
+from nutlet.attacks import base as attack
 from nutlet.cli import app
 from nutlet.methods import base as method
 

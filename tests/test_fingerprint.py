@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nutlet.thief import Thief, fresh
 from torch import nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.attacks.extraction.surrogate import Thief, fresh
 from nutlet.content_hash import fingerprint
 from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ModelError
@@ -247,7 +247,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from nutlet.content_hash import fingerprint
-from nutlet.thief import fresh
+from nutlet.attacks.extraction.surrogate import fresh
 print(fingerprint({"b": [1, None, 0.1], "a": F.relu}, torch.arange(3), fresh(nn.Linear(3, 2), 0)))
 """
     here = fingerprint({"a": F.relu, "b": [1, None, 0.1]}, torch.arange(3), fresh(nn.Linear(3, 2), 0))

@@ -45,7 +45,7 @@ LAYERS = (
 EXCEPTIONS = {
     # The registry loads our own methods when it is first asked what there is.
     ("nutlet.methods.base", "nutlet.methods"),
-    ("nutlet.attack", "nutlet.attacks"),
+    ("nutlet.attacks.base", "nutlet.attacks"),
 }
 PROGRAMS = {"nutlet.__main__", "nutlet.formats.onnx.attempt", "nutlet.formats.onnx.probe"}
 """Modules that are run and not imported: they have no public names."""

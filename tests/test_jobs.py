@@ -22,11 +22,11 @@ import pytest
 import torch
 from torch import nn
 
+from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.errors import ConfigError, MissingExtra, ModelError, NutletError, StorageError
 from nutlet.jobs import Job, Workers, layout, pools
 from nutlet.loading.factory import build
 from nutlet.progress import Progress, Task
-from nutlet.thief import fresh
 
 NET = """
 import torch

@@ -7,9 +7,9 @@ import pytest
 
 import nutlet as nl
 from job import invoke
+from nutlet.attacks.extraction.surrogate import Thief
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError, printable
-from nutlet.thief import Thief
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from nutlet.shadows import Shadows, halves, nearby
 from torch import nn
 
 import tiny
-from nutlet import shadows as module
+from nutlet.attacks.membership import shadow_models as module
+from nutlet.attacks.membership.shadow_models import Shadows, halves, nearby
 from nutlet.compression.pipeline import compress
 from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Examples, split

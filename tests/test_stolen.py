@@ -16,22 +16,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nutlet.thief import fresh
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tiny
+from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.compression.pipeline import compress
 from nutlet.content_hash import fingerprint
 from nutlet.errors import ModelError, NutletError, StorageError
 from nutlet.formats.onnx import module
 from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats.onnx.limited import trust
 from nutlet.formats.onnx.module import StolenModule
 from nutlet.formats.onnx.operators import OPERATORS
 from nutlet.formats.onnx.packing import load_unpacked
 from nutlet.formats.onnx.reader import load_onnx
-from nutlet.limited import trust
 from nutlet.measurement import Runtime
 from nutlet.methods import Binarize, Cluster, Factorize, HalfPrecision, PruneWeights, Quantize, Ternarize
 from nutlet.methods.base import Method

@@ -16,7 +16,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nutlet.attack import Attack, Loot, Scene, register_attack
+    from nutlet.attacks.base import Attack, Loot, Scene, register_attack
+    from nutlet.attacks.extraction.surrogate import Thief
     from nutlet.auditing import Audit, Protocol, audit, audit_files
     from nutlet.compression.check import Preflight, check
     from nutlet.compression.compressed import Compressed
@@ -71,12 +72,11 @@ if TYPE_CHECKING:
     from nutlet.methods.base import Method, register
     from nutlet.oracle import Answers, Endpoint, Oracle
     from nutlet.progress import Progress
-    from nutlet.thief import Thief
     from nutlet.training.context import Context
 
 _HOMES = {
     "nutlet.compression.compressed": ("Compressed",),
-    "nutlet.attack": ("Attack", "Loot", "Scene", "register_attack"),
+    "nutlet.attacks.base": ("Attack", "Loot", "Scene", "register_attack"),
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.training.context": ("Context",),
     "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
@@ -131,7 +131,7 @@ _HOMES = {
     "nutlet.compression.check": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
     "nutlet.compression.recipe": ("load_recipe",),
-    "nutlet.thief": ("Thief",),
+    "nutlet.attacks.extraction.surrogate": ("Thief",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

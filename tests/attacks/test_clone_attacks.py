@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nutlet.attack import Scene
 from nutlet.attacks import DataFree, LabelOnly
-from nutlet.attacks.adaptive_knockoff import draw, updated
-from nutlet.attacks.asking import Asked
-from nutlet.attacks.data_free import _Duel
+from nutlet.attacks.base import Scene
+from nutlet.attacks.extraction.adaptive_knockoff import draw, updated
+from nutlet.attacks.extraction.data_free import _Duel
+from nutlet.attacks.extraction.queries import Asked
+from nutlet.attacks.extraction.surrogate import Thief
 from nutlet.data.examples import Examples
 from nutlet.oracle import Answers, Oracle
-from nutlet.thief import Thief
 
 TRANSFER = Examples(torch.arange(60.0).view(60, 1), torch.arange(60) % 3)
 

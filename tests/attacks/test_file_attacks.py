@@ -12,13 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from conformance import file_world
-from nutlet.attack import Attack, Loot, Scene
 from nutlet.attacks import FileLeaks, Refine, Reuse
+from nutlet.attacks.base import Attack, Loot, Scene
+from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.errors import StorageError
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.oracle import Oracle, source_of
-from nutlet.thief import fresh
 
 
 def raid(attack: Attack, scene: Scene, *budgets: int) -> list[Loot]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from conformance import inversion_world as world
-from nutlet.attack import Attack, Scene
 from nutlet.attacks import GeneratorInversion, MIFace
-from nutlet.attacks.inversion import roughness
+from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.inversion.mi_face import roughness
 from nutlet.auditing.recognition import recognised
 from nutlet.data.examples import Examples
 from nutlet.oracle import Answers, Oracle, source_of

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from conformance import inversion_world as world
-from nutlet.attack import Scene
 from nutlet.attacks import LastLayerWidth
-from nutlet.attacks.last_layer import read_last_layer
+from nutlet.attacks.base import Scene
+from nutlet.attacks.white_box.last_layer import read_last_layer
 from nutlet.oracle import Answers, Oracle, source_of
 
 SCENE = Scene(classes=world.OUTPUTS, shape=(world.FEATURES,))

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from conformance import membership_world as world
 from conformance.membership_world import CANDIDATES
-from nutlet.attack import Attack, Scene
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, ShadowClassifier, TwoVersion
-from nutlet.attacks.evidence import log_ratio
-from nutlet.attacks.signals import answers_to, as_shown, confidence
+from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.membership.evidence import log_ratio
+from nutlet.attacks.membership.shadow_models import halves
+from nutlet.attacks.membership.signals import answers_to, as_shown, confidence
 from nutlet.data.examples import Examples
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.measurement.roc import auc
 from nutlet.oracle import Answers, Oracle, source_of
-from nutlet.shadows import halves
 
 FEW = [
     LossThreshold(),

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nutlet.attack import Loot, Scene
-from nutlet.attacks.line import Line
-from nutlet.attacks.recover_weights import RecoverWeights, precision, weight_error
+from nutlet.attacks.base import Loot, Scene
+from nutlet.attacks.extraction.line import Line
+from nutlet.attacks.white_box.recover_weights import RecoverWeights, precision, weight_error
 from nutlet.errors import ModelError
 from nutlet.oracle import Answers, Oracle, source_of
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import onnx
 import pytest
 import torch
-from nutlet.attack import Attack, Goal, Loot, Scene
 from onnx import helper
 
 import nutlet as nl
+from nutlet.attacks.base import Attack, Goal, Loot, Scene
 from nutlet.auditing import audit_files
 from nutlet.auditing.chosen import split_attacks
 from nutlet.data.examples import Data

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import nutlet as nl
 import tiny
-from nutlet.attack import known_attacks
+from nutlet.attacks.base import known_attacks
 from nutlet.cli import app
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
@@ -90,8 +90,8 @@ def test_an_audit_goes_on_from_what_was_done(
         raise AssertionError("trained anew")
 
     again = nl.audit(file, data, original, protocol=QUICK, workers=workers).value
-    monkeypatch.setattr("nutlet.thief.train_on", refuse)
-    monkeypatch.setattr("nutlet.shadows.train_on", refuse)
+    monkeypatch.setattr("nutlet.attacks.extraction.surrogate.train_on", refuse)
+    monkeypatch.setattr("nutlet.attacks.membership.shadow_models.train_on", refuse)
     third = nl.audit(file, data, original, protocol=QUICK, workers=workers).value
     assert first["claims"] == again["claims"] == third["claims"]
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conformance import file_world, inversion_world, membership_world
-from nutlet.attack import Attack, Loot, Scene
 from nutlet.attacks import (
     JBDA,
     RMIA,
@@ -41,11 +40,12 @@ from nutlet.attacks import (
     ShadowClassifier,
     TwoVersion,
 )
+from nutlet.attacks.base import Attack, Loot, Scene
+from nutlet.attacks.extraction.surrogate import Thief, architecture_for
 from nutlet.auditing.recognition import recognised
 from nutlet.data.examples import Examples
 from nutlet.measurement.roc import auc, blind_scores
 from nutlet.oracle import Access, Answers, Oracle, Source, source_of
-from nutlet.thief import Thief, architecture_for
 
 CLASSES = 4
 SHOWN: dict[Access, Answers] = {

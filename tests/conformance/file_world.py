@@ -12,12 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attack import Loot, Scene
 from nutlet.attacks import Reuse
-from nutlet.attacks.labelled import labelled
+from nutlet.attacks.base import Loot, Scene
+from nutlet.attacks.extraction.labelled import labelled
+from nutlet.attacks.extraction.surrogate import Thief, fresh
 from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, source_of
-from nutlet.thief import Thief, fresh
 from nutlet.training.loop import Training, cross_entropy, train_on
 
 CLASSES = 4

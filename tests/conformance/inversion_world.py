@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attack import Scene
+from nutlet.attacks.base import Scene
+from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.data.examples import Examples
-from nutlet.thief import fresh
 
 CLASSES, FEATURES = 16, 10
 OUTPUTS, WIDTH = 60, 12

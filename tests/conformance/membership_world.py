@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nutlet.attack import Scene
+from nutlet.attacks.base import Scene
+from nutlet.attacks.membership.shadow_models import Shadows, halves
 from nutlet.data.examples import Examples
 from nutlet.jobs import Workers
 from nutlet.oracle import Answers, Oracle, Source, source_of
-from nutlet.shadows import Shadows, halves
 from nutlet.training.loop import Training, cross_entropy, train_on
 
 CANDIDATES = 240

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from conformance.attack_cases import CASES, SHOWN, World
 from conformance.examples import same_state
-from nutlet.attack import Attack, Goal, Loot, Scene, known_attacks
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, known_attacks
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.oracle import ACCESS, Answers
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from nutlet import limited as trial
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, ModelError
+from nutlet.formats.onnx import limited as trial
 from nutlet.measurement import Runtime
 
 FLOAT = TensorProto.FLOAT

@@ -1,26 +1,26 @@
 """The attacks, one to a file; importing this package registers them."""
 
-from nutlet.attacks.active_thief import ActiveThief
-from nutlet.attacks.adaptive_knockoff import AdaptiveKnockoff
-from nutlet.attacks.bavaria import BaVarIA
-from nutlet.attacks.data_free import DataFree
-from nutlet.attacks.file_leaks import FileLeaks
-from nutlet.attacks.generator_inversion import GeneratorInversion
-from nutlet.attacks.inversion import MIFace
-from nutlet.attacks.jbda import JBDA
-from nutlet.attacks.knockoff import Knockoff
-from nutlet.attacks.label_only import LabelOnly
-from nutlet.attacks.last_layer import LastLayerWidth
-from nutlet.attacks.lira import LiRA
-from nutlet.attacks.loss_threshold import LossThreshold
-from nutlet.attacks.recover_weights import RecoverWeights
-from nutlet.attacks.refine import Refine
-from nutlet.attacks.reuse import Reuse
-from nutlet.attacks.rmia import RMIA
-from nutlet.attacks.samia import SAMIA
-from nutlet.attacks.semi_supervised import SemiSupervised
-from nutlet.attacks.shadow_classifier import ShadowClassifier
-from nutlet.attacks.two_version import TwoVersion
+from nutlet.attacks.extraction.active_thief import ActiveThief
+from nutlet.attacks.extraction.adaptive_knockoff import AdaptiveKnockoff
+from nutlet.attacks.extraction.data_free import DataFree
+from nutlet.attacks.extraction.jbda import JBDA
+from nutlet.attacks.extraction.knockoff import Knockoff
+from nutlet.attacks.extraction.semi_supervised import SemiSupervised
+from nutlet.attacks.inversion.generator_inversion import GeneratorInversion
+from nutlet.attacks.inversion.mi_face import MIFace
+from nutlet.attacks.membership.bavaria import BaVarIA
+from nutlet.attacks.membership.label_only import LabelOnly
+from nutlet.attacks.membership.lira import LiRA
+from nutlet.attacks.membership.loss_threshold import LossThreshold
+from nutlet.attacks.membership.rmia import RMIA
+from nutlet.attacks.membership.samia import SAMIA
+from nutlet.attacks.membership.shadow_classifier import ShadowClassifier
+from nutlet.attacks.membership.two_version import TwoVersion
+from nutlet.attacks.white_box.file_leaks import FileLeaks
+from nutlet.attacks.white_box.last_layer import LastLayerWidth
+from nutlet.attacks.white_box.recover_weights import RecoverWeights
+from nutlet.attacks.white_box.refine import Refine
+from nutlet.attacks.white_box.reuse import Reuse
 
 __all__ = [
     "JBDA",

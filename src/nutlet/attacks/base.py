@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from nutlet.attacks.extraction.surrogate import Thief
 from nutlet.data.examples import Examples
 from nutlet.oracle import ACCESS, Access, Oracle
 from nutlet.progress import Progress
 from nutlet.registry import Registry
-from nutlet.thief import Thief
 
 __all__ = ["Attack", "Goal", "Loot", "Scene", "ShadowModels", "known_attacks", "register_attack"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nutlet.attack import Goal
+from nutlet.attacks.base import Goal
 from nutlet.auditing.scoring import Difference
 
 __all__ = ["CLAIMS", "Row", "judged", "sentence"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nutlet.attack import Attack
+from nutlet.attacks.base import Attack
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted, baseline_job
 from nutlet.auditing.records import Section, failure, not_run, record, victim

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from nutlet.attack import Attack, Scene
+from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.extraction.surrogate import Thief
 from nutlet.data.examples import Examples
 from nutlet.errors import ModelError
 from nutlet.jobs import Job, Result, Workers
 from nutlet.oracle import Answers, Oracle, Source
 from nutlet.tasks.predict import predict
-from nutlet.thief import Thief
 
 __all__ = ["attack_job", "attempted", "baseline_job", "clone_alone", "run_attack"]
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nutlet.attack import Attack, Scene
 from nutlet.attacks import BaVarIA
-from nutlet.attacks.signals import answers_to
+from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.membership.shadow_models import Shadows
+from nutlet.attacks.membership.signals import answers_to
 from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle, record, victim
@@ -27,7 +28,6 @@ from nutlet.measurement import Estimate
 from nutlet.measurement import roc as membership
 from nutlet.methods.base import Method
 from nutlet.oracle import Oracle
-from nutlet.shadows import Shadows
 from nutlet.training.loop import Training
 
 __all__ = ["Candidates", "candidates_of", "privacy", "scene_of"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from nutlet.attack import Attack
+from nutlet.attacks.base import Attack
 from nutlet.auditing.chosen import ALL, Chosen, chosen_attacks
 from nutlet.data.examples import check_seed
 from nutlet.errors import ConfigError

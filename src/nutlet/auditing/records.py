@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nutlet.attack import Attack, Scene
+from nutlet.attacks.base import Attack, Scene
 from nutlet.auditing.claims import Row
 from nutlet.errors import NutletError, printable
 from nutlet.oracle import Oracle

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from nutlet.attack import Attack, known_attacks
+from nutlet.attacks.base import Attack, known_attacks
+from nutlet.attacks.extraction.surrogate import Thief
 from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import CLAIMS, sentence
 from nutlet.auditing.extraction import extraction
@@ -40,7 +41,6 @@ from nutlet.methods.base import Method
 from nutlet.oracle import FileSource, Ledger, Source
 from nutlet.progress import Progress
 from nutlet.report import findings
-from nutlet.thief import Thief
 
 __all__ = ["audit", "named_output"]
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from nutlet.attack import Scene
+from nutlet.attacks.base import Scene
+from nutlet.attacks.extraction.surrogate import Thief, architecture_for
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
 from nutlet.data.examples import Data, Examples, flip_and_crop
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
@@ -22,7 +23,6 @@ from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1
 from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
 from nutlet.tasks.predict import predict
-from nutlet.thief import Thief, architecture_for
 
 __all__ = [
     "Artifact",

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from nutlet.attack import Attack, Scene
 from nutlet.attacks import Reuse
+from nutlet.attacks.base import Attack, Scene
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted
 from nutlet.auditing.recognition import recognised

@@ -33,7 +33,7 @@ def attacks(
 ) -> None:
     """List every attack, what it needs, and when an attacker would pick it."""
     with loading():
-        from nutlet.attack import known_attacks
+        from nutlet.attacks.base import known_attacks
 
     _list("attack", known_attacks(), name, as_json=as_json)
 

@@ -61,7 +61,7 @@ class Compressed(Tabled):
         return [Method.from_dict(step.method) for step in self.steps[1:]]
 
     def export(self, path: Path | str, *, packed: bool = True) -> Path:
-        """Write the ONNX file that ships; see :func:`nutlet.formats.onnx.export.export_onnx`."""
+        """Write the ONNX file that ships; see :func:`nutlet.export_onnx`."""
         return export_onnx(self.model, path, self.example, packed=packed)
 
     def save(self, folder: Path | str) -> Path:

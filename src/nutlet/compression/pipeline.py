@@ -57,10 +57,10 @@ def compress(
     Args:
         model: a module from one batch ``(B, ...)`` to outputs ``(B, classes)``; it is not changed.
         recipe: methods in order, or the path of a YAML recipe.
-        data: splits, see :func:`nutlet.data.examples.split`; the test split is not looked at.
+        data: splits, see :func:`nutlet.split`; the test split is not looked at.
         recover: training inserted after every run of steps that it can repair.
         teacher: whom distillation follows, in place of ``model``: another module, the path of an ONNX file, or an
-            :class:`~nutlet.oracle.Oracle` or :class:`~nutlet.oracle.Endpoint`, of which only answers are known.
+            :class:`~nutlet.Oracle` or :class:`~nutlet.Endpoint`, of which only answers are known.
         seed: the only source of randomness.
         workdir: keeps every intermediate by a hash of what made it, and the checkpoints of long training; a second
             run, or one with other last steps, goes on from there. ``None`` keeps nothing.

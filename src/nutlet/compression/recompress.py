@@ -15,11 +15,13 @@ __all__ = ["Recompress"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recompress:
-    """Apply a recipe to a model, on the examples that the model was trained on; for :class:`nutlet.shadows.Shadows`.
+    """Apply a recipe to a model, on the examples that the model was trained on.
+
+    What :class:`nutlet.attacks.membership.shadow_models.Shadows` does to its models, as was done to the victim.
 
     Args:
         recipe: methods in order, with those that train.
-        validation: share of the examples held out, as :func:`nutlet.data.examples.split` does.
+        validation: share of the examples held out, as :func:`nutlet.split` does.
         calibration: examples for ranges and scores.
         augment: applied to each batch of a method that trains.
     """

@@ -33,8 +33,8 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
     """Return ``teacher`` as a module in evaluation mode that gives logits ``(B, classes)``.
 
     An ONNX file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
-    or endpoint only the answers are known (:class:`nutlet.training.context.Answering`): they are kept, and each input is asked
-    about once. A module that ends in a softmax gives the logarithms.
+    or endpoint only the answers are known (:class:`nutlet.training.context.Answering`): they are kept, and each input is
+    asked about once. A module that ends in a softmax gives the logarithms.
 
     Args:
         teacher: what was given; not changed.
@@ -78,13 +78,13 @@ def load_teacher(spec: str | None, *, config: Path | None = None, i_own_this_end
     """Return the teacher that a command line names, if any: an ONNX file, an address, or what names a model.
 
     Args:
-        spec: none, a path that ends in ``.onnx``, an address, or see :func:`nutlet.loading.load_model`.
+        spec: none, a path that ends in ``.onnx``, an address, or see :func:`nutlet.load_model`.
         config: YAML that says how an endpoint is asked.
         i_own_this_endpoint: your word that it is yours.
 
     Raises:
         ConfigError: see :func:`nutlet.oracle.load_endpoint`.
-        ModelError, StorageError: see :func:`nutlet.loading.load_model`.
+        ModelError, StorageError: see :func:`nutlet.load_model`.
     """
     if spec is None:
         return None

@@ -46,7 +46,7 @@ def load_data(
             - a folder of images, ``train/CLASS/*.png`` and ``test/CLASS/*.png``, or ``CLASS/*.png``;
             - ``hf:NAME``, a Hugging Face data set by the name of a local folder or on the hub (the hub goes through
               the same code after the download; only local folders are tested);
-            - ``package.module:factory``, a function that returns :class:`nutlet.data.examples.Data`, ``(x, y)``, or
+            - ``package.module:factory``, a function that returns :class:`nutlet.Data`, ``(x, y)``, or
               ``(x_train, y_train, x_test, y_test)``.
         test: where the test set comes from, in one of these forms; it replaces the one in ``spec``. Without either
             there is none.
@@ -184,7 +184,7 @@ def _from_factory(value: Any, spec: str) -> Arrays | Data:
         return Arrays(*(v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in value))
     found = f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
     raise DataError(
-        f"{spec!r} returned {found}; expected arrays (x, y), (x_train, y_train, x_test, y_test), or nutlet.data.examples.Data"
+        f"{spec!r} returned {found}; expected arrays (x, y), (x_train, y_train, x_test, y_test), or nutlet.Data"
     )
 
 

@@ -38,7 +38,7 @@ def measure(
 
     Args:
         path: the ONNX file.
-        data: examples to predict; of a :class:`~nutlet.data.examples.Data` its test split, or validation where it has none.
+        data: examples to predict; of a :class:`~nutlet.Data` its test split, or validation where it has none.
         against: the original. Of an ONNX file everything is measured too, and both are timed in turn in one run;
             of a module only accuracy and agreement.
         batches: batch sizes for latency and memory; by default 1 and 32, or the only size that a file takes.

@@ -9,9 +9,9 @@ from typing import ClassVar, get_args
 import torch
 from torch import nn
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import Asked, means
-from nutlet.attacks.selection import Strategy, select
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.extraction.queries import Asked, means
+from nutlet.attacks.extraction.selection import Strategy, select
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks.predict import predict
@@ -76,7 +76,7 @@ def ask_actively(
         oracle: the victim.
         scene: the attacker's.
         budget: inputs asked about in all; fewer where the transfer set ends before.
-        strategy: see :func:`nutlet.attacks.selection.select`.
+        strategy: see :func:`nutlet.attacks.extraction.selection.select`.
         rounds: trainings in between are that much shorter.
     """
     thief, transfer = scene.thief, asked.transfer

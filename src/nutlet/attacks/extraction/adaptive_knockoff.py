@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import Asked, means
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.extraction.queries import Asked, means
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks.predict import predict

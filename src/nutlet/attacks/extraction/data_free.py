@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import ask
-from nutlet.attacks.selection import entropy
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.extraction.queries import ask
+from nutlet.attacks.extraction.selection import entropy
+from nutlet.attacks.extraction.surrogate import Thief, fresh, soft_cross_entropy
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks.predict import evaluating
-from nutlet.thief import Thief, fresh, soft_cross_entropy
 
 __all__ = ["DataFree", "generator_for"]
 

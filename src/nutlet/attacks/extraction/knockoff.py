@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.asking import Asked, means
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.extraction.queries import Asked, means
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["Knockoff"]

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nutlet.attack import Scene
+from nutlet.attacks.base import Scene
+from nutlet.attacks.extraction.surrogate import Thief
 from nutlet.data.examples import Examples
-from nutlet.thief import Thief
 
 __all__ = ["EFFORT", "finetune", "labelled"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nutlet.attack import Scene
+from nutlet.attacks.base import Scene
+from nutlet.attacks.extraction.surrogate import Thief
 from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, as_probabilities
-from nutlet.thief import Thief
 
 __all__ = ["Asked", "ask", "means"]
 

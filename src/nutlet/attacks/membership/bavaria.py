@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.evidence import log_ratio
-from nutlet.attacks.signals import (
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.membership.evidence import log_ratio
+from nutlet.attacks.membership.signals import (
     check_models,
     check_option,
     check_prior,
@@ -31,8 +31,8 @@ class BaVarIA(Attack):
 
     Under a normal-inverse-gamma prior the confidence of one more model is :math:`t_{s+n+2}` distributed around the
     posterior mean (Brännvall 2026); the score is the log ratio of its densities among models that saw the candidate and
-    those that did not. Our prior is of candidates of about the same difficulty: :mod:`nutlet.attacks.evidence` has the
-    formulas.
+    those that did not. Our prior is of candidates of about the same difficulty:
+    :mod:`nutlet.attacks.membership.evidence` has the formulas.
 
     Args:
         mode: ``online``, or ``offline``: no model that saw a candidate says anything about that candidate.

@@ -9,8 +9,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.signals import check_models, check_option, confidence, of_pool, scored_once, shadow_confidence
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.membership.signals import (
+    check_models,
+    check_option,
+    confidence,
+    of_pool,
+    scored_once,
+    shadow_confidence,
+)
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["LiRA"]

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.signals import confidence, of_pool, scored_once
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.membership.signals import confidence, of_pool, scored_once
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["LossThreshold"]

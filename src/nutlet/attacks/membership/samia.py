@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.classifier import learn
-from nutlet.attacks.signals import answers_to, as_shown, check_budget, check_models, check_steps, of_pool
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.membership.classifier import learn
+from nutlet.attacks.membership.shadow_models import Shadows, nearby
+from nutlet.attacks.membership.signals import answers_to, as_shown, check_budget, check_models, check_steps, of_pool
 from nutlet.oracle import Access, Answers, Oracle
-from nutlet.shadows import Shadows, nearby
 
 __all__ = ["SAMIA"]
 
@@ -27,8 +27,8 @@ class SAMIA(Attack):
     Sensitivity is how much the probabilities change under small noise on the input. Each class is a token of three
     numbers (probability, sensitivity, whether it is the label), read by one layer of self-attention; pruning leaves
     marks in both that differ by class (Yuan and Zhang 2022, whose network has three layers). The shadow models are to
-    be compressed as the victim was: ``after`` of :class:`nutlet.shadows.Shadows`. It asks about each candidate and
-    about ``repeats`` noisy copies of it.
+    be compressed as the victim was: ``after`` of :class:`~nutlet.attacks.membership.shadow_models.Shadows`. It asks
+    about each candidate and about ``repeats`` noisy copies of it.
 
     Args:
         models: shadow models whose answers it learns from.
@@ -58,7 +58,7 @@ class SAMIA(Attack):
     def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
         if scene.shadows is not None and not isinstance(scene.shadows, Shadows):
-            return "needs shadow models that tell their sensitivity (nutlet.shadows.Shadows)"
+            return "needs shadow models that tell their sensitivity (nutlet.attacks.membership.shadow_models.Shadows)"
         return super().obstacle(oracle, scene)
 
     def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.classifier import learn
-from nutlet.attacks.signals import as_shown, check_models, check_steps, confidence, of_pool, scored_once
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.membership.classifier import learn
+from nutlet.attacks.membership.signals import as_shown, check_models, check_steps, confidence, of_pool, scored_once
 from nutlet.oracle import Access, Answers, Oracle
 
 __all__ = ["ShadowClassifier"]

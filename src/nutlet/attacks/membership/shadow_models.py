@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.data.examples import Augment, Examples, check_seed
 from nutlet.errors import ConfigError
 from nutlet.jobs import Job, Result, Workers
 from nutlet.tasks.predict import predict
-from nutlet.thief import fresh
 from nutlet.training.loop import Training, cross_entropy, train_on
 
 __all__ = ["After", "Shadows", "alter_shadow", "halves", "nearby", "train_shadow"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nutlet.attack import Loot, Scene, ShadowModels
+from nutlet.attacks.base import Loot, Scene, ShadowModels
 from nutlet.data.examples import Examples
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.oracle import Answers, Oracle, as_probabilities
@@ -137,7 +137,7 @@ def check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_prior(owner: str, strength: float, neighbours: int) -> None:
-    """Raise ConfigError unless the prior of :mod:`nutlet.attacks.evidence` makes sense."""
+    """Raise ConfigError unless the prior of :mod:`nutlet.attacks.membership.evidence` makes sense."""
     if not strength > 0 or neighbours < 2:
         raise ConfigError(
             f"{owner} has strength={strength}, neighbours={neighbours}; expected above 0, and 2 candidates or more"

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.evidence import log_ratio
-from nutlet.attacks.signals import (
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.membership.evidence import log_ratio
+from nutlet.attacks.membership.signals import (
     answers_to,
     check_budget,
     check_models,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
 from nutlet.formats.onnx.packing import load_unpacked
 from nutlet.formats.onnx.session import read_onnx
 from nutlet.oracle import Access, Oracle

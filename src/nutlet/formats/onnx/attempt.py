@@ -1,4 +1,4 @@
-"""Run by :mod:`nutlet.limited` in a process of its own: open a file from stdin under limits, and run it.
+"""Run by :mod:`nutlet.formats.onnx.limited` in a process of its own: open a file from stdin under limits, and run it.
 
 It imports nothing of nutlet, so that it starts quickly. It ends with 0 and one line of JSON where no limit was met,
 even if the file is refused for another reason: that is found again, and said, by who opens it.

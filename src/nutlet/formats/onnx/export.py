@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from nutlet.errors import ExportError
 from nutlet.formats.onnx.comparison import agreeing
+from nutlet.formats.onnx.limited import trust
 from nutlet.formats.onnx.optimize import optimize
 from nutlet.formats.onnx.packing import pack_initializers
 from nutlet.formats.onnx.slim import slim
 from nutlet.formats.onnx.trial import explain, silence
 from nutlet.graph.finalize import finalize
-from nutlet.limited import trust
 from nutlet.memory import release
 from nutlet.storage import LARGEST_ONNX, write_atomic
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
+from nutlet.formats.onnx.limited import Trials
 from nutlet.formats.onnx.outputs import chosen_output
-from nutlet.limited import Trials
 from nutlet.machine import cores
 from nutlet.progress import Progress
 from nutlet.storage import LARGEST_ONNX
@@ -36,7 +36,7 @@ def read_onnx(path: str | Path) -> bytes:
     Raises:
         StorageError: there is no such file, it is larger than :data:`~nutlet.storage.LARGEST_ONNX`, it is not ONNX (or
             cut off), or it points to external data.
-        ModelError: it takes too much memory or time; see :mod:`nutlet.limited`.
+        ModelError: it takes too much memory or time; see :mod:`nutlet.formats.onnx.limited`.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -81,7 +81,7 @@ class Runtime:
     """A shipped file, opened in ONNX Runtime on the CPU with all graph optimisations.
 
     A file that this process did not write is tried first in a process of its own, limited in memory and time: when it
-    is opened, and on each larger batch (:mod:`nutlet.limited`).
+    is opened, and on each larger batch (:mod:`nutlet.formats.onnx.limited`).
 
     Args:
         path: the ONNX file: one input ``(N, ...)``, one output ``(N, classes)``.

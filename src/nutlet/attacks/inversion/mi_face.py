@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle, as_probabilities
 from nutlet.tasks.predict import evaluating

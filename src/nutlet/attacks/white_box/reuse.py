@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.labelled import EFFORT, finetune, labelled
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.extraction.labelled import EFFORT, finetune, labelled
+from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
-from nutlet.thief import fresh
 
 __all__ = ["Reuse"]
 

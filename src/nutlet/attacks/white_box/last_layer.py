@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nutlet.attack import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle, as_probabilities
 

@@ -1,8 +1,8 @@
 """A graph of unknown origin is first opened and run in a process of its own, limited in memory and time.
 
 What a graph asks for shows only when it runs: a file of a few kilobytes can hold a loop of 2^62 steps, or a constant of
-a terabyte. So the bytes go to :mod:`nutlet.formats.onnx.attempt`; only what that process got through, this one opens. That
-it got through says no more: what else is wrong with a file, is found and said where it is opened here.
+a terabyte. So the bytes go to :mod:`nutlet.formats.onnx.attempt`, and only what that process got through is opened
+here. It says no more than that: what else is wrong with a file is found and reported where it is opened.
 """
 
 from __future__ import annotations
