@@ -22,7 +22,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         demo, out = Path(scratch) / "demo", Path(scratch) / "audit"
         run("demo", "--out", str(demo))
-        files = [str(demo / "model.onnx"), "--against", str(demo / "original.onnx"), "--data", "nutlet.demo:digits"]
+        files = [str(demo / "model.onnx"), "--against", str(demo / "original.onnx"), "--data", "nutlet.cli.demo:digits"]
         start = time.perf_counter()
         run("audit", *files, "--out", str(out))
         rows.add("seconds", time.perf_counter() - start, "s", BAR)

@@ -12,9 +12,10 @@ from typing import Any
 import typer
 
 import nutlet
-from nutlet.attacks.base import known_attacks
+from nutlet.attacks import known_attacks
 from nutlet.cli import app
-from nutlet.methods.base import Method, known_methods
+from nutlet.methods import known_methods
+from nutlet.methods.base import Method
 from nutlet.report.load import schema
 
 

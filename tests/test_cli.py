@@ -16,7 +16,7 @@ from job import Job, invoke
 from nutlet import errors, signals
 from nutlet.cli.common import command_line, loading
 from nutlet.formats.onnx.session import Runtime
-from nutlet.methods.base import known_methods
+from nutlet.methods import known_methods
 from nutlet.report.load import schema
 from nutlet.storage import write_atomic
 

@@ -25,8 +25,10 @@ import typer
 from typer.testing import CliRunner
 
 from nutlet.attacks import base as attack
+from nutlet.attacks import known_attacks
 from nutlet.cli import app
 from nutlet.methods import base as method
+from nutlet.methods import known_methods
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -68,9 +70,9 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("NUTLET_CACHE", str(tmp_path / "cache"))
-    before = [set(method.known_methods()), set(attack.known_attacks())]
+    before = [set(known_methods()), set(known_attacks())]
     yield module
-    for registry, names in zip((method._registry, attack._registry), before, strict=True):
+    for registry, names in zip((method.REGISTRY, attack.REGISTRY), before, strict=True):
         for name in set(registry.kinds) - names:
             del registry.kinds[name]
     for name, loaded in list(sys.modules.items()):

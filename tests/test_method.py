@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import pytest
 
 from nutlet.methods import base as method
+from nutlet.methods import known_methods, method_from_dict
 from nutlet.methods.base import Method
 
 
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Method]]:
-    monkeypatch.setattr(method._registry, "kinds", dict(method.known_methods()))
-    return method._registry.kinds
+    monkeypatch.setattr(method.REGISTRY, "kinds", dict(known_methods()))
+    return method.REGISTRY.kinds
 
 
 def test_a_plugin_that_does_not_load_says_so_every_time(
@@ -23,11 +24,11 @@ def test_a_plugin_that_does_not_load_says_so_every_time(
         def load(self) -> object:
             raise ImportError("no module named parts")
 
-    monkeypatch.setattr(method._registry, "plugins_loaded", False)
+    monkeypatch.setattr(method.REGISTRY, "plugins_loaded", False)
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Broken()])
     for _ in range(2):
         with pytest.raises(ImportError, match="parts"):
-            method.known_methods()
+            known_methods()
 
 
 def test_an_option_with_a_default_factory_may_be_left_out(registry: dict[str, type[Method]]) -> None:
@@ -37,6 +38,6 @@ def test_an_option_with_a_default_factory_may_be_left_out(registry: dict[str, ty
         rates: tuple[float, ...] = field(default_factory=lambda: (0.5, 0.25))
 
     assert "Listed" in registry
-    assert Method.from_dict("Listed") == Listed()
+    assert method_from_dict("Listed") == Listed()
     assert Listed().to_dict() == {"Listed": {}}
     assert Listed(rates=(1.0,)).to_dict() == {"Listed": {"rates": [1.0]}}

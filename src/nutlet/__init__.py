@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         Student,
         Ternarize,
         TrainSparse,
+        method_from_dict,
     )
     from nutlet.methods.base import Method, register
     from nutlet.oracle import Answers, Endpoint, Oracle
@@ -125,6 +126,7 @@ _HOMES = {
         "Student",
         "Ternarize",
         "TrainSparse",
+        "method_from_dict",
     ),
     "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
     "nutlet.compression.pipeline": ("compress",),
@@ -202,6 +204,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "measure",
+    "method_from_dict",
     "register",
     "register_attack",
     "split",

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import nutlet as nl
 import tiny
-from nutlet.attacks.base import known_attacks
+from nutlet.attacks import known_attacks
 from nutlet.cli import app
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from conformance.attack_cases import CASES, SHOWN, World
 from conformance.examples import same_state
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, known_attacks
+from nutlet.attacks import known_attacks
+from nutlet.attacks.base import Attack, Goal, Loot, Scene
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.oracle import ACCESS, Answers
 

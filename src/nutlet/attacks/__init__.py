@@ -1,5 +1,8 @@
 """The attacks, one to a file; importing this package registers them."""
 
+from __future__ import annotations
+
+from nutlet.attacks.base import REGISTRY, Attack
 from nutlet.attacks.extraction.active_thief import ActiveThief
 from nutlet.attacks.extraction.adaptive_knockoff import AdaptiveKnockoff
 from nutlet.attacks.extraction.data_free import DataFree
@@ -44,4 +47,10 @@ __all__ = [
     "SemiSupervised",
     "ShadowClassifier",
     "TwoVersion",
+    "known_attacks",
 ]
+
+
+def known_attacks() -> dict[str, type[Attack]]:
+    """Return every known attack by name: ours, and those of installed packages (entry point ``nutlet.attacks``)."""
+    return REGISTRY.known()

@@ -20,7 +20,7 @@ from nutlet.oracle import ACCESS, Access, Oracle
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["Attack", "Goal", "Loot", "Scene", "ShadowModels", "known_attacks", "register_attack"]
+__all__ = ["REGISTRY", "Attack", "Goal", "Loot", "Scene", "ShadowModels", "register_attack"]
 
 Goal = Literal["clone", "weights", "width", "file", "reuse", "membership", "inversion"]
 """What is stolen: the function, the exact weights, the size of a hidden layer, what a file gives away as it lies there,
@@ -148,17 +148,11 @@ _NEEDS = {
 
 Kind = TypeVar("Kind", bound=type[Attack])
 
-_registry: Registry[Attack] = Registry("an attack", "nutlet.attacks")
+REGISTRY: Registry[Attack] = Registry("an attack", "nutlet.attacks")
+"""All that are registered; :func:`nutlet.attacks.known_attacks` has loaded ours."""
 
 
 def register_attack(kind: Kind) -> Kind:
     """Class decorator: make an attack known by its class name to the audit, the command line and the docs."""
-    _registry.add(kind)
+    REGISTRY.add(kind)
     return kind
-
-
-def known_attacks() -> dict[str, type[Attack]]:
-    """Return every known attack by name: ours, and those of installed packages (entry point ``nutlet.attacks``)."""
-    import nutlet.attacks  # noqa: F401  registers ours
-
-    return _registry.known()

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nutlet.attacks.base import Attack, known_attacks
+from nutlet.attacks import known_attacks
+from nutlet.attacks.base import Attack
 from nutlet.errors import ConfigError, nearest, printable
 from nutlet.methods.base import check_type
 

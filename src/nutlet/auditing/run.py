@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from nutlet.attacks.base import Attack, known_attacks
+from nutlet.attacks import known_attacks
+from nutlet.attacks.base import Attack
 from nutlet.attacks.extraction.surrogate import Thief
 from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import CLAIMS, sentence

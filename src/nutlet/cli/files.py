@@ -94,7 +94,7 @@ def demo(
 ) -> None:
     """Train a small network on scikit-learn's digits and send it through the whole chain; needs no download."""
     with loading():
-        from nutlet.demo import run_demo
+        from nutlet.cli.demo import run_demo
         from nutlet.progress import Progress
 
     quietly = Progress(quiet=quiet or as_json)

@@ -20,7 +20,7 @@ def methods(
 ) -> None:
     """List every method, its options, and when to pick it."""
     with loading():
-        from nutlet.methods.base import known_methods
+        from nutlet.methods import known_methods
 
     _list("method", known_methods(), name, as_json=as_json, shared=("include", "exclude"))
 
@@ -33,7 +33,7 @@ def attacks(
 ) -> None:
     """List every attack, what it needs, and when an attacker would pick it."""
     with loading():
-        from nutlet.attacks.base import known_attacks
+        from nutlet.attacks import known_attacks
 
     _list("attack", known_attacks(), name, as_json=as_json)
 

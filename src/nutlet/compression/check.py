@@ -24,7 +24,8 @@ from nutlet.formats.onnx.trial import export_problem
 from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_kinds
-from nutlet.methods.base import Method, known_methods
+from nutlet.methods import known_methods, method_from_dict
+from nutlet.methods.base import Method
 from nutlet.progress import Progress
 from nutlet.storage import prepare_folder
 from nutlet.tables import Table, Tabled
@@ -212,7 +213,7 @@ class _Asking:
         with self.noting():
             for number, spec in enumerate(_specs(recipe), 1):
                 with self.noting(f"step {number}"):
-                    good.append(spec if isinstance(spec, Method) else Method.from_dict(spec))
+                    good.append(spec if isinstance(spec, Method) else method_from_dict(spec))
         if len(self.problems) == before:
             self.problems.append(whole)
         return good
@@ -222,7 +223,7 @@ class _Asking:
         found = []
         for name, kind in known_methods().items():
             try:
-                found.append(Method.from_dict({name: kind.sample}))
+                found.append(method_from_dict({name: kind.sample}))
             except NutletError as error:  # one of an installed package, without a sample of its options
                 self.notes.append(f"{name} could not be asked: {error}")
         return found

@@ -22,6 +22,7 @@ from nutlet.formats.onnx.export import export_onnx
 from nutlet.formats.packed.bits import same_bits
 from nutlet.formats.packed.pack import most_bytes, pack, unpack
 from nutlet.loading.copies import clean_copy
+from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method, apply_plan
 from nutlet.reading import read_bytes
 from nutlet.storage import write_atomic, write_json, write_text
@@ -58,7 +59,7 @@ class Compressed(Tabled):
     @property
     def recipe(self) -> list[Method]:
         """The methods that were applied, recovery steps included."""
-        return [Method.from_dict(step.method) for step in self.steps[1:]]
+        return [method_from_dict(step.method) for step in self.steps[1:]]
 
     def export(self, path: Path | str, *, packed: bool = True) -> Path:
         """Write the ONNX file that ships; see :func:`nutlet.export_onnx`."""
@@ -116,7 +117,7 @@ class Compressed(Tabled):
             model, _ = clean_copy(original, example)
             with shapes_only():  # every value is read from the file
                 for step in steps[1:]:
-                    model = apply_plan(type(Method.from_dict(step.method)), model, step.plan, example)
+                    model = apply_plan(type(method_from_dict(step.method)), model, step.plan, example)
             unpack(model, _read_tensors(folder / TENSORS, manifest["sha256"], most_bytes(model)))
             with torch.no_grad():
                 model.eval()(example)  # a zero point out of its range, say, would be found out only in use

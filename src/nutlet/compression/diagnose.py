@@ -26,6 +26,7 @@ from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places, with_places
 from nutlet.graph.trace import Edited
 from nutlet.loading.copies import clean_copy
+from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method
 from nutlet.progress import Progress
 from nutlet.tables import Table, Tabled
@@ -284,7 +285,7 @@ def _trials(
 ) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Yield each changed layer with what makes the model before the step with its change alone."""
     step, example = compressed.steps[number], compressed.example
-    kind = type(Method.from_dict(step.method))
+    kind = type(method_from_dict(step.method))
     names = {name for name, _ in before.named_modules()}
     places = {} if kind.effect == "width" else changed_places(before, after, example)
     for name, together in places.items():
@@ -324,7 +325,7 @@ def _measure(model: nn.Module, examples: Examples) -> tuple[float, float]:
 
 def _words(found: Diagnosis, compressed: Compressed, counted: int) -> Iterator[str]:
     step, previous = compressed.steps[found.step], compressed.steps[found.step - 1]
-    method = Method.from_dict(step.method)
+    method = method_from_dict(step.method)
     lost = previous.accuracy - step.accuracy
     # What chance alone moves: two standard errors of a share.
     chance = 2 * math.sqrt(max(previous.accuracy * (1 - previous.accuracy), 0.25 / counted) / counted)

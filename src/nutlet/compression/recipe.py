@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from nutlet.errors import ConfigError, nearest, shown
+from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method
 from nutlet.reading import load_yaml
 
@@ -47,7 +48,7 @@ def read_steps(
         ConfigError: the recipe is empty, cannot be read, or a step is unknown or has a bad option.
     """
     if isinstance(recover, (str, dict)):
-        recover = Method.from_dict(recover)
+        recover = method_from_dict(recover)
     if recover is not None and not isinstance(recover, Method):
         raise ConfigError(f"recover is {shown(recover)}; expected a method that trains, as Distill(epochs=5)")
     if isinstance(recipe, Method):
@@ -93,7 +94,7 @@ def parse_recipe(content: Any, origin: str = "the recipe") -> list[Method]:
         raise ConfigError(f"{origin} has no steps; expected `steps:` with at least one method, see `nutlet methods`")
     recover = content.get("recover")
     return with_recovery(
-        [Method.from_dict(step) for step in steps], None if recover is None else Method.from_dict(recover)
+        [method_from_dict(step) for step in steps], None if recover is None else method_from_dict(recover)
     )
 
 

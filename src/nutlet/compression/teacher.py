@@ -33,8 +33,8 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
     """Return ``teacher`` as a module in evaluation mode that gives logits ``(B, classes)``.
 
     An ONNX file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
-    or endpoint only the answers are known (:class:`nutlet.training.context.Answering`): they are kept, and each input is
-    asked about once. A module that ends in a softmax gives the logarithms.
+    or endpoint only the answers are known (:class:`nutlet.training.context.Answering`): they are kept, and each input
+    is asked about once. A module that ends in a softmax gives the logarithms.
 
     Args:
         teacher: what was given; not changed.

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from nutlet.errors import ConfigError, nearest, shown
+from nutlet.errors import ConfigError, shown
 from nutlet.graph.activation_quantizers import Activations, carry
 from nutlet.graph.modules import put_values
 from nutlet.graph.skip_reasons import scope_reasons
@@ -28,7 +28,7 @@ from nutlet.graph.trace import Edited, body_of
 from nutlet.registry import Registry
 from nutlet.training.context import Context
 
-__all__ = ["Method", "Plan", "apply_plan", "check_type", "known_methods", "register"]
+__all__ = ["REGISTRY", "Method", "Plan", "apply_plan", "check_type", "default_of", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -168,55 +168,20 @@ class Method:
         changed = {
             option.name: list(value) if isinstance(value, tuple) else value
             for option in dataclasses.fields(self)
-            if (value := getattr(self, option.name)) != _default(option)
+            if (value := getattr(self, option.name)) != default_of(option)
         }
         return {type(self).__name__: changed}
-
-    @staticmethod
-    def from_dict(spec: Mapping[str, Any] | str) -> Method:
-        """Rebuild a method from what :meth:`to_dict` returned, or from its bare name.
-
-        Raises:
-            ConfigError: unknown method or option (the nearest name is suggested), or a bad value.
-        """
-        if isinstance(spec, str):
-            spec = {spec: {}}
-        if not isinstance(spec, Mapping) or len(spec) != 1:
-            raise ConfigError(
-                f"found the step {shown(spec)}; expected one method name with its options, as `Quantize: {{}}`"
-            )
-        ((name, options),) = spec.items()
-        known = known_methods()
-        if name not in known:
-            raise ConfigError(f"found the method {shown(name)}, which does not exist; {nearest(str(name), known)}")
-        kind = known[name]
-        options = {} if options is None else options
-        if not isinstance(options, Mapping):
-            raise ConfigError(f"the options of {name} are {shown(options)}; expected a mapping of option to value")
-        accepted = {option.name for option in dataclasses.fields(kind)}
-        for option in options:
-            if option not in accepted:
-                raise ConfigError(f"{name} has no option {shown(option)}; {nearest(str(option), accepted)}")
-        missing = [
-            option.name
-            for option in dataclasses.fields(kind)
-            if _default(option) is dataclasses.MISSING and option.name not in options
-        ]
-        if missing:
-            raise ConfigError(
-                f"{name} needs the option {missing[0]!r}; expected a value for it, see `nutlet methods {name}`"
-            )
-        return kind(**options)
 
 
 Kind = TypeVar("Kind", bound=type[Method])
 
-_registry: Registry[Method] = Registry("a method", "nutlet.methods")
+REGISTRY: Registry[Method] = Registry("a method", "nutlet.methods")
+"""All that are registered; :func:`nutlet.methods.known_methods` has loaded ours."""
 
 
 def register(kind: Kind) -> Kind:
     """Class decorator: make a method known by its class name to recipes, the command line and the docs."""
-    _registry.add(kind)
+    REGISTRY.add(kind)
     return kind
 
 
@@ -254,18 +219,11 @@ def apply_plan(
     return carry(earlier, model, plan.get("activations"), example)
 
 
-def known_methods() -> dict[str, type[Method]]:
-    """Return every known method by name: ours, and those of installed packages (entry point ``nutlet.methods``)."""
-    import nutlet.methods  # noqa: F401  registers ours
-
-    return _registry.known()
-
-
 def _part(entry: str | list[str]) -> str:
     return entry if isinstance(entry, str) else entry[-1]
 
 
-def _default(option: dataclasses.Field[Any]) -> Any:
+def default_of(option: dataclasses.Field[Any]) -> Any:
     """Return the default of ``option``, or MISSING where it has none."""
     made = option.default_factory
     return option.default if made is dataclasses.MISSING else made()

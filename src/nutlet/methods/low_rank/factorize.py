@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrain, constrained_weight, constraints, raw_weight, take_off
 from nutlet.errors import ConfigError, ModelError
+from nutlet.graph import modules
 from nutlet.graph.finalize import stored_numbers
 from nutlet.graph.macs import macs
-from nutlet.graph.modules import replace, shared_parameters
+from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import input_moments, observing
 from nutlet.graph.trace import walk
@@ -180,11 +180,11 @@ class Factorize(Method):
     def gentler(self) -> Factorize:
         """Return it with twice the rank, with half of what would be lost, or with half of the drop allowed."""
         if self.rank is not None:
-            return dataclasses.replace(self, rank=2 * self.rank)
+            return replace(self, rank=2 * self.rank)
         if self.drop is not None:
-            return dataclasses.replace(self, drop=self.drop / 2)
+            return replace(self, drop=self.drop / 2)
         kept = next(name for name in ("parameters", "macs", "energy") if getattr(self, name) is not None)
-        return dataclasses.replace(self, **{kept: round(min((1 + getattr(self, kept)) / 2, 0.9999), 4)})
+        return replace(self, **{kept: round(min((1 + getattr(self, kept)) / 2, 0.9999), 4)})
 
     def _most(self, layer: nn.Module) -> int:
         """Return the largest rank that the decomposition can give ``layer``."""
@@ -207,7 +207,7 @@ class Factorize(Method):
     def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Replace each layer of the plan by its chain; the weights in it are set after."""
         for name, ranks in plan["ranks"].items():
-            replace(model, name, _factors(model.get_submodule(name), plan["decomposition"], tuple(ranks)))
+            modules.replace(model, name, _factors(model.get_submodule(name), plan["decomposition"], tuple(ranks)))
         return model
 
     def _layers(self, model: nn.Module, context: Context, notes: list[str]) -> dict[str, Written]:
@@ -342,7 +342,7 @@ class Factorize(Method):
                 trial = copy.deepcopy(model)
                 for name, choice in dict(steps[:middle]).items():
                     layer = trial.get_submodule(name)
-                    replace(trial, name, _factors(layer, self.decomposition, choice.ranks, layers[name].taken))
+                    modules.replace(trial, name, _factors(layer, self.decomposition, choice.ranks, layers[name].taken))
                 good, bad = (middle, bad) if evaluate(trial, validation) >= least - 1e-9 else (good, middle)
                 trials += 1
                 task.advance()
@@ -374,7 +374,7 @@ def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> 
     trial = copy.deepcopy(model)
     watched = {name: _Watched(trial.get_submodule(name)) for name in names}
     for name, layer in watched.items():
-        replace(trial, name, layer)
+        modules.replace(trial, name, layer)
     with evaluating(trial), torch.no_grad():
         trial(example)
     return [name for name, layer in watched.items() if layer.read]

@@ -22,10 +22,11 @@ from nutlet.formats.onnx import comparison as exported
 from nutlet.formats.onnx import export as exporter
 from nutlet.graph.comparison import answers, difference, plain
 from nutlet.graph.trace import Edited
+from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method, Plan, apply_plan
 from nutlet.tasks.predict import predict
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = Path(__file__).parents[2] / "bench"
 QUICK = (
     "fold loses the bias",
     "mask off by one",
@@ -221,7 +222,7 @@ def test_a_run_and_its_replay_are_one_code() -> None:
     result = nl.compress(model, [nl.Quantize(), nl.PruneChannels(ratio=0.3)], data)
     replayed = copy.deepcopy(model)
     for step in result.steps[1:]:
-        replayed = apply_plan(type(Method.from_dict(step.method)), replayed, step.plan, result.example)
+        replayed = apply_plan(type(method_from_dict(step.method)), replayed, step.plan, result.example)
     found, wanted = replayed.state_dict(), result.model.state_dict()
     assert {name: value.shape for name, value in found.items()} == {name: v.shape for name, v in wanted.items()}
     assert isinstance(replayed, Edited)

@@ -295,7 +295,7 @@ def test_what_is_measured_is_the_whole_test_set(tmp_path: Path) -> None:
 def test_a_factory_of_splits_takes_the_defaults_of_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "splits.py").write_text("from nutlet.demo import digits\n")
+    (tmp_path / "splits.py").write_text("from nutlet.cli.demo import digits\n")
     spec = f"{tmp_path / 'splits.py'}:digits"
     assert isinstance(load_data(spec, augment="none", calibration=512, validation=0.1, seed=3), Data)
     assert isinstance(load_examples(spec), Data)

@@ -13,11 +13,11 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import nutlet as nl
-from measurement.conftest import Save
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.formats.onnx.session import Runtime
+from onnx_files import Save
 
 Linear = Callable[..., onnx.ModelProto]
 QUICK = {"seconds": 0.01, "threads": (1,)}

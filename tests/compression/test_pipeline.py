@@ -29,7 +29,7 @@ from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.methods.base import Plan
 from nutlet.tasks.predict import predict
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 @nl.register
@@ -86,7 +86,7 @@ def test_a_third_partys_method_is_a_method_like_any_other(mlp: tuple[nn.Module, 
     plain = nl.compress(model, [ScaleHead(factor=3.0)], data)
     torch.testing.assert_close(predict(plain.model, data.validation), predict(model, data.validation) * 3)
     with pytest.raises(nl.ConfigError, match="factor"):
-        nl.Method.from_dict({"ScaleHead": {"facotr": 1.0}})
+        nl.from_dict({"ScaleHead": {"facotr": 1.0}})
     with pytest.raises(nl.ConfigError, match="expected float"):
         ScaleHead(factor="2")  # type: ignore[arg-type]
     loaded = Compressed.load(result.save(tmp_path / "saved"), tiny.TinyMLP())

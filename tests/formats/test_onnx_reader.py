@@ -161,7 +161,7 @@ def test_stored_codes_become_weights_of_real_layers(tmp_path: Path, method: Meth
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", ["lenet5", "fmnist_convnet", "lenet300", "resnet20_cifar10", "digits"])
 def test_real_models(name: str, recipe: str, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nutlet.demo import DigitsNet
+    from nutlet.cli.demo import DigitsNet
 
     monkeypatch.setattr(sys, "path", [*sys.path, str(real_data / "models")])
     import arch  # type: ignore[import-not-found]

@@ -22,7 +22,16 @@ from nutlet.compression.pipeline import compress
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.graph.diff import activation_errors, bare, changed_places, with_places
-from nutlet.methods import Distill, DropBlocks, Factorize, FineTune, PruneChannels, PruneWeights, Quantize
+from nutlet.methods import (
+    Distill,
+    DropBlocks,
+    Factorize,
+    FineTune,
+    PruneChannels,
+    PruneWeights,
+    Quantize,
+    known_methods,
+)
 from nutlet.methods import base as registry
 from nutlet.methods.base import Method, Plan, register
 from nutlet.report.load import schema
@@ -188,7 +197,7 @@ def test_several_ruined_layers_are_all_named(cnn: tuple[nn.Module, Data]) -> Non
 
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
-    monkeypatch.setattr(registry._registry, "kinds", dict(registry.known_methods()))
+    monkeypatch.setattr(registry.REGISTRY, "kinds", dict(known_methods()))
 
     @register
     @dataclass(frozen=True, kw_only=True)
