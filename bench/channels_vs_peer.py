@@ -24,7 +24,7 @@ from families import cifar10, original
 from families_peers import between_blocks, torch_pruning
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.graph.macs import macs
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.training.context import Context
 from pieces import Piece, piece, seconds_of
 from rows import WORK, Rows
@@ -96,7 +96,7 @@ def tuned(name: str, tool: str, model: nn.Module, teacher: nn.Module, seed: int)
     folder.mkdir(parents=True, exist_ok=True)
     TRAINING.train(model, Context(data=cifar10(), teacher=teacher, seed=seed, workdir=folder))
     file = export_onnx(model, FOLDER / f"{name}-{tool}-{seed}.onnx", example)
-    share = macs(walk(model, example)) / macs(walk(teacher, example))
+    share = macs(trace(model, example)) / macs(trace(teacher, example))
     return {"untrained": before, "accuracy": accuracy_of(file, cifar10()), "share": share}
 
 
@@ -105,7 +105,7 @@ def run(name: str) -> None:
     make, kept = NETWORKS[network]
     example = cifar10().calibration.batch(slice(0, 2))[0]
     peer = torch_pruning(make(), SHARES[share], kept)
-    left = macs(walk(peer, example)) / macs(walk(make(), example))
+    left = macs(trace(peer, example)) / macs(trace(make(), example))
     tools: dict[str, Callable[[], nn.Module]] = {
         "ours": lambda: nl.compress(make(), [nl.PruneChannels(macs=left)], cifar10()).model,
         "peer": lambda: copy.deepcopy(peer),

@@ -22,8 +22,8 @@ from torch import nn
 import nutlet as nl
 from extraction import BUDGETS, fashion
 from nutlet.attacks import BaVarIA, Knockoff, Reuse
-from nutlet.attacks.base import Scene
-from nutlet.attacks.extraction.surrogate import Thief, architecture_for, fresh
+from nutlet.attacks.base import AttackerKnowledge
+from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for, fresh
 from nutlet.attacks.membership.shadow_models import Shadows
 from nutlet.auditing.jobs import clone_alone, run_attack
 from nutlet.auditing.scoring import clone_hits, paired_difference, queries_to
@@ -32,7 +32,7 @@ from nutlet.formats.onnx.reader import load_onnx
 from nutlet.jobs import Workers
 from nutlet.measurement import Runtime
 from nutlet.measurement.roc import auc, tpr_at
-from nutlet.oracle import Answers, FileSource, Oracle, as_probabilities
+from nutlet.oracle import Disclosure, FileSource, Oracle, as_probabilities
 from nutlet.storage import packed_size
 from nutlet.training.loop import Training, cross_entropy, train_on
 from pieces import Piece, piece, seconds_of
@@ -141,9 +141,9 @@ def shipped(name: str) -> Path:
     return result.export(path)
 
 
-def thief() -> Thief:
+def surrogate() -> Surrogate:
     """The thief of the table: the victim's architecture, trained half as long as in a full audit."""
-    return Thief(architecture=architecture_for(SHAPE, 10), augment=nl.flip_and_crop(padding=1), effort=0.5)
+    return Surrogate(architecture=architecture_for(SHAPE, 10), augment=nl.flip_and_crop(padding=1), effort=0.5)
 
 
 def stolen(name: str, seed: int, answers: str = "probabilities") -> Piece:
@@ -151,8 +151,10 @@ def stolen(name: str, seed: int, answers: str = "probabilities") -> Piece:
 
     def make() -> Piece:
         others = fashion("train").subset(slice(30_000, 60_000))
-        scene = Scene(classes=10, shape=SHAPE, seed=seed, transfer=others, thief=thief())
-        return run_attack(Knockoff(), FileSource(shipped(name)), Answers(answers), scene, BUDGETS, fashion("test"))
+        knowledge = AttackerKnowledge(classes=10, shape=SHAPE, seed=seed, transfer=others, surrogate=surrogate())
+        return run_attack(
+            Knockoff(), FileSource(shipped(name)), Disclosure(answers), knowledge, BUDGETS, fashion("test")
+        )
 
     label = name if answers == "probabilities" else f"{name}-{answers}"
     return piece(FOLDER / "stolen" / f"{label}-seed{seed}.npz", make)
@@ -163,7 +165,7 @@ def alone(seed: int) -> Piece:
 
     def make() -> Piece:
         others = fashion("train").subset(slice(30_000, 60_000))
-        return clone_alone(thief(), others, BUDGETS, seed, fashion("test"))
+        return clone_alone(surrogate(), others, BUDGETS, seed, fashion("test"))
 
     return piece(FOLDER / "stolen" / f"no-victim-seed{seed}.npz", make)
 
@@ -231,8 +233,8 @@ def privacy_rows(name: str, rows: Rows) -> None:
     architecture = architecture_for(SHAPE, 10)
     workers = Workers(folder=FOLDER / "shadows")
     shadows = Shadows(pool=pool, architecture=architecture, training=training, augment=FLIP, workers=workers)
-    scene = Scene(classes=10, shape=SHAPE, pool=pool, shadows=shadows)
-    (loot,) = BaVarIA(models=8).run(Oracle(FileSource(shipped(name))), scene, [len(pool)])
+    knowledge = AttackerKnowledge(classes=10, shape=SHAPE, pool=pool, shadows=shadows)
+    (loot,) = BaVarIA(models=8).run(Oracle(FileSource(shipped(name))), knowledge, [len(pool)])
     assert loot.scores is not None
     scores = loot.scores.numpy()
     for metric, estimate in (("auc", auc(scores, members)), ("tpr_at_1pct_fpr", tpr_at(scores, members, 0.01))):
@@ -247,10 +249,16 @@ def reused(name: str, seed: int, start: Literal["stolen", "random"] = "stolen") 
     def make() -> Piece:
         others = fashion("train").subset(slice(30_000, 60_000))
         path = shipped(name)
-        scene = Scene(
-            classes=10, shape=SHAPE, seed=seed, transfer=others, thief=thief(), file=path, white_box=load_onnx(path)
+        knowledge = AttackerKnowledge(
+            classes=10,
+            shape=SHAPE,
+            seed=seed,
+            transfer=others,
+            surrogate=surrogate(),
+            file=path,
+            white_box=load_onnx(path),
         )
-        return run_attack(Reuse(start=start), FileSource(path), Answers(), scene, [100], fashion("test"))
+        return run_attack(Reuse(start=start), FileSource(path), Disclosure(), knowledge, [100], fashion("test"))
 
     made = piece(FOLDER / "reused" / f"{name}-{start}-seed{seed}.npz", make)
     wanted = np.array(made["facts"][-1]["groups"])[fashion("test").y.numpy()]

@@ -23,13 +23,13 @@ from torch import nn
 
 import nutlet as nl
 from nutlet.attacks import Knockoff
-from nutlet.attacks.base import Scene
-from nutlet.attacks.extraction.surrogate import Thief, architecture_for, fresh
+from nutlet.attacks.base import AttackerKnowledge
+from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for, fresh
 from nutlet.auditing.jobs import run_attack
 from nutlet.data.examples import Examples
 from nutlet.jobs import Result
 from nutlet.loading import load_data, load_model
-from nutlet.oracle import Answers, FileSource, Oracle
+from nutlet.oracle import Disclosure, FileSource, Oracle
 from nutlet.tasks.predict import evaluate, predict
 from nutlet.training.loop import Training, cross_entropy, train_on
 from pieces import Piece, piece
@@ -140,7 +140,7 @@ def art_attack(
     oracle = Oracle(source, budget=budget)
     victim = BlackBoxClassifier(lambda rows: oracle.query(torch.from_numpy(rows)).numpy(), shape, 10)
     model = fresh(architecture, seed).to(memory_format=torch.channels_last)
-    thief = PyTorchClassifier(
+    surrogate = PyTorchClassifier(
         model, nn.CrossEntropyLoss(), shape, 10, torch.optim.Adam(model.parameters(), 1e-3), device_type="cpu"
     )
     torch.manual_seed(seed)
@@ -150,13 +150,13 @@ def art_attack(
         attack = KnockoffNets(victim, sampling_strategy="random", use_probability=True, verbose=False, **common)
     else:
         attack = CopycatCNN(victim, use_probability=True, **common)
-    stolen = attack.extract(x, thieved_classifier=thief)
+    stolen = attack.extract(x, thieved_classifier=surrogate)
     return {"outputs": predict(stolen.model.eval(), evaluation).numpy(), "sent": oracle.queries}
 
 
-def ours(source: FileSource, scene: Scene, evaluation: Examples) -> Result:
+def ours(source: FileSource, knowledge: AttackerKnowledge, evaluation: Examples) -> Result:
     """Our attack at all budgets; returns the outputs of its clones."""
-    return run_attack(Knockoff(), source, Answers(), scene, BUDGETS, evaluation)
+    return run_attack(Knockoff(), source, Disclosure(), knowledge, BUDGETS, evaluation)
 
 
 def agreements(name: str, seed: int) -> tuple[dict[str, list[float]], list[float]]:
@@ -164,9 +164,9 @@ def agreements(name: str, seed: int) -> tuple[dict[str, list[float]], list[float
     case = CASES[name]
     transfer, evaluation, source = case.transfer(), case.evaluation(), FileSource(case.victim())
     shape = tuple(transfer.x.shape[1:])
-    thief = Thief(architecture=architecture_for(shape, 10, case.size), augment=case.augment)
-    truth = Oracle(source).judge(torch.cat([x for x, _ in evaluation.batches()])).argmax(1).numpy()
-    scene = Scene(classes=10, shape=shape, seed=seed, transfer=transfer, thief=thief)
+    surrogate = Surrogate(architecture=architecture_for(shape, 10, case.size), augment=case.augment)
+    truth = Oracle(source).evaluate_uncounted(torch.cat([x for x, _ in evaluation.batches()])).argmax(1).numpy()
+    knowledge = AttackerKnowledge(classes=10, shape=shape, seed=seed, transfer=transfer, surrogate=surrogate)
     made: list[Piece] = []
     found: dict[str, list[float]] = {}
 
@@ -174,19 +174,19 @@ def agreements(name: str, seed: int) -> tuple[dict[str, list[float]], list[float
         return 100 * float((outputs.argmax(1) == truth).mean())
 
     for label, temperature in OURS.items():
-        asking = replace(scene, thief=replace(thief, temperature=temperature))
+        asking = replace(knowledge, surrogate=replace(surrogate, temperature=temperature))
         made.append(piece(FOLDER / name / f"{label}-seed{seed}.npz", partial(ours, source, asking, evaluation)))
         found[label] = [share(outputs) for outputs in made[-1]["outputs"]]
         assert made[-1]["sent"] == BUDGETS[-1]
     for budget in BUDGETS:
-        equal = math.ceil(thief.steps(budget) / math.ceil(budget / 64))
+        equal = math.ceil(surrogate.steps(budget) / math.ceil(budget / 64))
         peers = [("art", "KnockoffNets", USUAL_EPOCHS), ("art_equal_steps", "KnockoffNets", equal)]
         if seed == case.seeds[0]:  # the same clone as KnockoffNets by random sampling: shown once
             peers.append(("copycat", "CopycatCNN", USUAL_EPOCHS))
         for label, peer, epochs in peers:
             shared = label == "art_equal_steps" and epochs == USUAL_EPOCHS  # the same clone
             path = FOLDER / name / f"{'art' if shared else label}-{budget}-seed{seed}.npz"
-            arguments = (peer, source, transfer, thief.architecture, budget, epochs, seed, evaluation)
+            arguments = (peer, source, transfer, surrogate.architecture, budget, epochs, seed, evaluation)
             made.append(piece(path, partial(art_attack, *arguments)))
             assert made[-1]["sent"] == budget
             found.setdefault(label, []).append(share(made[-1]["outputs"]))

@@ -25,7 +25,7 @@ import nutlet as nl
 from families import FOLDER, SEED, TRAINING, accuracy_before, add_file, cifar10, epochs_of, original
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.graph.macs import macs
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.tasks.predict import evaluate
 from nutlet.training.context import Context
 from rows import Rows
@@ -127,14 +127,14 @@ def torch_pruning(model: nn.Module, share: float, kept: Callable[[Any], Collecti
     import torch_pruning as tp
 
     example = cifar10().calibration.batch(slice(0, 2))[0]
-    budget = share * macs(walk(model, example))
+    budget = share * macs(trace(model, example))
     for percent in range(1, 100):
         thinner = copy.deepcopy(model)
         tp.pruner.BasePruner(
             thinner, example, tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=percent / 100,
             ignored_layers=list(kept(thinner)),
         ).step()  # fmt: skip
-        if macs(walk(thinner, example)) <= budget:
+        if macs(trace(thinner, example)) <= budget:
             return thinner
     raise AssertionError(f"no ratio leaves {share} of the work")
 
@@ -172,7 +172,7 @@ def run(name: str) -> None:
     # The checkpoint stays: a second run goes on from there, be it finished or not.
     peer.training.train(model, Context(data=cifar10(), teacher=original(), seed=SEED, workdir=folder))
     print(f"{name}: validation {evaluate(model, cifar10().validation):.2%} after", flush=True)
-    work = macs(walk(model, cifar10().calibration.batch(slice(0, 2))[0])) if "pruning" in name else None
+    work = macs(trace(model, cifar10().calibration.batch(slice(0, 2))[0])) if "pruning" in name else None
     peer.export(model, file)
     after = add_file(rows, file, None)
     if work is not None:

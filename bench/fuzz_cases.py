@@ -33,7 +33,7 @@ from nutlet.formats.onnx.reader import load_onnx
 from nutlet.loading import load_data, load_model
 from nutlet.loading.data import load_examples
 from nutlet.measurement import Runtime
-from nutlet.oracle import Endpoint, Kept, load_endpoint
+from nutlet.oracle import CachedSource, Endpoint, load_endpoint
 from nutlet.report.load import load_report
 
 CANARY = "executed"
@@ -361,7 +361,7 @@ def make_report(folder: Path) -> Path:
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     compressed = nl.compress(net(), [nl.Quantize()], data())
-    nl.deliver(compressed, net(), data(), folder / "out", seconds=0.01)
+    nl.ship(compressed, net(), data(), folder / "out", seconds=0.01)
     return folder / "out" / "report.json"
 
 
@@ -439,13 +439,13 @@ class Local(Endpoint):
 
 
 def make_answers(folder: Path) -> Path:
-    kept = Kept(Local(**ENDPOINT), folder)  # type: ignore[arg-type]
+    kept = CachedSource(Local(**ENDPOINT), folder)  # type: ignore[arg-type]
     kept(torch.from_numpy(arrays()[0]))
     return kept.path
 
 
 def read_answers(path: Path) -> object:
-    found = Kept(Local(**ENDPOINT), path.parent)(torch.from_numpy(arrays()[0]))  # type: ignore[arg-type]
+    found = CachedSource(Local(**ENDPOINT), path.parent)(torch.from_numpy(arrays()[0]))  # type: ignore[arg-type]
     assert found.shape == (40, 3)
     assert bool(((found.sum(1) - 1).abs() < 2e-3).all())
     return found
@@ -453,7 +453,7 @@ def read_answers(path: Path) -> object:
 
 def change_answers(rng: random.Random, path: Path) -> None:
     with closing(sqlite3.connect(path)) as answers, answers:
-        rows = answers.execute("SELECT input FROM answers").fetchall()
+        rows = answers.apply("SELECT input FROM answers").fetchall()
         for (key,) in rng.sample(rows, rng.randint(1, len(rows))):
             odd = [
                 np.full(rng.choice([0, 2, 3, 4, 10**6]), v, "<f4").tobytes() for v in (np.nan, np.inf, -1, 0.5, 1e30)
@@ -464,9 +464,9 @@ def change_answers(rng: random.Random, path: Path) -> None:
                 if isinstance(scores, bytes) and rng.random() < 0.8
                 else rng.choice([0, "x", -1])
             )
-            answers.execute("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
+            answers.apply("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
         if rng.random() < 0.2:
-            answers.execute(rng.choice(["DROP TABLE answers", "CREATE TABLE other (a)", "DELETE FROM answers"]))
+            answers.apply(rng.choice(["DROP TABLE answers", "CREATE TABLE other (a)", "DELETE FROM answers"]))
 
 
 def make_cached(folder: Path) -> Path:

@@ -116,7 +116,7 @@ def run_seed(name: str, case: Case, seed: int, rows: Rows) -> None:
     )
     # What the steps took when they were made: a second run only reads them back.
     rows.seconds += sum(step.seconds for step in result.steps) - (time.perf_counter() - begun)
-    figures, check = nl.deliver(
+    figures, check = nl.ship(
         result, model, data, out, command=f"python bench/main_job.py {name}", names=(case.architecture, name)
     )
     rich.print(f"seed {seed}", result, figures, str(check))

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 import nutlet as nl
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, TwoVersion
-from nutlet.attacks.base import Attack, Scene, ShadowModels
+from nutlet.attacks.base import Attack, AttackerKnowledge, ShadowModels
 from nutlet.attacks.membership.shadow_models import Shadows, halves
 from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Examples
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.jobs import Workers
 from nutlet.measurement.roc import auc, blind_scores, sequential, settled, tpr_at
-from nutlet.oracle import Answers, FileSource, Oracle
+from nutlet.oracle import Disclosure, FileSource, Oracle
 from nutlet.storage import write_json
 from nutlet.training.loop import Training
 from rows import DATA, WORK, Rows
@@ -43,7 +43,7 @@ RELEASED = range(3)
 """Victims that are compressed."""
 VERSIONS = 16
 """Shadow models of each release."""
-LOGITS = Answers("logits")
+LOGITS = Disclosure("logits")
 
 
 def fashion() -> tuple[Examples, nn.Module]:
@@ -158,25 +158,27 @@ def plain_lira(
     )
 
 
-def victims(models: Shadows) -> Iterator[tuple[Scene, Tensor, Tensor, Fixed]]:
+def victims(models: Shadows) -> Iterator[tuple[AttackerKnowledge, Tensor, Tensor, Fixed]]:
     """Yield for each victim the scene against it, its logits, its members, and its shadow models."""
     logits, members = models(MODELS)
     for pair in VICTIMS:
         others = Fixed(*Others(Fixed(logits, members), pair)(MODELS - 2))
-        scene = Scene(classes=logits.shape[2], shape=tuple(models.pool.x.shape[1:]), pool=models.pool, shadows=others)
-        yield scene, logits[2 * pair], members[2 * pair], others
+        knowledge = AttackerKnowledge(
+            classes=logits.shape[2], shape=tuple(models.pool.x.shape[1:]), pool=models.pool, shadows=others
+        )
+        yield knowledge, logits[2 * pair], members[2 * pair], others
 
 
 def lira(name: str, case: str) -> None:
     models = shadow_models(name)
     trained = seconds_of(name, lambda: models(MODELS)) / MODELS
     rows = Rows("membership", case, list(VICTIMS), seconds=trained * MODELS)
-    for scene, answers, members, others in victims(models):
-        figures(rows, LossThreshold().scores(answers, LOGITS, scene), members, "loss_threshold_")
+    for knowledge, answers, members, others in victims(models):
+        figures(rows, LossThreshold().scores(answers, LOGITS, knowledge), members, "loss_threshold_")
         for mode in ("offline", "online"):
             attack = LiRA(mode=mode, models=64)
             start = time.process_time()
-            ours = attack.scores(answers, LOGITS, scene)
+            ours = attack.scores(answers, LOGITS, knowledge)
             seconds = 64 * trained + time.process_time() - start
             prefix = "" if mode == "offline" else "online_"
             theirs = plain_lira(
@@ -199,13 +201,13 @@ def cheap(attack: RMIA | BaVarIA, name: str, case: str) -> None:
     models = shadow_models(name)
     trained = seconds_of(name, lambda: models(MODELS)) / MODELS
     rows = Rows("membership", case, list(VICTIMS), seconds=trained * MODELS)
-    for scene, answers, members, _ in victims(models):
+    for knowledge, answers, members, _ in victims(models):
         start = time.process_time()
-        dear = auc(LiRA(mode="offline", models=64).scores(answers, LOGITS, scene), members).value
+        dear = auc(LiRA(mode="offline", models=64).scores(answers, LOGITS, knowledge), members).value
         dear_seconds = 64 * trained + time.process_time() - start
-        dear_online = auc(LiRA(models=64).scores(answers, LOGITS, scene), members).value
+        dear_online = auc(LiRA(models=64).scores(answers, LOGITS, knowledge), members).value
         start = time.process_time()
-        scores = attack.scores(answers, LOGITS, scene)
+        scores = attack.scores(answers, LOGITS, knowledge)
         seconds = attack.models * trained + time.process_time() - start
         area = figures(rows, scores, members)
         rows.add("models", attack.models, "models")
@@ -213,12 +215,12 @@ def cheap(attack: RMIA | BaVarIA, name: str, case: str) -> None:
         rows.add("speedup", dear_seconds / seconds, "x", 4.0)
         rows.add("auc_over_lira_offline_64", area - dear, "share", 0.0)
         rows.add("auc_over_lira_online_64", area - dear_online, "share")
-        offline = replace(attack, mode="offline").scores(answers, LOGITS, scene)
+        offline = replace(attack, mode="offline").scores(answers, LOGITS, knowledge)
         rows.add("offline_auc_over_lira_offline_64", figures(rows, offline, members, "offline_") - dear, "share")
-        figures(rows, replace(attack, models=64).scores(answers, LOGITS, scene), members, "with_64_")
+        figures(rows, replace(attack, models=64).scores(answers, LOGITS, knowledge), members, "with_64_")
 
-        def with_models(count: int, scene: Scene = scene, answers: Tensor = answers) -> Tensor:
-            return replace(attack, models=count).scores(answers, LOGITS, scene)
+        def with_models(count: int, knowledge: AttackerKnowledge = knowledge, answers: Tensor = answers) -> Tensor:
+            return replace(attack, models=count).scores(answers, LOGITS, knowledge)
 
         counts = (2, 4, 8, 16, 32, 64) if isinstance(attack, RMIA) else (4, 8, 16, 32, 64)
         scores, count = sequential(with_models, settled(members), counts)
@@ -275,7 +277,7 @@ class Releases:
         shadows: ShadowModels | None = None,
     ) -> Tensor:
         """Return the scores of an attack on a shipped file that answers with probabilities."""
-        scene = Scene(
+        knowledge = AttackerKnowledge(
             classes=10,
             shape=(1, 28, 28),
             seed=pair,
@@ -285,9 +287,9 @@ class Releases:
             companion_shadows=tuple(Others(self.kind(release), pair) for release in companions),
         )
         oracle = self.oracle(victim, pair)
-        problem = attack.obstacle(oracle, scene)
+        problem = attack.obstacle(oracle, knowledge)
         assert problem is None, problem
-        (loot,) = attack.run(oracle, scene, [3 * len(self.models.pool)])
+        (loot,) = attack.run(oracle, knowledge, [3 * len(self.models.pool)])
         assert loot.scores is not None
         return loot.scores
 
@@ -300,7 +302,9 @@ def two_versions(release: str) -> None:
     rows = Rows("membership", f"two-version-{release}", list(RELEASED))
     for pair in RELEASED:
         members = releases.members(pair)
-        right = torch.cat([releases.oracle(release, pair).judge(x).argmax(1) == y for x, y in pool.batches()])
+        right = torch.cat(
+            [releases.oracle(release, pair).evaluate_uncounted(x).argmax(1) == y for x, y in pool.batches()]
+        )
         rows.add("victim_accuracy_on_members", float(right[members].float().mean()), "share")
         rows.add("victim_accuracy_on_others", float(right[~members].float().mean()), "share")
         compressed = figures(rows, releases.run(alone, pair, release), members, "compressed_alone_")

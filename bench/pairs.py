@@ -35,7 +35,7 @@ import tiny
 from conformance.examples import EXAMPLES, body_of
 from conformance.test_pairs import check_pair, models_of
 from nutlet.compression.compressed import Compressed
-from nutlet.constraints import FewValues
+from nutlet.constraints import Quantizer
 from nutlet.constraints.stack import Constraint, Mask, constraints
 from nutlet.data.examples import Data
 from nutlet.graph.scope import Layer
@@ -70,7 +70,7 @@ def outcome(old: Constraint, stack: list[Constraint]) -> str:
     same = [c for c in stack if type(c) is type(old)]
     if same:
         return "carried" if carried(old, same[0]) else "refitted"
-    replaced = isinstance(old, FewValues) and any(isinstance(c, FewValues) for c in stack)
+    replaced = isinstance(old, Quantizer) and any(isinstance(c, Quantizer) for c in stack)
     return "replaced" if replaced else "dissolved"
 
 

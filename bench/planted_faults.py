@@ -31,11 +31,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 import nutlet as nl
 import tiny
 from nutlet.constraints import Codebook, WeightQuantizer
-from nutlet.constraints.stack import Mask, constrain, constrained_layers, take_off
+from nutlet.constraints.stack import Mask, constrain, constrained_layers, remove_constraints
 from nutlet.graph.activation_quantizers import ActivationQuantizer, Activations
 from nutlet.graph.channels import scale_inputs
 from nutlet.graph.equivalent_scaling import Link
-from nutlet.graph.trace import Edited
+from nutlet.graph.trace import InstrumentedModel
 
 SAID = ("compared with the model before", "do not correspond", "left in floating point in this file")
 """What notes and warnings of comparisons have in common."""
@@ -195,7 +195,7 @@ def _other_place(keep: Tensor) -> Tensor:
 def _moved_quantizers(result: Any, *args: Any) -> Any:
     edits = result.by_site
     values = list(edits.values())
-    return Edited(result.take_off(), result.record, dict(zip(edits, [*values[1:], values[0]], strict=True)))
+    return InstrumentedModel(result.unwrap(), result.record, dict(zip(edits, [*values[1:], values[0]], strict=True)))
 
 
 def _halved_quantizers(result: Any, *args: Any) -> Any:
@@ -213,7 +213,7 @@ def _halved_learned(result: None, model: nn.Module) -> None:
 
 def _unmasked(result: Any, model: nn.Module, *args: Any) -> Any:
     for _, layer in list(constrained_layers(model)):
-        kept = [constraint for constraint in take_off(layer) if not isinstance(constraint, Mask)]
+        kept = [constraint for constraint in remove_constraints(layer) if not isinstance(constraint, Mask)]
         constrain(layer, kept)
     return result
 

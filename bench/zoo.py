@@ -28,7 +28,7 @@ from torch.nn import functional
 import nutlet as nl
 import torchvision_standin
 from nutlet.graph.macs import macs
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.measurement import Runtime
 from rows import DATA, WORK, Rows
 
@@ -176,7 +176,7 @@ def peer_macs_left(model: nn.Module, example: Tensor) -> float | None:
     import torch_pruning
 
     model = copy.deepcopy(model)
-    before = macs(walk(model, example))
+    before = macs(trace(model, example))
     heads = [module for module in model.modules() if getattr(module, "out_features", 0) == CLASSES]
     heads += [module for module in model.modules() if getattr(module, "out_channels", 0) == CLASSES]
 
@@ -193,7 +193,7 @@ def peer_macs_left(model: nn.Module, example: Tensor) -> float | None:
                 ignored_layers=heads,
             )  # fmt: skip
             pruner.step()
-            return macs(walk(model, example)) / before
+            return macs(trace(model, example)) / before
     except Exception as error:  # it may raise anything on a network it cannot follow
         print(f"  Torch-Pruning: {type(error).__name__}: {str(error)[:100]}")
         return None
@@ -212,7 +212,7 @@ def run(name: str, recipe: str) -> None:
     rows = Rows("zoo", f"{name}/{recipe}", [0])
     with torch.no_grad():
         reference = model(x)
-    work = macs(walk(model, x[:2]))
+    work = macs(trace(model, x[:2]))
     start = time.process_time()
     try:
         small = nl.compress(model, RECIPES[recipe], data)
@@ -230,7 +230,7 @@ def run(name: str, recipe: str) -> None:
         return
     shipped = torch.from_numpy(Runtime(file, threads=1).predict(data.test))  # type: ignore[arg-type]
     error = relative(ours, reference)
-    left = macs(walk(small.model, x[:2])) / work
+    left = macs(trace(small.model, x[:2])) / work
     rows.add("relative_error", error, "ratio", BARS.get(recipe))
     rows.add("file_module_error", relative(shipped, ours), "ratio")
     rows.add("macs_left", left, "ratio", 0.62 if recipe == "channels" else None)

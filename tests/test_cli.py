@@ -158,7 +158,7 @@ def test_methods() -> None:
     shown = " ".join(listed.stdout.replace("│", " ").split())
     for name, kind in known_methods().items():
         assert name in shown
-        assert kind.when.split()[0] in shown
+        assert kind.use_when.split()[0] in shown
     assert "drop=required" in shown
     data = json.loads(invoke("methods", "--json").stdout)
     assert [entry["name"] for entry in data] == list(known_methods())

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tiny
-from nutlet.attacks.extraction.surrogate import Thief, fresh
+from nutlet.attacks.extraction.surrogate import Surrogate, fresh
 from nutlet.content_hash import fingerprint
 from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ModelError
@@ -137,13 +137,13 @@ def test_modules_differ_by_what_their_weights_do_not_show() -> None:
 
 def test_a_thief_is_told_by_all_of_it() -> None:
     architecture = nn.Linear(4, 2)
-    thief = Thief(architecture=architecture, augment=flip_and_crop())
+    surrogate = Surrogate(architecture=architecture, augment=flip_and_crop())
     variants = [
-        thief, Thief(architecture=architecture), Thief(architecture=fresh(architecture, 1), augment=flip_and_crop()),
-        Thief(architecture=architecture, augment=flip_and_crop(), effort=0.5),
+        surrogate, Surrogate(architecture=architecture), Surrogate(architecture=fresh(architecture, 1),
+        augment=flip_and_crop()), Surrogate(architecture=architecture, augment=flip_and_crop(), effort=0.5),
     ]  # fmt: skip
     assert len({fingerprint(variant) for variant in variants}) == 4
-    assert fingerprint(Thief(architecture=architecture, augment=flip_and_crop())) == fingerprint(thief)
+    assert fingerprint(Surrogate(architecture=architecture, augment=flip_and_crop())) == fingerprint(surrogate)
 
 
 def test_examples_are_told_by_all_of_them() -> None:

@@ -209,9 +209,9 @@ OURS = [kind for kind in known_methods().values() if kind.__module__.startswith(
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
 def test_every_method_is_explained(kind: type[Method]) -> None:
-    assert kind.when, f"{kind.__name__}.when is empty; expected one line: when to pick it"
-    assert "\n" not in kind.when
-    assert len(kind.when) < 120
+    assert kind.use_when, f"{kind.__name__}.when is empty; expected one line: when to pick it"
+    assert "\n" not in kind.use_when
+    assert len(kind.use_when) < 120
     assert re.search(rf"\b{kind.__name__}\b", PAGES), f"no page names {kind.__name__}; add it to docs/howto/choose.md"
     described = set(re.findall(r"^ {4}(\w+): ", doc_of(kind), re.MULTILINE))
     options = {option.name for option in dataclasses.fields(kind)}

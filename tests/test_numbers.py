@@ -7,7 +7,7 @@ import pytest
 
 import nutlet as nl
 from job import invoke
-from nutlet.attacks.extraction.surrogate import Thief
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError, printable
 
@@ -48,7 +48,7 @@ def test_a_thief(wrong: dict[str, float]) -> None:
     import torch
 
     with pytest.raises(ConfigError, match="expected"):
-        Thief(architecture=torch.nn.Identity(), **wrong)  # type: ignore[arg-type]
+        Surrogate(architecture=torch.nn.Identity(), **wrong)  # type: ignore[arg-type]
 
 
 def test_options_of_methods() -> None:

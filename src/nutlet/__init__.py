@@ -16,8 +16,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nutlet.attacks.base import Attack, Loot, Scene, register_attack
-    from nutlet.attacks.extraction.surrogate import Thief
+    from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, register_attack
+    from nutlet.attacks.extraction.surrogate import Surrogate
     from nutlet.auditing import Audit, Protocol, audit, audit_files
     from nutlet.compression.check import Preflight, check
     from nutlet.compression.compressed import Compressed
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nutlet.compression.history import Step
     from nutlet.compression.pipeline import compress
     from nutlet.compression.recipe import load_recipe
-    from nutlet.compression.ship import deliver
+    from nutlet.compression.ship import ship
     from nutlet.data.examples import Data, Examples, flip_and_crop, split
     from nutlet.errors import (
         BudgetError,
@@ -71,17 +71,17 @@ if TYPE_CHECKING:
         method_from_dict,
     )
     from nutlet.methods.base import Method, register
-    from nutlet.oracle import Answers, Endpoint, Oracle
+    from nutlet.oracle import Disclosure, Endpoint, Oracle
     from nutlet.progress import Progress
     from nutlet.training.context import Context
 
 _HOMES = {
     "nutlet.compression.compressed": ("Compressed",),
-    "nutlet.attacks.base": ("Attack", "Loot", "Scene", "register_attack"),
+    "nutlet.attacks.base": ("Attack", "AttackResult", "AttackerKnowledge", "register_attack"),
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.training.context": ("Context",),
     "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
-    "nutlet.compression.ship": ("deliver",),
+    "nutlet.compression.ship": ("ship",),
     "nutlet.compression.diagnose": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
         "BudgetError",
@@ -128,20 +128,21 @@ _HOMES = {
         "TrainSparse",
         "method_from_dict",
     ),
-    "nutlet.oracle": ("Answers", "Endpoint", "Oracle"),
+    "nutlet.oracle": ("Disclosure", "Endpoint", "Oracle"),
     "nutlet.compression.pipeline": ("compress",),
     "nutlet.compression.check": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
     "nutlet.compression.recipe": ("load_recipe",),
-    "nutlet.attacks.extraction.surrogate": ("Thief",),
+    "nutlet.attacks.extraction.surrogate": ("Surrogate",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "GPTQ",
     "AdaRound",
-    "Answers",
     "Attack",
+    "AttackResult",
+    "AttackerKnowledge",
     "Audit",
     "Binarize",
     "BudgetError",
@@ -154,6 +155,7 @@ __all__ = [
     "Data",
     "DataError",
     "Diagnosis",
+    "Disclosure",
     "Distill",
     "DropBlocks",
     "Endpoint",
@@ -164,7 +166,6 @@ __all__ = [
     "FineTune",
     "FixedPoint",
     "HalfPrecision",
-    "Loot",
     "LotteryTicket",
     "Measurement",
     "Method",
@@ -184,19 +185,17 @@ __all__ = [
     "PruneWeights",
     "Quantize",
     "ReestimateNorms",
-    "Scene",
     "Smooth",
     "Step",
     "StorageError",
     "Student",
+    "Surrogate",
     "Ternarize",
-    "Thief",
     "TrainSparse",
     "audit",
     "audit_files",
     "check",
     "compress",
-    "deliver",
     "diagnose",
     "export_onnx",
     "flip_and_crop",
@@ -207,6 +206,7 @@ __all__ = [
     "method_from_dict",
     "register",
     "register_attack",
+    "ship",
     "split",
 ]
 

@@ -13,7 +13,7 @@ __all__ = ["listed", "listing"]
 
 
 def listed(what: str, known: Mapping[str, type[Any]], name: str | None = None) -> list[dict[str, Any]]:
-    """Return every kind with ``when`` to pick it and its options, as plain JSON; one alone where ``name`` is given.
+    """Return every kind with ``use_when`` to pick it and its options, as plain JSON; one alone where ``name`` is given.
 
     Args:
         what: how the kinds are called, for the error.
@@ -26,7 +26,7 @@ def listed(what: str, known: Mapping[str, type[Any]], name: str | None = None) -
     if name is not None and name not in known:
         raise ConfigError(f"there is no {what} {name!r}; {nearest(name, known)}")
     chosen = known if name is None else {name: known[name]}
-    return [{"name": kind, "when": chosen[kind].when, "options": _options(chosen[kind])} for kind in chosen]
+    return [{"name": kind, "when": chosen[kind].use_when, "options": _options(chosen[kind])} for kind in chosen]
 
 
 def listing(what: str, kinds: Sequence[dict[str, Any]], shared: tuple[str, ...] = ()) -> Table:

@@ -13,7 +13,7 @@ from torch import nn
 
 from conformance import file_world
 from nutlet.attacks import FileLeaks, Refine, Reuse
-from nutlet.attacks.base import Attack, Loot, Scene
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult
 from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.errors import StorageError
 from nutlet.formats.onnx.export import export_onnx
@@ -21,12 +21,12 @@ from nutlet.formats.onnx.reader import load_onnx
 from nutlet.oracle import Oracle, source_of
 
 
-def raid(attack: Attack, scene: Scene, *budgets: int) -> list[Loot]:
-    return list(attack.run(Oracle(source_of(file_world.victim())), scene, budgets))
+def raid(attack: Attack, knowledge: AttackerKnowledge, *budgets: int) -> list[AttackResult]:
+    return list(attack.run(Oracle(source_of(file_world.victim())), knowledge, budgets))
 
 
 def leaks(path: Path) -> dict[str, Any]:
-    (loot,) = raid(FileLeaks(), file_world.scene(file=path))
+    (loot,) = raid(FileLeaks(), file_world.knowledge(file=path))
     assert loot.facts is not None
     return loot.facts
 
@@ -170,9 +170,9 @@ def test_every_weight_of_the_loaded_file_can_be_drawn_anew(shipped: nn.Module) -
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_file_spares_labels_on_another_task(shipped: nn.Module, seed: int) -> None:
-    scene = replace(file_world.scene(shipped), seed=seed)
-    (stolen,) = raid(Reuse(), scene, 40)
-    (drawn,) = raid(Reuse(start="random"), scene, 40)
+    knowledge = replace(file_world.knowledge(shipped), seed=seed)
+    (stolen,) = raid(Reuse(), knowledge, 40)
+    (drawn,) = raid(Reuse(start="random"), knowledge, 40)
     assert stolen.facts == drawn.facts
     assert stolen.facts is not None
     assert stolen.facts["labels"] == 40
@@ -181,9 +181,9 @@ def test_the_file_spares_labels_on_another_task(shipped: nn.Module, seed: int) -
 
 
 def test_a_few_labels_win_back_what_pruning_cost(shipped: nn.Module) -> None:
-    before = file_world.accuracy(Loot(queries=0, clone=shipped))
-    original = file_world.accuracy(Loot(queries=0, clone=file_world.victim()))
-    (loot,) = raid(Refine(), file_world.scene(shipped), file_world.LABELS)
+    before = file_world.accuracy(AttackResult(queries=0, clone=shipped))
+    original = file_world.accuracy(AttackResult(queries=0, clone=file_world.victim()))
+    (loot,) = raid(Refine(), file_world.knowledge(shipped), file_world.LABELS)
     after = file_world.accuracy(loot)
     assert after > before + 0.5 * (original - before)
     assert loot.queries == 0
@@ -191,8 +191,8 @@ def test_a_few_labels_win_back_what_pruning_cost(shipped: nn.Module) -> None:
 
 def test_the_file_itself_is_not_changed(shipped: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in shipped.state_dict().items()}
-    raid(Refine(), file_world.scene(shipped), 8)
-    raid(Reuse(), file_world.scene(shipped), 8)
+    raid(Refine(), file_world.knowledge(shipped), 8)
+    raid(Reuse(), file_world.knowledge(shipped), 8)
     assert all(torch.equal(tensor, before[name]) for name, tensor in shipped.state_dict().items())
 
 
@@ -201,16 +201,16 @@ def test_the_head_takes_the_place_of_the_last_layer_or_reads_the_scores(shipped:
         assert module is not None
         return sum(p.numel() for p in module.parameters())
 
-    (replaced,) = raid(Reuse(), file_world.scene(shipped), 8)
+    (replaced,) = raid(Reuse(), file_world.knowledge(shipped), 8)
     assert parameters(replaced.clone) == parameters(shipped) - 2 * (24 + 1)
     behind = nn.Sequential(shipped, nn.Softmax(1))
-    (added,) = raid(Reuse(), file_world.scene(behind), 8)
+    (added,) = raid(Reuse(), file_world.knowledge(behind), 8)
     assert parameters(added.clone) == parameters(shipped) + 2 * (file_world.CLASSES + 1)
 
 
 def test_says_why_it_cannot_run(shipped: nn.Module) -> None:
     oracle = Oracle(source_of(file_world.victim()))
-    assert "more than 4 classes" in (Reuse(groups=4).obstacle(oracle, file_world.scene(shipped)) or "")
-    bare = file_world.scene(nn.Flatten())
+    assert "more than 4 classes" in (Reuse(groups=4).obstacle(oracle, file_world.knowledge(shipped)) or "")
+    bare = file_world.knowledge(nn.Flatten())
     assert Reuse().obstacle(oracle, bare) is None
     assert "drawn anew" in (Reuse(start="random").obstacle(oracle, bare) or "")

@@ -10,19 +10,21 @@ from torch import Tensor, nn
 
 from conformance import inversion_world as world
 from nutlet.attacks import GeneratorInversion, MIFace
-from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.attacks.inversion.mi_face import roughness
 from nutlet.auditing.recognition import recognised
 from nutlet.data.examples import Examples
-from nutlet.oracle import Answers, Oracle, source_of
+from nutlet.oracle import Disclosure, Oracle, source_of
 
 
 def share(images: Tensor, judge: nn.Module) -> float:
     return float(recognised(images, judge).float().mean())
 
 
-def images(attack: Attack, scene: Scene, victim: nn.Module, shown: str = "probabilities", budget: int = 300) -> Tensor:
-    (loot,) = attack.run(Oracle(source_of(victim), answers=Answers.parse(shown), budget=budget), scene, [budget])
+def images(
+    attack: Attack, knowledge: AttackerKnowledge, victim: nn.Module, shown: str = "probabilities", budget: int = 300
+) -> Tensor:
+    (loot,) = attack.run(Oracle(source_of(victim), answers=Disclosure.parse(shown), budget=budget), knowledge, [budget])
     assert loot.images is not None
     return loot.images
 
@@ -36,11 +38,11 @@ def stripes() -> nn.Module:
     return nn.Sequential(nn.Flatten(), flat)
 
 
-IMAGES = Scene(classes=6, shape=(1, 6, 6), white_box=stripes())
+IMAGES = AttackerKnowledge(classes=6, shape=(1, 6, 6), white_box=stripes())
 
 
 def test_recognised_is_the_share_named_right() -> None:
-    judge = world.judge()
+    judge = world.evaluate_uncounted()
     assert share(world.centres(), judge) == 1.0
     half = world.centres().clone()
     half[:8] = half[:8].roll(1, 0)
@@ -48,7 +50,7 @@ def test_recognised_is_the_share_named_right() -> None:
 
 
 def test_noise_and_the_mean_are_recognised_by_chance() -> None:
-    judge, generator = world.judge(), torch.Generator().manual_seed(0)
+    judge, generator = world.evaluate_uncounted(), torch.Generator().manual_seed(0)
     mean = world.rows(500, seed=9).x.mean(0).expand(world.CLASSES, -1)
     assert share(mean, judge) == 1 / world.CLASSES
     noise = [share(torch.randn(world.CLASSES, world.FEATURES, generator=generator), judge) for _ in range(100)]
@@ -60,14 +62,14 @@ def test_an_image_without_numbers_is_not_share() -> None:
 
 
 def test_miface_keeps_within_what_is_plausible_and_asks_nothing() -> None:
-    found = images(MIFace(steps=20, lr=50.0), world.scene(world.victim()), world.victim(), budget=0)
+    found = images(MIFace(steps=20, lr=50.0), world.knowledge(world.victim()), world.victim(), budget=0)
     assert float(found.abs().max()) <= 3
 
 
 def test_miface_leaves_the_victim_as_it_was() -> None:
     victim = world.untrained().train()
     before = {name: tensor.clone() for name, tensor in victim.state_dict().items()}
-    images(MIFace(steps=3), world.scene(victim), victim)
+    images(MIFace(steps=3), world.knowledge(victim), victim)
     assert victim.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in victim.state_dict().items())
     assert all(parameter.grad is None for parameter in victim.parameters())
@@ -76,7 +78,7 @@ def test_miface_leaves_the_victim_as_it_was() -> None:
 def test_miface_sees_through_a_softmax() -> None:
     plain = world.victim()
     ended = nn.Sequential(plain, nn.Softmax(1))
-    one, other = (images(MIFace(steps=30), world.scene(v), v) for v in (plain, ended))
+    one, other = (images(MIFace(steps=30), world.knowledge(v), v) for v in (plain, ended))
     assert torch.allclose(one, other, atol=1e-3)
 
 
@@ -104,5 +106,5 @@ def test_generator_inversion_makes_images() -> None:
 
 @pytest.mark.parametrize("shown", ["top-3", "rounded-2"])
 def test_generator_inversion_works_on_part_of_the_answers(shown: str) -> None:
-    found = images(GeneratorInversion(steps=200), world.scene(world.victim()), world.victim(), shown)
-    assert share(found, world.judge()) > 0.5
+    found = images(GeneratorInversion(steps=200), world.knowledge(world.victim()), world.victim(), shown)
+    assert share(found, world.evaluate_uncounted()) > 0.5

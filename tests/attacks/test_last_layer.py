@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from conformance import inversion_world as world
 from nutlet.attacks import LastLayerWidth
-from nutlet.attacks.base import Scene
+from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.white_box.last_layer import read_last_layer
-from nutlet.oracle import Answers, Oracle, source_of
+from nutlet.oracle import Disclosure, Oracle, source_of
 
-SCENE = Scene(classes=world.OUTPUTS, shape=(world.FEATURES,))
+SCENE = AttackerKnowledge(classes=world.OUTPUTS, shape=(world.FEATURES,))
 
 
 def logits(count: int = 240) -> Tensor:
@@ -23,9 +23,9 @@ def logits(count: int = 240) -> Tensor:
     return source_of(world.wide())(x)
 
 
-def facts(victim: nn.Module, scene: Scene = SCENE, budget: int = 1000) -> dict[str, object]:
-    oracle = Oracle(source_of(victim), answers=Answers("logits"), budget=budget)
-    (loot,) = LastLayerWidth().run(oracle, scene, [budget])
+def facts(victim: nn.Module, knowledge: AttackerKnowledge = SCENE, budget: int = 1000) -> dict[str, object]:
+    oracle = Oracle(source_of(victim), answers=Disclosure("logits"), budget=budget)
+    (loot,) = LastLayerWidth().run(oracle, knowledge, [budget])
     assert loot.facts is not None
     return loot.facts
 
@@ -84,7 +84,7 @@ def test_asks_with_the_transfer_set_where_there_is_one() -> None:
 
 
 def test_says_that_few_outputs_show_nothing() -> None:
-    oracle = Oracle(source_of(world.wide()), answers=Answers("logits"))
+    oracle = Oracle(source_of(world.wide()), answers=Disclosure("logits"))
     found = LastLayerWidth().obstacle(oracle, replace(SCENE, classes=10))
     assert found == "vacuous: 10 outputs cannot show a wider hidden layer"
     assert LastLayerWidth().obstacle(oracle, SCENE) is None

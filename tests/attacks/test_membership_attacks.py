@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from conformance import membership_world as world
 from conformance.membership_world import CANDIDATES
 from nutlet.attacks import RMIA, SAMIA, BaVarIA, LiRA, LossThreshold, ShadowClassifier, TwoVersion
-from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.attacks.membership.evidence import log_ratio
 from nutlet.attacks.membership.shadow_models import halves
 from nutlet.attacks.membership.signals import answers_to, as_shown, confidence
 from nutlet.data.examples import Examples
 from nutlet.errors import BudgetError, ConfigError
 from nutlet.measurement.roc import auc
-from nutlet.oracle import Answers, Oracle, source_of
+from nutlet.oracle import Disclosure, Oracle, source_of
 
 FEW = [
     LossThreshold(),
@@ -32,17 +32,17 @@ FEW = [
 ]
 
 
-def scores(attack: Attack, shown: str = "probabilities", scene: Scene | None = None) -> Tensor:
+def scores(attack: Attack, shown: str = "probabilities", knowledge: AttackerKnowledge | None = None) -> Tensor:
     """Return the scores of an attack on the victim of the tiny world, or on one of the same pool."""
-    answers = Answers.parse(shown)
-    scene = scene or world.scene(shown=answers)
-    (loot,) = attack.run(oracle(shown), scene, [3 * CANDIDATES])
+    answers = Disclosure.parse(shown)
+    knowledge = knowledge or world.knowledge(shown=answers)
+    (loot,) = attack.run(oracle(shown), knowledge, [3 * CANDIDATES])
     assert loot.scores is not None
     return loot.scores
 
 
 def oracle(shown: str = "probabilities") -> Oracle:
-    return Oracle(source_of(world.victim()), answers=Answers.parse(shown))
+    return Oracle(source_of(world.victim()), answers=Disclosure.parse(shown))
 
 
 def area(attack: Attack, shown: str = "probabilities") -> float:
@@ -65,7 +65,7 @@ def test_shadow_models_tell_more_than_the_loss_alone() -> None:
 def test_a_budget_too_small_is_refused_before_anything_is_asked(attack: Attack) -> None:
     asked = oracle()
     with pytest.raises(BudgetError, match=f"largest budget is {CANDIDATES - 1} queries; expected at least"):
-        next(attack.run(asked, world.scene(), [10, CANDIDATES - 1]))
+        next(attack.run(asked, world.knowledge(), [10, CANDIDATES - 1]))
     assert asked.queries == 0
 
 
@@ -76,33 +76,33 @@ def test_too_few_models_say_why(models: int) -> None:
 
 
 def test_sensitivity_needs_shadow_models_that_tell_it() -> None:
-    plain = replace(world.scene(), shadows=lambda count: world.shadows()(count))
+    plain = replace(world.knowledge(), shadows=lambda count: world.shadows()(count))
     assert "sensitivity" in (SAMIA().obstacle(oracle(), plain) or "")
 
 
 def test_shadow_models_of_two_releases_must_fit_each_other() -> None:
-    attack, scene, shadows = TwoVersion(models=6), world.scene(), world.shadows()
+    attack, knowledge, shadows = TwoVersion(models=6), world.knowledge(), world.shadows()
     with pytest.raises(ConfigError, match="different halves"):
-        scores(attack, scene=replace(scene, companion_shadows=(replace(shadows, seed=1),)))
+        scores(attack, knowledge=replace(knowledge, companion_shadows=(replace(shadows, seed=1),)))
     with pytest.raises(ConfigError, match="shadow models of 3 releases; expected one kind for each of 2"):
-        scores(attack, scene=replace(scene, companion_shadows=(shadows, shadows)))
+        scores(attack, knowledge=replace(knowledge, companion_shadows=(shadows, shadows)))
 
 
 def test_a_release_that_is_the_same_file_adds_nothing() -> None:
     alone = area(BaVarIA(models=8, neighbours=60))
-    scene = replace(world.scene(), companions=(oracle(),), companion_shadows=(world.shadows(),))
-    both = auc(scores(TwoVersion(models=8, neighbours=60), scene=scene), world.members()).value
+    knowledge = replace(world.knowledge(), companions=(oracle(),), companion_shadows=(world.shadows(),))
+    both = auc(scores(TwoVersion(models=8, neighbours=60), knowledge=knowledge), world.members()).value
     assert both == pytest.approx(alone, abs=0.02)
 
 
 def test_a_release_of_another_model_does_no_harm() -> None:
     # What it shows has nothing to do with the victim's training data.
-    scene = replace(
-        world.scene(),
+    knowledge = replace(
+        world.knowledge(),
         companions=(Oracle(lambda x: torch.ones(len(x), world.CLASSES)),),
         companion_shadows=(lambda count: (torch.ones(count, CANDIDATES, world.CLASSES), world.shadows()(count)[1]),),
     )
-    both = auc(scores(TwoVersion(models=8, neighbours=60), scene=scene), world.members()).value
+    both = auc(scores(TwoVersion(models=8, neighbours=60), knowledge=knowledge), world.members()).value
     assert both == pytest.approx(area(BaVarIA(models=8, neighbours=60)), abs=0.03)
 
 
@@ -134,13 +134,13 @@ def test_lira_of_four_models_by_hand() -> None:
         return torch.stack([phi, torch.zeros_like(phi)], -1)
 
     pool = Examples(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
-    scene = Scene(classes=2, shape=(1,), pool=pool, shadows=lambda count: (logits(values), members))
-    scores = LiRA(models=4).scores(logits(victim), Answers("logits"), scene)
+    knowledge = AttackerKnowledge(classes=2, shape=(1,), pool=pool, shadows=lambda count: (logits(values), members))
+    scores = LiRA(models=4).scores(logits(victim), Disclosure("logits"), knowledge)
     # Members N(5, 1) and N(4, 1), others N(0, 1) and N(0, 1): (5² - 0²) / 2 and (0² - 4²) / 2.
     assert torch.allclose(scores, torch.tensor([12.5, -8.0], dtype=torch.float64), atol=1e-4)
-    offline = LiRA(models=4, mode="offline").scores(logits(victim), Answers("logits"), scene)
+    offline = LiRA(models=4, mode="offline").scores(logits(victim), Disclosure("logits"), knowledge)
     assert torch.allclose(offline, torch.tensor([5.0, 0.0], dtype=torch.float64), atol=1e-4)
-    fixed = LiRA(models=4, mode="offline", variance="fixed").scores(logits(victim), Answers("logits"), scene)
+    fixed = LiRA(models=4, mode="offline", variance="fixed").scores(logits(victim), Disclosure("logits"), knowledge)
     assert torch.allclose(fixed, torch.tensor([5.0, 0.0], dtype=torch.float64) / 2**0.5, atol=1e-4)
 
 
@@ -148,23 +148,23 @@ def test_confidence_keeps_its_digits_and_what_is_hidden_is_spread() -> None:
     labels = torch.tensor([0, 0])
     logits = torch.tensor([[30.0, 0.0, 0.0], [-90.0, 0.0, 0.0]])
     exact = torch.tensor([30 - torch.tensor(2.0).log(), -90 - torch.tensor(2.0).log()]).double()
-    assert torch.allclose(confidence(logits, labels, Answers("logits")), exact)
-    shown = confidence(as_shown(logits, Answers("probabilities")), labels, Answers("probabilities"))
+    assert torch.allclose(confidence(logits, labels, Disclosure("logits")), exact)
+    shown = confidence(as_shown(logits, Disclosure("probabilities")), labels, Disclosure("probabilities"))
     assert shown[0] == pytest.approx(float(exact[0]), abs=0.1)  # 1 - p would be nothing in float32
     assert shown.isfinite().all()
-    rounded = confidence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), labels, Answers("rounded", digits=2))
+    rounded = confidence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), labels, Disclosure("rounded", digits=2))
     assert rounded.tolist() == pytest.approx([5.2933, -5.2933], abs=1e-3)  # 0.995 against 0.005
-    top = confidence(torch.tensor([[0.0, 0.6, 0.0], [0.6, 0.0, 0.0]]), labels, Answers("top-k", k=1))
+    top = confidence(torch.tensor([[0.0, 0.6, 0.0], [0.6, 0.0, 0.0]]), labels, Disclosure("top-k", k=1))
     assert top.exp().tolist() == pytest.approx([0.2 / 0.8, 0.6 / 0.4])
-    said = confidence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), labels, Answers("labels"))
+    said = confidence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), labels, Disclosure("labels"))
     assert said.exp().tolist() == pytest.approx([3.0, 1 / 3])
-    never = confidence(torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf]]), labels, Answers("logits"))
+    never = confidence(torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf]]), labels, Disclosure("logits"))
     assert never.tolist() == [-1e4, 1e4]
 
 
 def test_a_victim_that_ends_in_a_softmax_shows_logits_too() -> None:
     softmax = nn.Sequential(world.victim(), nn.Softmax(1))
-    shown = Answers("logits")
+    shown = Disclosure("logits")
     found = answers_to(Oracle(source_of(softmax), answers=shown), world.pool())
     plain = answers_to(oracle("logits"), world.pool())
     assert not torch.allclose(found, plain, atol=0.1)
@@ -174,10 +174,10 @@ def test_a_victim_that_ends_in_a_softmax_shows_logits_too() -> None:
 
 def test_what_shadow_models_show_is_what_the_victim_shows() -> None:
     logits = torch.randn(2, 5, 4)
-    assert as_shown(logits, Answers("logits")) is logits
-    assert torch.allclose(as_shown(logits, Answers()).sum(-1), torch.ones(2, 5))
-    assert torch.equal(as_shown(logits, Answers("labels")).argmax(-1), logits.argmax(-1))
-    assert as_shown(logits, Answers("top-k", k=2)).count_nonzero() == 20
+    assert as_shown(logits, Disclosure("logits")) is logits
+    assert torch.allclose(as_shown(logits, Disclosure()).sum(-1), torch.ones(2, 5))
+    assert torch.equal(as_shown(logits, Disclosure("labels")).argmax(-1), logits.argmax(-1))
+    assert as_shown(logits, Disclosure("top-k", k=2)).count_nonzero() == 20
 
 
 @pytest.mark.parametrize("online", [True, False])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.base import Loot, Scene
+from nutlet.attacks.base import AttackerKnowledge, AttackResult
 from nutlet.attacks.extraction.line import Line
 from nutlet.attacks.white_box.recover_weights import RecoverWeights, precision, weight_error
 from nutlet.errors import ModelError
-from nutlet.oracle import Answers, Oracle, source_of
+from nutlet.oracle import Disclosure, Oracle, source_of
 
 
 def network(inputs: int, hidden: int, outputs: int, seed: int = 0) -> nn.Sequential:
@@ -24,9 +24,11 @@ def network(inputs: int, hidden: int, outputs: int, seed: int = 0) -> nn.Sequent
     return made
 
 
-def steal(victim: nn.Module, shape: tuple[int, ...], outputs: int, budget: int = 5000, seed: int = 7) -> Loot:
-    oracle = Oracle(source_of(victim), answers=Answers("logits"), budget=budget)
-    (loot,) = RecoverWeights().run(oracle, Scene(classes=outputs, shape=shape, seed=seed), [budget // 2, budget])
+def steal(victim: nn.Module, shape: tuple[int, ...], outputs: int, budget: int = 5000, seed: int = 7) -> AttackResult:
+    oracle = Oracle(source_of(victim), answers=Disclosure("logits"), budget=budget)
+    (loot,) = RecoverWeights().run(
+        oracle, AttackerKnowledge(classes=outputs, shape=shape, seed=seed), [budget // 2, budget]
+    )
     assert loot.queries == oracle.queries <= budget
     assert loot.facts is not None
     return loot
@@ -128,10 +130,10 @@ def test_precision_of_answers() -> None:
 
 def test_the_oracle_keeps_float64() -> None:
     x = torch.full((1, 3), 1 / 3, dtype=torch.float64)
-    assert torch.equal(Oracle(nn.Identity(), answers=Answers("logits")).query(x), x)
+    assert torch.equal(Oracle(nn.Identity(), answers=Disclosure("logits")).query(x), x)
     victim = network(3, 2, 2)
-    assert torch.equal(Oracle(source_of(victim), answers=Answers("logits")).query(x), victim(x))
-    assert Oracle(source_of(victim.float()), answers=Answers("logits")).query(x).dtype == torch.float32
+    assert torch.equal(Oracle(source_of(victim), answers=Disclosure("logits")).query(x), victim(x))
+    assert Oracle(source_of(victim.float()), answers=Disclosure("logits")).query(x).dtype == torch.float32
 
 
 def test_weight_error_knows_what_makes_no_difference() -> None:

@@ -16,7 +16,7 @@ import torch
 from onnx import helper
 
 import nutlet as nl
-from nutlet.attacks.base import Attack, Goal, Loot, Scene
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal
 from nutlet.auditing import audit_files
 from nutlet.auditing.chosen import split_attacks
 from nutlet.data.examples import Data
@@ -39,17 +39,17 @@ class Broken(Attack):
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
 
-    def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
+    def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         if self.way == "preflight":
             raise KeyError("no such thing")
         return None
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         if self.way == "refusal":
             raise OracleError("the endpoint gave 503; expected an answer")
         if self.way == "nothing":
             return iter(())
-        return iter([Loot(queries=1, facts={"x": 1 // 0})])
+        return iter([AttackResult(queries=1, facts={"x": 1 // 0})])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def test_every_attack_is_in_the_record_with_a_reason_where_it_did_not_run(
 
 def test_an_attack_that_needs_more_than_is_shown_is_not_run(files: tuple[Path, Path, nn.Module, Data]) -> None:
     file, _, _, data = files
-    shown = nl.Protocol(queries=(16,), seeds=1, effort=0.05, answers=nl.Answers("labels"), attacks=("SAMIA",))
+    shown = nl.Protocol(queries=(16,), seeds=1, effort=0.05, answers=nl.Disclosure("labels"), attacks=("SAMIA",))
     with pytest.raises(ConfigError, match=r"SAMIA: needs probabilities; the victim shows labels"):
         nl.audit(file, data, protocol=shown)
 

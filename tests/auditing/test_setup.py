@@ -12,7 +12,7 @@ from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.setup import budgets_for, evaluation_of, open_artifact, transfer_of
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError
-from nutlet.oracle import Answers, Ledger
+from nutlet.oracle import Disclosure, Ledger
 
 
 def test_a_budget_beyond_the_transfer_set_is_refused_and_the_usual_ones_are_cut() -> None:
@@ -79,4 +79,4 @@ def test_a_protocol_refuses_what_cannot_be_meant(options: dict[str, object], mes
 @pytest.mark.parametrize("text", ["probs", "top-", "top-x", "rounded", "top-0"])
 def test_answers_that_do_not_exist_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected"):
-        Answers.parse(text)
+        Disclosure.parse(text)

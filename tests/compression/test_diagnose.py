@@ -63,7 +63,7 @@ def test_the_ruined_layer_is_named(cnn: tuple[nn.Module, Data], layer: str, numb
     assert [(step.name, step.accuracy) for step in found.accuracies] == [(s.name, s.accuracy) for s in result.steps]
     assert f"The layer {layer} does it" in found.words[1]
     assert f"exclude: [{layer}]" in found.words[1]
-    assert "gentler setting: `PruneWeights: {" in found.words[2]
+    assert "milder setting: `PruneWeights: {" in found.words[2]
     assert "recover: Distill" in found.words[3]
     moved = [site.site for site in found.sites if site.error > 1e-3]
     assert moved[0].startswith(f"{layer}/"), "the first result that moved is that of the layer"
@@ -176,7 +176,7 @@ def test_the_teacher_of_the_run(tmp_path: Path) -> None:
     teacher = copy.deepcopy(model)
     for parameter in teacher.fc2.parameters():
         parameter.data.neg_()
-    chain = [Distill(epochs=20, lr=0.05, soft=1.0, batch_size=16), ruin("fc1")]
+    chain = [Distill(epochs=20, lr=0.05, kd_weight=1.0, batch_size=16), ruin("fc1")]
     result = compress(model, chain, data, teacher=teacher, workdir=tmp_path)
     folders = set(tmp_path.iterdir())
     found = diagnose(result, model, data, step=2, teacher=teacher, workdir=tmp_path)
@@ -206,11 +206,11 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> type[Method]:
 
         effect: ClassVar[str] = "width"
 
-        def decide(self, model: nn.Module, context: Context) -> Plan:
+        def plan(self, model: nn.Module, context: Context) -> Plan:
             return {"by": 2}
 
         @staticmethod
-        def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+        def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
             for parameter in model.parameters():
                 parameter.data /= plan["by"]
             return model

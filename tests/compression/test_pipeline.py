@@ -41,18 +41,18 @@ class ScaleHead(nl.Method):
         factor: by how much.
     """
 
-    when: ClassVar[str] = "never; it is a test"
+    use_when: ClassVar[str] = "never; it is a test"
     recoverable: ClassVar[bool] = True
     calls: ClassVar[list[str]] = []
 
     factor: float = 2.0
 
-    def decide(self, model: nn.Module, context: nl.Context) -> Plan:
+    def plan(self, model: nn.Module, context: nl.Context) -> Plan:
         self.calls.append("decide")
         return {"factor": self.factor, "notes": ["doubled"]}
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         with torch.no_grad():
             model.get_parameter("fc2.weight").mul_(plan["factor"])
             model.get_parameter("fc2.bias").mul_(plan["factor"])
@@ -563,7 +563,7 @@ def test_a_sound_original_of_two_classes_is_not_called_chance(tmp_path: Path) ->
     def warnings(original: nn.Module, name: str) -> str:
         data = nl.split(examples, examples)
         small = nl.compress(original, nl.Quantize(), data)
-        nl.deliver(small, original, data, tmp_path / name, seconds=0.01)
+        nl.ship(small, original, data, tmp_path / name, seconds=0.01)
         return " ".join(json.loads((tmp_path / name / "report.json").read_text())["warnings"])
 
     assert "near chance" not in warnings(model, "sound")

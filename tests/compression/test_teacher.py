@@ -18,9 +18,9 @@ from nutlet.errors import BudgetError, ConfigError, DataError, ModelError
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.measurement import measure
 from nutlet.methods import Distill, DropBlocks, FineTune
-from nutlet.oracle import Answers, Endpoint, Oracle
+from nutlet.oracle import Disclosure, Endpoint, Oracle
 from nutlet.tasks.predict import predict
-from nutlet.training.context import Answering, Context
+from nutlet.training.context import BlackBoxTeacher, Context
 from nutlet.training.losses import softened
 
 
@@ -44,7 +44,7 @@ def agreement(model: nn.Module) -> float:
     return float((model(x).argmax(1) == victim(x).argmax(1)).float().mean())
 
 
-LEARN = Distill(epochs=20, batch_size=16, lr=0.1, soft=1.0)
+LEARN = Distill(epochs=20, batch_size=16, lr=0.1, kd_weight=1.0)
 
 
 def test_an_endpoint_is_asked_about_each_training_example_once(data: Data, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_an_endpoint_is_asked_about_each_training_example_once(data: Data, tmp_p
 
 
 def test_labels_alone_teach_too_and_a_budget_is_kept(data: Data) -> None:
-    source = Oracle(victim, answers=Answers("labels"), budget=len(data.train))
+    source = Oracle(victim, answers=Disclosure("labels"), budget=len(data.train))
     assert agreement(compress(student(), [LEARN], data, teacher=source).model) > 0.85
     assert source.queries == len(data.train)
     decoupled = replace(LEARN, targets="decoupled")
@@ -87,12 +87,12 @@ def test_what_needs_more_than_answers_is_refused(data: Data, method: Distill, sa
 
 
 def test_an_oracle_of_logits_teaches_them(data: Data) -> None:
-    oracle = Oracle(lambda x: victim(x).log(), answers=Answers("logits"))
+    oracle = Oracle(lambda x: victim(x).log(), answers=Disclosure("logits"))
     assert agreement(compress(student(), [replace(LEARN, targets="logits")], data, teacher=oracle).model) > 0.85
 
 
 def test_other_methods_do_not_ask_about_augmented_views(data: Data) -> None:
-    context = Context(data=replace(data, augment=flip_and_crop()), teacher=Answering(_Free()))
+    context = Context(data=replace(data, augment=flip_and_crop()), teacher=BlackBoxTeacher(_Free()))
     with pytest.raises(ConfigError, match="one more query; expected data without `augment`, or Distill"):
         softened(context, 4.0, 0.9)
 
@@ -119,7 +119,7 @@ def test_a_file_teaches(tmp_path: Path) -> None:
     data = tiny.tiny_data((3, 8, 8))
     teacher = tiny.settled(tiny.TinyCNN(), data.train.x)
     path = export_onnx(teacher, tmp_path / "teacher.onnx", data.train.x[:2])
-    method = Distill(epochs=2, batch_size=16, soft=1.0)
+    method = Distill(epochs=2, batch_size=16, kd_weight=1.0)
     pupil = tiny.settled(tiny.TinyCNN(), data.train.x, seed=1)
     one, other = (compress(pupil, [method], data, teacher=given).model for given in (path, teacher))
     torch.testing.assert_close(predict(one, data.train), predict(other, data.train), atol=1e-3, rtol=1e-3)
@@ -153,7 +153,7 @@ def test_without_labels() -> None:
         "is agreement with it",
     )
     assert oracle.queries == 60
-    for method in (FineTune(epochs=1), Distill(epochs=1), Distill(epochs=1, soft=1.0, targets="decoupled")):
+    for method in (FineTune(epochs=1), Distill(epochs=1), Distill(epochs=1, kd_weight=1.0, targets="decoupled")):
         with pytest.raises(DataError, match=r"needs labels, and \d+ of \d+ examples have none; expected"):
             compress(student(), [method], data)
 

@@ -21,7 +21,7 @@ from nutlet.constraints import Codebook, shapes_only
 from nutlet.formats.onnx import comparison as exported
 from nutlet.formats.onnx import export as exporter
 from nutlet.graph.comparison import answers, difference, plain
-from nutlet.graph.trace import Edited
+from nutlet.graph.trace import InstrumentedModel
 from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method, Plan, apply_plan
 from nutlet.tasks.predict import predict
@@ -93,17 +93,17 @@ def test_a_norm_that_does_more_is_not_lost(act: nn.Module, activations: bool) ->
 class DoubleWeights(nl.Method):
     """A third party's method that promises to change nothing, and doubles the weights of one layer that it names."""
 
-    when = "never; it is a test"
+    use_when = "never; it is a test"
     separable = ("layers",)
 
-    def decide(self, model: nn.Module, context: nl.Context) -> Plan:
+    def plan(self, model: nn.Module, context: nl.Context) -> Plan:
         return {"layers": ["fc1", "fc2"]}
 
     def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
         return copy.deepcopy(model)
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         if "fc1" in plan["layers"]:
             model.get_parameter("fc1.weight").data.mul_(2)
         return model
@@ -225,7 +225,7 @@ def test_a_run_and_its_replay_are_one_code() -> None:
         replayed = apply_plan(type(method_from_dict(step.method)), replayed, step.plan, result.example)
     found, wanted = replayed.state_dict(), result.model.state_dict()
     assert {name: value.shape for name, value in found.items()} == {name: v.shape for name, v in wanted.items()}
-    assert isinstance(replayed, Edited)
+    assert isinstance(replayed, InstrumentedModel)
     assert [(edit.step, edit.zero_point) for edit in replayed.by_site.values()] == [
         (edit.step, edit.zero_point)
         for edit in result.model.by_site.values()  # type: ignore[operator]

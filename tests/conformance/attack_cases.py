@@ -40,19 +40,19 @@ from nutlet.attacks import (
     ShadowClassifier,
     TwoVersion,
 )
-from nutlet.attacks.base import Attack, Loot, Scene
-from nutlet.attacks.extraction.surrogate import Thief, architecture_for
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult
+from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for
 from nutlet.auditing.recognition import recognised
 from nutlet.data.examples import Examples
 from nutlet.measurement.roc import auc, blind_scores
-from nutlet.oracle import Access, Answers, Oracle, Source, source_of
+from nutlet.oracle import Access, Disclosure, Oracle, Source, source_of
 
 CLASSES = 4
-SHOWN: dict[Access, Answers] = {
-    "labels": Answers("labels"),
-    "probabilities": Answers(),
-    "logits": Answers("logits"),
-    "file": Answers("labels"),
+SHOWN: dict[Access, Disclosure] = {
+    "labels": Disclosure("labels"),
+    "probabilities": Disclosure(),
+    "logits": Disclosure("logits"),
+    "file": Disclosure("labels"),
 }
 """The least that an oracle shows at each access: whoever has the file needs no better answers."""
 
@@ -63,15 +63,15 @@ class World:
 
     Args:
         victim: answers queries.
-        scene: the attacker's.
+        knowledge: the attacker's.
         truth: whatever the judge scores with.
     """
 
     victim: Source
-    scene: Scene
+    knowledge: AttackerKnowledge
     truth: Any = None
 
-    def oracle(self, shown: Answers, budget: int | None = None) -> Oracle:
+    def oracle(self, shown: Disclosure, budget: int | None = None) -> Oracle:
         """Return the victim behind a ledger of its own."""
         return Oracle(self.victim, answers=shown, budget=budget)
 
@@ -101,7 +101,7 @@ class Case:
     asks: bool = True
     real: Callable[[], World]
     null: Callable[[], World]
-    judge: Callable[[Loot, World], float]
+    judge: Callable[[AttackResult, World], float]
     baseline: Callable[[World], float]
     margin: float
     chance: float
@@ -154,14 +154,14 @@ def noise(x: Tensor, classes: int = CLASSES) -> Tensor:
     return ((mixed * (1e4 + torch.arange(classes))).sin() * 3).float()
 
 
-THIEF = Thief(architecture=architecture_for((10,), CLASSES, "smaller"), effort=0.06, batch_size=32, lr=0.01)
+THIEF = Surrogate(architecture=architecture_for((10,), CLASSES, "smaller"), effort=0.06, batch_size=32, lr=0.01)
 
 
 def clone_world(victim: Source, *, transfer: bool = True) -> World:
-    scene = Scene(
-        classes=CLASSES, shape=(10,), seed=3, transfer=rows(400, seed=2) if transfer else None, thief=THIEF
+    knowledge = AttackerKnowledge(
+        classes=CLASSES, shape=(10,), seed=3, transfer=rows(400, seed=2) if transfer else None, surrogate=THIEF
     )  # fmt: skip
-    return World(victim, scene, truth=rows(400, seed=4).x)
+    return World(victim, knowledge, truth=rows(400, seed=4).x)
 
 
 @cache
@@ -174,7 +174,7 @@ def null_clone() -> World:
     return clone_world(noise)
 
 
-def agreement(loot: Loot, world: World) -> float:
+def agreement(loot: AttackResult, world: World) -> float:
     """Return how often clone and victim have the same top class on inputs that no attack has seen."""
     assert loot.clone is not None
     with torch.no_grad():
@@ -184,10 +184,10 @@ def agreement(loot: Loot, world: World) -> float:
 @cache
 def own_labels(world: World) -> float:
     """Return the agreement of the same thief, trained on the labels he has anyway."""
-    transfer = world.scene.transfer
+    transfer = world.knowledge.transfer
     assert transfer is not None
     clone = THIEF.train(transfer, F.one_hot(transfer.y, CLASSES).float(), seed=3)
-    return agreement(Loot(queries=0, clone=clone), world)
+    return agreement(AttackResult(queries=0, clone=clone), world)
 
 
 CLONE = Case(
@@ -209,15 +209,15 @@ CLONE = Case(
 @cache
 def real_membership() -> World:
     victim = source_of(membership_world.victim())
-    return World(victim, membership_world.scene(), truth=membership_world.members())
+    return World(victim, membership_world.knowledge(), truth=membership_world.members())
 
 
 @cache
 def null_membership() -> World:
-    return World(noise, membership_world.scene(noise), truth=membership_world.members())
+    return World(noise, membership_world.knowledge(noise), truth=membership_world.members())
 
 
-def told_apart(loot: Loot, world: World) -> float:
+def told_apart(loot: AttackResult, world: World) -> float:
     """Return the area under the curve of members against others."""
     assert loot.scores is not None
     return auc(loot.scores, world.truth).value
@@ -226,8 +226,8 @@ def told_apart(loot: Loot, world: World) -> float:
 @cache
 def blind(world: World) -> float:
     """Return the area of who sees the candidates and no model, though he is told most of the members."""
-    assert world.scene.pool is not None
-    return max(auc(blind_scores(world.scene.pool, world.truth), world.truth).value, 0.5)
+    assert world.knowledge.pool is not None
+    return max(auc(blind_scores(world.knowledge.pool, world.truth), world.truth).value, 0.5)
 
 
 def membership(attack: Attack, *bad: dict[str, Any], queries: int = membership_world.CANDIDATES) -> Case:
@@ -265,14 +265,14 @@ MEMBERSHIP = {
 
 @cache
 def real_file() -> World:
-    scene = file_world.scene(file_world.pruned(), file_world.leaky())
-    return World(source_of(file_world.victim()), scene)
+    knowledge = file_world.knowledge(file_world.pruned(), file_world.leaky())
+    return World(source_of(file_world.victim()), knowledge)
 
 
 @cache
 def null_file() -> World:
-    scene = file_world.scene(file_world.untrained(), file_world.mute())
-    return World(source_of(file_world.untrained()), scene)
+    knowledge = file_world.knowledge(file_world.untrained(), file_world.mute())
+    return World(source_of(file_world.untrained()), knowledge)
 
 
 def file_case(attack: Attack, *bad: dict[str, Any]) -> Case:
@@ -327,12 +327,12 @@ CLONES = {
 @cache
 def real_weights() -> World:
     victim = copy.deepcopy(classifier()).double()
-    return World(source_of(victim), Scene(classes=CLASSES, shape=(10,), seed=3), truth=victim)
+    return World(source_of(victim), AttackerKnowledge(classes=CLASSES, shape=(10,), seed=3), truth=victim)
 
 
 @cache
 def null_weights() -> World:
-    return World(lambda x: noise(x).double(), Scene(classes=CLASSES, shape=(10,), seed=3))
+    return World(lambda x: noise(x).double(), AttackerKnowledge(classes=CLASSES, shape=(10,), seed=3))
 
 
 WEIGHTS = Case(
@@ -357,7 +357,9 @@ def many_outputs(x: Tensor) -> Tensor:
 
 
 def width_world(victim: Source) -> World:
-    return World(victim, Scene(classes=inversion_world.OUTPUTS, shape=(10,), seed=3), truth=inversion_world.WIDTH)
+    return World(
+        victim, AttackerKnowledge(classes=inversion_world.OUTPUTS, shape=(10,), seed=3), truth=inversion_world.WIDTH
+    )
 
 
 @cache
@@ -370,7 +372,7 @@ def null_width() -> World:
     return width_world(many_outputs)
 
 
-def width_found(loot: Loot, world: World) -> float:
+def width_found(loot: AttackResult, world: World) -> float:
     assert loot.facts is not None
     return loot.facts["share"] * (1.0 if loot.facts["width"] in (world.truth, None) else 0.0)
 
@@ -392,28 +394,28 @@ WIDTH = Case(
 @cache
 def real_inversion() -> World:
     victim = inversion_world.victim()
-    return World(source_of(victim), inversion_world.scene(victim), truth=inversion_world.judge())
+    return World(source_of(victim), inversion_world.knowledge(victim), truth=inversion_world.evaluate_uncounted())
 
 
 @cache
 def null_inversion() -> World:
     return World(
         lambda x: noise(x, inversion_world.CLASSES),
-        inversion_world.scene(inversion_world.untrained()),
-        truth=inversion_world.judge(),
+        inversion_world.knowledge(inversion_world.untrained()),
+        truth=inversion_world.evaluate_uncounted(),
     )
 
 
-def seen(loot: Loot, world: World) -> float:
+def seen(loot: AttackResult, world: World) -> float:
     assert loot.images is not None
     return float(recognised(loot.images, world.truth).float().mean())
 
 
 def mean_seen(world: World) -> float:
     """Return the share of who takes the mean of his own inputs for every class."""
-    transfer = world.scene.transfer
+    transfer = world.knowledge.transfer
     assert transfer is not None
-    mean = transfer.x.mean(0).expand(world.scene.classes, -1)
+    mean = transfer.x.mean(0).expand(world.knowledge.classes, -1)
     return float(recognised(mean, world.truth).float().mean())
 
 

@@ -14,13 +14,13 @@ import tiny
 from conformance.cases import CASES
 from nutlet.compression.compressed import TENSORS, Compressed
 from nutlet.compression.pipeline import compress
-from nutlet.constraints import Codebook, FewValues, WeightQuantizer
+from nutlet.constraints import Codebook, Quantizer, WeightQuantizer
 from nutlet.constraints.stack import Mask, constrained_layers, constrained_weight, constraints, raw_weight
 from nutlet.data.examples import Data
 from nutlet.graph.activation_quantizers import grid_of
 from nutlet.graph.finalize import finalize
 from nutlet.graph.modules import shared_parameters
-from nutlet.graph.trace import Edited
+from nutlet.graph.trace import InstrumentedModel
 from nutlet.measurement.parity import parity
 from nutlet.methods.base import Method
 from nutlet.tasks.predict import predict
@@ -41,8 +41,8 @@ def brief(name: str) -> Any:
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """Return the user's module inside an :class:`Edited`."""
-    return model.model if isinstance(model, Edited) else model
+    """Return the user's module inside an :class:`InstrumentedModel`."""
+    return model.model if isinstance(model, InstrumentedModel) else model
 
 
 def same_state(one: nn.Module, other: nn.Module) -> bool:
@@ -87,7 +87,7 @@ def check_constraints(model: nn.Module) -> None:
                 assert constraint.mask.shape == weight.shape, name
                 assert not bool(weight[~constraint.mask].any()), f"{name}: a masked weight is not zero"
                 assert not bool(torch.signbit(weight[~constraint.mask]).any()), f"{name}: a negative zero"
-            if isinstance(constraint, FewValues) and constraint is [c for c in stack if isinstance(c, FewValues)][-1]:
+            if isinstance(constraint, Quantizer) and constraint is [c for c in stack if isinstance(c, Quantizer)][-1]:
                 codes = constraint.codes(weight)
                 values = constraint.values(codes).detach()
                 assert torch.equal(values.masked_fill(weight == 0, 0.0), weight), f"{name} left its values"
@@ -95,7 +95,7 @@ def check_constraints(model: nn.Module) -> None:
             if isinstance(constraint, Codebook):
                 most = len(constraint.levels) + (not constraint.keep_zero and isinstance(stack[-1], Mask))
                 assert len(weight.unique()) <= most, f"{name}: the codebook grew"
-            if isinstance(constraint, WeightQuantizer) and constraint.portable:
+            if isinstance(constraint, WeightQuantizer) and constraint.reduce_range:
                 assert largest_code_pair(constraint.codes(weight), constraint.axis) <= 128, (
                     f"{name}: a pair of codes can saturate"
                 )
@@ -116,7 +116,7 @@ def check_finalized(model: nn.Module, data: Data) -> None:
     assert not list(constrained_layers(kept))
     wanted, found = predict(model, data.validation), predict(final, data.validation)
     if _norms(kept) < _norms(plain):
-        bits = grid_of(model).bits if isinstance(model, Edited) else 8
+        bits = grid_of(model).bits if isinstance(model, InstrumentedModel) else 8
         assert float((found - wanted).abs().max()) <= 0.03 * 255 / (2**bits - 1) * float(wanted.abs().max())
         assert float((found.argmax(1) == wanted.argmax(1)).float().mean()) >= 0.95
         return
@@ -133,7 +133,7 @@ def check_exported(result: Compressed, data: Data, folder: Path, *, error: float
     """Assert that the shipped file answers as the module does; one with integers, about as well as this."""
     check = parity(result.model, result.export(folder / "model.onnx"), data.train)
     spread = float(predict(result.model, data.train).abs().max())
-    if not isinstance(result.model, Edited):
+    if not isinstance(result.model, InstrumentedModel):
         error, agreement = 1e-5, 1.0
     else:
         # A sum that rounds to the other side moves an activation by a whole code: with few bits, a large one.

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.attacks import Reuse
-from nutlet.attacks.base import Loot, Scene
+from nutlet.attacks.base import AttackerKnowledge, AttackResult
 from nutlet.attacks.extraction.labelled import labelled
-from nutlet.attacks.extraction.surrogate import Thief, fresh
+from nutlet.attacks.extraction.surrogate import Surrogate, fresh
 from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, source_of
 from nutlet.training.loop import Training, cross_entropy, train_on
@@ -71,15 +71,15 @@ def prune(model: nn.Module, share: float) -> nn.Module:
     return small.eval()
 
 
-def scene(white_box: nn.Module | None = None, file: Path | None = None) -> Scene:
-    thief = Thief(architecture=network(), effort=0.4, batch_size=16)
-    return Scene(
-        classes=CLASSES, shape=(WIDTH,), seed=3, transfer=examples(200, seed=2), thief=thief, white_box=white_box,
-        file=file,
+def knowledge(white_box: nn.Module | None = None, file: Path | None = None) -> AttackerKnowledge:
+    surrogate = Surrogate(architecture=network(), effort=0.4, batch_size=16)
+    return AttackerKnowledge(
+        classes=CLASSES, shape=(WIDTH,), seed=3, transfer=examples(200, seed=2), surrogate=surrogate,
+        white_box=white_box, file=file,
     )  # fmt: skip
 
 
-def accuracy(loot: Loot) -> float:
+def accuracy(loot: AttackResult) -> float:
     """Return the accuracy on examples that no attack has seen, in the task that the loot names."""
     assert loot.clone is not None
     unseen = examples(1000, seed=4)
@@ -91,17 +91,19 @@ def accuracy(loot: Loot) -> float:
 @cache
 def from_nothing(reused: bool) -> float:
     """Return what as many labels are worth to who has drawn the weights himself."""
-    world = scene(untrained())
+    world = knowledge(untrained())
     if reused:
         (loot,) = Reuse(start="random").run(Oracle(source_of(victim())), world, (LABELS,))
         return accuracy(loot)
-    assert world.thief is not None
+    assert world.surrogate is not None
     assert world.transfer is not None
     (own,) = labelled(world.transfer, world.seed, (LABELS,))
-    return accuracy(Loot(queries=0, clone=world.thief.train(own, F.one_hot(own.y, CLASSES).float(), seed=world.seed)))
+    return accuracy(
+        AttackResult(queries=0, clone=world.surrogate.train(own, F.one_hot(own.y, CLASSES).float(), seed=world.seed))
+    )
 
 
-def gain(loot: Loot) -> float:
+def gain(loot: AttackResult) -> float:
     """Return by how much the file is better than nothing; who is better off without it does without it."""
     return max(0.0, accuracy(loot) - from_nothing("groups" in (loot.facts or {})))
 

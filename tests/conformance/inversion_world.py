@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Scene
+from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.data.examples import Examples
 
@@ -47,7 +47,7 @@ def victim() -> nn.Module:
 
 
 @cache
-def judge() -> nn.Module:
+def evaluate_uncounted() -> nn.Module:
     """Return the classifier that knows the centres: the nearest one is the class."""
     nearest = nn.Linear(FEATURES, CLASSES)
     with torch.no_grad():
@@ -56,9 +56,11 @@ def judge() -> nn.Module:
     return nearest
 
 
-def scene(white_box: nn.Module) -> Scene:
+def knowledge(white_box: nn.Module) -> AttackerKnowledge:
     """Return what the attacker has: other rows, and the file."""
-    return Scene(classes=CLASSES, shape=(FEATURES,), seed=3, transfer=rows(600, seed=2), white_box=white_box)
+    return AttackerKnowledge(
+        classes=CLASSES, shape=(FEATURES,), seed=3, transfer=rows(600, seed=2), white_box=white_box
+    )
 
 
 @cache

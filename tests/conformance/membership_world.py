@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.base import Scene
+from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.membership.shadow_models import Shadows, halves
 from nutlet.data.examples import Examples
 from nutlet.jobs import Workers
-from nutlet.oracle import Answers, Oracle, Source, source_of
+from nutlet.oracle import Disclosure, Oracle, Source, source_of
 from nutlet.training.loop import Training, cross_entropy, train_on
 
 CANDIDATES = 240
@@ -77,10 +77,10 @@ def shadows(altered: bool = False) -> Shadows:
     )
 
 
-def scene(victim_: Source | None = None, shown: Answers | None = None) -> Scene:
+def knowledge(victim_: Source | None = None, shown: Disclosure | None = None) -> AttackerKnowledge:
     """Return what an attacker has; with a source given, that is the other release too."""
     release = victim_ or source_of(coarser(victim(), pool(), 0))
-    return Scene(
+    return AttackerKnowledge(
         classes=CLASSES,
         shape=(10,),
         seed=3,

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from conformance.attack_cases import CASES, SHOWN, World
 from conformance.examples import same_state
 from nutlet.attacks import known_attacks
-from nutlet.attacks.base import Attack, Goal, Loot, Scene
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal
 from nutlet.errors import BudgetError, ConfigError
-from nutlet.oracle import ACCESS, Answers
+from nutlet.oracle import ACCESS, Disclosure
 
 every_case = pytest.mark.parametrize("name", sorted(CASES))
 every_asking = pytest.mark.parametrize("name", sorted(n for n, case in CASES.items() if case.budgets and case.asks))
@@ -45,11 +45,11 @@ FIELDS: dict[Goal, set[str]] = {
 class Raid:
     """What a run brought: the loot, and what the ledger said as each was handed over."""
 
-    loot: list[Loot]
+    loot: list[AttackResult]
     sent: list[int]
 
 
-def raid(name: str, world: World, shown: Answers, budgets: Sequence[int] | None = None, disturb: int = 0) -> Raid:
+def raid(name: str, world: World, shown: Disclosure, budgets: Sequence[int] | None = None, disturb: int = 0) -> Raid:
     """Run a case as an audit would; ``disturb`` sets every global generator first."""
     case = CASES[name]
     budgets = case.budgets if budgets is None else budgets
@@ -57,7 +57,7 @@ def raid(name: str, world: World, shown: Answers, budgets: Sequence[int] | None 
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(disturb)
     loot, sent = [], []
-    for found in case.attack.run(oracle, world.scene, budgets):
+    for found in case.attack.run(oracle, world.knowledge, budgets):
         loot.append(found)
         sent.append(oracle.queries)
     return Raid(loot, sent)
@@ -78,8 +78,8 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-def same_loot(one: Loot, other: Loot) -> bool:
-    return all(same(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Loot))
+def same_loot(one: AttackResult, other: AttackResult) -> bool:
+    return all(same(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(AttackResult))
 
 
 def test_every_registered_attack_is_tested_and_the_reverse() -> None:
@@ -91,13 +91,13 @@ def test_every_registered_attack_is_tested_and_the_reverse() -> None:
 @every_kind
 def test_says_what_it_is_for(kind: type[Attack]) -> None:
     assert known_attacks()[kind.__name__] is kind
-    assert kind.when
-    assert "\n" not in kind.when
-    assert len(kind.when) < 120
+    assert kind.use_when
+    assert "\n" not in kind.use_when
+    assert len(kind.use_when) < 120
     assert re.search(r"\b(19|20)\d\d\b", kind.source), "a source has a year"
     assert kind.goal in get_args(Goal)
     assert kind.access in ACCESS
-    assert set(kind.needs) <= {field.name for field in dataclasses.fields(Scene)}
+    assert set(kind.needs) <= {field.name for field in dataclasses.fields(AttackerKnowledge)}
     # Of its Args alone: what it raises is described in the same form.
     doc = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
     described = set(re.findall(r"^ {4}(\w+): ", doc, re.MULTILINE))
@@ -126,13 +126,13 @@ def test_options_are_plain(name: str) -> None:
 def test_says_what_is_missing(name: str) -> None:
     case = CASES[name]
     world, shown = case.real(), SHOWN[case.attack.access]
-    assert case.attack.obstacle(world.oracle(shown), world.scene) is None
+    assert case.attack.obstacle(world.oracle(shown), world.knowledge) is None
     for need in case.attack.needs:
-        empty: object = () if isinstance(getattr(world.scene, need), tuple) else None
-        bare = replace(world.scene, **{need: empty})
+        empty: object = () if isinstance(getattr(world.knowledge, need), tuple) else None
+        bare = replace(world.knowledge, **{need: empty})
         assert "needs" in (case.attack.obstacle(world.oracle(shown), bare) or ""), need
     for less in ACCESS[: ACCESS.index(case.attack.access)] if case.attack.access != "file" else ():
-        found = case.attack.obstacle(world.oracle(SHOWN[less]), world.scene)
+        found = case.attack.obstacle(world.oracle(SHOWN[less]), world.knowledge)
         assert found is not None
         assert case.attack.access in found
         assert less in found
@@ -158,16 +158,16 @@ def test_brings_what_its_goal_says(name: str) -> None:
         assert len(found) == 1 or found == {"clone", "facts"}
         assert found <= FIELDS[case.attack.goal]
         if loot.clone is not None:
-            outputs = loot.clone(torch.zeros(3, *world.scene.shape))
-            groups = (loot.facts or {}).get("groups", range(world.scene.classes))
+            outputs = loot.clone(torch.zeros(3, *world.knowledge.shape))
+            groups = (loot.facts or {}).get("groups", range(world.knowledge.classes))
             assert outputs.shape == (3, len(set(groups)))
             assert bool(outputs.isfinite().all())
         if loot.scores is not None:
-            assert world.scene.pool is not None
-            assert loot.scores.shape == (len(world.scene.pool),)
+            assert world.knowledge.pool is not None
+            assert loot.scores.shape == (len(world.knowledge.pool),)
             assert bool(loot.scores.isfinite().all())
         if loot.images is not None:
-            assert loot.images.shape == (world.scene.classes, *world.scene.shape)
+            assert loot.images.shape == (world.knowledge.classes, *world.knowledge.shape)
             assert bool(loot.images.isfinite().all())
         if loot.facts is not None:
             assert json.loads(json.dumps(loot.facts)) == loot.facts
@@ -179,7 +179,7 @@ def test_a_smaller_allowance_ends_in_an_error_and_is_kept(name: str) -> None:
     case, world = CASES[name], CASES[name].real()
     oracle = world.oracle(SHOWN[case.attack.access], budget=plain(name).sent[0] - 1)
     with pytest.raises(BudgetError):
-        for _ in case.attack.run(oracle, world.scene, case.budgets):
+        for _ in case.attack.run(oracle, world.knowledge, case.budgets):
             pass
     assert oracle.queries <= plain(name).sent[0] - 1
 
@@ -195,7 +195,7 @@ def test_same_seed_same_bytes_whatever_the_global_generators(name: str) -> None:
 @every_case
 def test_beats_who_asks_nothing(name: str) -> None:
     case, world = CASES[name], CASES[name].real()
-    assert case.judge(plain(name).loot[-1], world) >= case.baseline(world) + case.margin
+    assert case.evaluate_uncounted(plain(name).loot[-1], world) >= case.baseline(world) + case.margin
 
 
 @pytest.mark.parametrize(
@@ -204,22 +204,22 @@ def test_beats_who_asks_nothing(name: str) -> None:
         (name, shown)
         for name, case in sorted(CASES.items())
         if case.budgets
-        for shown in (Answers(), Answers("rounded", digits=1), Answers("top-k"), Answers("logits"))
+        for shown in (Disclosure(), Disclosure("rounded", digits=1), Disclosure("top-k"), Disclosure("logits"))
         if ACCESS.index(shown.access) > ACCESS.index(case.attack.access)
     ],
     ids=str,
 )
-def test_beats_who_asks_nothing_when_shown_more(name: str, shown: Answers) -> None:
+def test_beats_who_asks_nothing_when_shown_more(name: str, shown: Disclosure) -> None:
     case, world = CASES[name], CASES[name].real()
     found = raid(name, world, shown, case.budgets[-1:])
-    assert case.judge(found.loot[-1], world) >= case.baseline(world) + case.margin
+    assert case.evaluate_uncounted(found.loot[-1], world) >= case.baseline(world) + case.margin
 
 
 @every_case
 def test_finds_nothing_where_there_is_nothing(name: str) -> None:
     case, world = CASES[name], CASES[name].null()
     found = raid(name, world, SHOWN[case.attack.access])
-    assert abs(case.judge(found.loot[-1], world) - case.chance) <= case.slack
+    assert abs(case.evaluate_uncounted(found.loot[-1], world) - case.chance) <= case.slack
 
 
 @pytest.mark.parametrize("name", sorted(n for n, case in CASES.items() if case.nested and len(case.budgets) > 1))

@@ -68,7 +68,7 @@ def test_every_registered_method_is_tested_and_the_reverse() -> None:
 @every_method
 def test_says_what_it_is_for(name: str) -> None:
     kind = type(EXAMPLES[name])
-    assert kind.when
+    assert kind.use_when
     assert kind.__doc__
     options = {o.name for o in dataclasses.fields(kind)} - {o.name for o in dataclasses.fields(Method)}
     documented = "".join(base.__doc__ or "" for base in kind.__mro__)

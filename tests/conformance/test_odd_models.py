@@ -247,5 +247,5 @@ class Inverted(nn.Module):
 def test_include_reaches_a_block_with_another_inside(include: tuple[str, ...], dropped: str) -> None:
     data = tiny.tiny_data((10,))
     model = nn.Sequential(nn.Linear(10, 16), Inverted(), nn.Linear(16, tiny.CLASSES)).eval()
-    plan = DropBlocks(drop=1, include=include).decide(model, Context(data=data, teacher=model))
+    plan = DropBlocks(drop=1, include=include).plan(model, Context(data=data, teacher=model))
     assert plan["dropped"] == [dropped]

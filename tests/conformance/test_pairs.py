@@ -26,7 +26,7 @@ from conformance.examples import (
 )
 from nutlet.compression.compressed import Compressed
 from nutlet.compression.pipeline import compress
-from nutlet.constraints import FewValues
+from nutlet.constraints import Quantizer
 from nutlet.constraints.stack import (
     Mask,
     constrained_weight,
@@ -36,7 +36,7 @@ from nutlet.data.examples import Data
 from nutlet.errors import NutletError
 from nutlet.graph.placement import runs_on_integers
 from nutlet.graph.scope import Layer
-from nutlet.graph.trace import Edited
+from nutlet.graph.trace import InstrumentedModel
 from nutlet.methods.base import Method
 
 Make = Callable[[str], tuple[nn.Module, Data]]
@@ -116,7 +116,7 @@ def _kinds(layer: nn.Module) -> set[type[nn.Module]]:
 
 def _levels(layer: nn.Module) -> float:
     """Return how many values a weight of ``layer`` may take, as codes of its coarsest format."""
-    return min((len(c.levels) for c in constraints(layer) if isinstance(c, FewValues)), default=math.inf)
+    return min((len(c.levels) for c in constraints(layer) if isinstance(c, Quantizer)), default=math.inf)
 
 
 def _check_first_survives(one: Compressed, both: Compressed) -> None:
@@ -131,10 +131,10 @@ def _check_first_survives(one: Compressed, both: Compressed) -> None:
         if name in new and constrained_weight(old).shape == constrained_weight(new[name]).shape:
             for mask in (c for c in constraints(old) if isinstance(c, Mask)):
                 assert not bool(constrained_weight(new[name])[~mask.mask].any()), f"{name}: a weight was revived"
-    if isinstance(one.model, Edited):
+    if isinstance(one.model, InstrumentedModel):
         # Activations stay integers wherever the weights they meet do.
         integers = any(runs_on_integers(layer) for layer in after.values())
-        assert isinstance(both.model, Edited) == integers
+        assert isinstance(both.model, InstrumentedModel) == integers
         assert not integers or both.model.by_site
 
 

@@ -38,7 +38,7 @@ def check_reasons(method: Method, model: nn.Module, data: Data) -> dict[str, str
     example = data.calibration.batch(slice(0, 2))[0]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
-        reasons = method.reasons(model, example)
+        reasons = method.skip_reasons(model, example)
     except NutletError as error:
         with pytest.raises(type(error)):
             compress(model, [method], data)
@@ -114,25 +114,25 @@ def test_frozen_layers_and_norms_alone(make: Make) -> None:
 def test_a_pattern_that_matches_nothing_is_known_before(name: str, make: Make) -> None:
     model, data = make("mlp")
     with pytest.raises(NutletError, match="nowhere"):
-        replace(EXAMPLES[name], exclude=("nowhere",)).reasons(model, data.calibration.x[:2])
+        replace(EXAMPLES[name], exclude=("nowhere",)).skip_reasons(model, data.calibration.x[:2])
 
 
 @every_method
 def test_a_gentler_method_is_another_one_of_its_kind(name: str) -> None:
-    gentler = EXAMPLES[name].gentler()
-    assert gentler is None or (type(gentler) is type(EXAMPLES[name]) and gentler != EXAMPLES[name])
+    milder = EXAMPLES[name].milder()
+    assert milder is None or (type(milder) is type(EXAMPLES[name]) and milder != EXAMPLES[name])
 
 
 @every_method
 def test_passes_are_a_range(name: str, make: Make) -> None:
     model, data = make("mlp")
-    low, high = EXAMPLES[name].passes(model, data.calibration.x[:2])
+    low, high = EXAMPLES[name].calibration_passes(model, data.calibration.x[:2])
     assert 0 <= low <= high
 
 
 def test_what_a_method_knows_itself(make: Make) -> None:
     model, data = make("cnn")
-    found = Factorize(rank=10).reasons(model, data.calibration.x[:2])
+    found = Factorize(rank=10).skip_reasons(model, data.calibration.x[:2])
     assert found["depthwise"] == "a grouped convolution"
     assert found["fc"] == "rank at most 4"
     assert found["block1.conv1"] == "rank at most 8"

@@ -11,20 +11,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nutlet.constraints import Binarizer, Codebook, FewValues, Grid, HalfFloat, TrainedTernarizer, WeightQuantizer
+from nutlet.constraints import (
+    Binarizer,
+    Codebook,
+    HalfFloat,
+    Quantizer,
+    QuantScheme,
+    TrainedTernarizer,
+    WeightQuantizer,
+)
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 
 GRIDS = [
-    Grid(),
-    Grid(bits=2, ranges="mse", learn=True),
-    Grid(bits=3, granularity="group", group_size=4),
-    Grid(bits=4, granularity="group", group_size=5, symmetric=False, ranges="mse"),
-    Grid(bits=4, granularity="tensor", ranges="mean", learn=True),
-    Grid(bits=5, symmetric=False),
-    Grid(bits=6, power_of_two=True),
-    Grid(bits=8, granularity="tensor"),
+    QuantScheme(),
+    QuantScheme(bits=2, ranges="mse", learn=True),
+    QuantScheme(bits=3, granularity="group", group_size=4),
+    QuantScheme(bits=4, granularity="group", group_size=5, symmetric=False, ranges="mse"),
+    QuantScheme(bits=4, granularity="tensor", ranges="mean", learn=True),
+    QuantScheme(bits=5, symmetric=False),
+    QuantScheme(bits=6, power_of_two=True),
+    QuantScheme(bits=8, granularity="tensor"),
 ]
-FITS: dict[str, Callable[[Tensor], FewValues]] = {
+FITS: dict[str, Callable[[Tensor], Quantizer]] = {
     **{f"grid {k}": lambda w, grid=grid: WeightQuantizer.fit(w, grid=grid) for k, grid in enumerate(GRIDS)},
     "binary": Binarizer.fit,
     "binary, one scale": lambda w: Binarizer.fit(w, granularity="tensor"),
@@ -81,12 +89,12 @@ def test_moving_the_weight_keeps_it_on_its_values(kind: str) -> None:
         (layer(weights(0, 16, 7)) - 1).square().sum().backward()
         optimizer.step()
     quantizer, weight = constraints(layer.eval())[0], constrained_weight(layer)
-    assert isinstance(quantizer, FewValues)
+    assert isinstance(quantizer, Quantizer)
     assert torch.equal(quantizer(weight), weight)
 
 
 @pytest.mark.parametrize("grid", [g for g in GRIDS if g.granularity != "group"])
-def test_channels_that_are_selected_keep_their_values(grid: Grid) -> None:
+def test_channels_that_are_selected_keep_their_values(grid: QuantScheme) -> None:
     weight, keep = weights(1, 6, 5, 3, 3), torch.tensor([0, 2, 5])
     quantizer = WeightQuantizer.fit(weight, grid=grid).eval()
     assert torch.equal(quantizer.select(0, keep).eval()(weight[keep]), quantizer(weight)[keep])
@@ -97,7 +105,7 @@ def test_channels_that_are_selected_keep_their_values(grid: Grid) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_groups_follow_a_selection(symmetric: bool) -> None:
     weight = weights(2, 4, 12)
-    grid = Grid(bits=8, granularity="group", group_size=4, symmetric=symmetric)
+    grid = QuantScheme(bits=8, granularity="group", group_size=4, symmetric=symmetric)
     quantizer = WeightQuantizer.fit(weight, grid=grid)
     assert torch.equal(quantizer.select(0, torch.tensor([1, 3]))(weight[[1, 3]]), quantizer(weight)[[1, 3]])
     whole = torch.arange(4, 12)
@@ -110,7 +118,7 @@ def test_groups_follow_a_selection(symmetric: bool) -> None:
 
 def test_two_symmetric_bits_solve_the_problem_of_ternary_weight_networks() -> None:
     weight = weights(3, 1, 200)
-    quantizer = WeightQuantizer.fit(weight, grid=Grid(bits=2, ranges="mse"))
+    quantizer = WeightQuantizer.fit(weight, grid=QuantScheme(bits=2, ranges="mse"))
     error = float((quantizer(weight) - weight).square().sum())
     magnitudes = weight.abs().flatten().sort(descending=True).values
     # For the k largest weights kept, the best scale is their mean: all thresholds are tried (Li et al., equation 5).
@@ -150,27 +158,30 @@ def test_codebooks_have_their_size_and_keep_zeros(seed: int, count: int, zero: b
 def test_more_bits_lose_less_and_groups_lose_less_than_channels(bits: int) -> None:
     weight = weights(4, 8, 64) * torch.logspace(0, 1, 64)
 
-    def error(grid: Grid) -> float:
+    def error(grid: QuantScheme) -> float:
         return float((WeightQuantizer.fit(weight, grid=grid)(weight) - weight).square().mean())
 
-    finer = [error(Grid(bits=bits, portable=False, granularity="tensor")), error(Grid(bits=bits, portable=False))]
-    finer.append(error(Grid(bits=bits, granularity="group", group_size=8)))
+    finer = [
+        error(QuantScheme(bits=bits, reduce_range=False, granularity="tensor")),
+        error(QuantScheme(bits=bits, reduce_range=False)),
+    ]
+    finer.append(error(QuantScheme(bits=bits, granularity="group", group_size=8)))
     assert all(one > other for one, other in pairwise(finer))
-    assert error(Grid(bits=bits, ranges="mse", portable=False)) <= finer[1]
-    assert error(Grid(bits=bits, power_of_two=True, portable=False)) >= finer[1]
+    assert error(QuantScheme(bits=bits, ranges="mse", reduce_range=False)) <= finer[1]
+    assert error(QuantScheme(bits=bits, power_of_two=True, reduce_range=False)) >= finer[1]
     if bits < 8:
-        assert error(Grid(bits=bits + 1, portable=False)) < finer[1]
+        assert error(QuantScheme(bits=bits + 1, reduce_range=False)) < finer[1]
 
 
 def test_powers_of_two_are_powers_of_two() -> None:
     for weight in (weights(5, 4, 9), weights(6, 4, 9) * 1e-4):
-        scale = WeightQuantizer.fit(weight, grid=Grid(power_of_two=True)).scale
+        scale = WeightQuantizer.fit(weight, grid=QuantScheme(power_of_two=True)).scale
         assert torch.equal(torch.exp2(scale.log2().round()), scale)
 
 
 def test_an_asymmetric_grid_wastes_nothing_on_one_sided_weights() -> None:
     weight = weights(7, 3, 50).abs()
-    quantizer = WeightQuantizer.fit(weight, grid=Grid(bits=4, symmetric=False))
+    quantizer = WeightQuantizer.fit(weight, grid=QuantScheme(bits=4, symmetric=False))
     assert quantizer.codes(weight).amin(1).tolist() == [-8, -8, -8]
     assert quantizer.codes(weight).amax(1).tolist() == [7, 7, 7]
     assert torch.equal(quantizer(torch.zeros(3, 50)), torch.zeros(3, 50))
@@ -178,7 +189,7 @@ def test_an_asymmetric_grid_wastes_nothing_on_one_sided_weights() -> None:
 
 def test_the_gradient_of_a_learned_step_is_that_of_the_paper() -> None:
     weight = torch.tensor([[0.9, -0.2, 5.0]])
-    quantizer = WeightQuantizer(torch.tensor([0.5]), grid=Grid(bits=3, learn=True, granularity="tensor")).train()
+    quantizer = WeightQuantizer(torch.tensor([0.5]), grid=QuantScheme(bits=3, learn=True, granularity="tensor")).train()
     quantizer(weight).sum().backward()
     ratio = weight / 0.5
     inside = (ratio.round() - ratio)[:, :2].sum()  # Esser et al. 2020, equation 3; the third is above the limit of 3
@@ -190,14 +201,14 @@ def test_the_gradient_of_a_learned_step_is_that_of_the_paper() -> None:
 def test_a_factor_for_each_channel_is_followed_exactly(kind: str) -> None:
     weight, factor = weights(8, 4, 12), torch.tensor([2.0, -0.5, 4.0, 1.0])
     quantizer = FITS[kind](weight)
-    assert quantizer.folds
+    assert quantizer.supports_scaling
     before = quantizer(weight).detach()
-    quantizer.times(factor)
+    quantizer.scale_outputs(factor)
     assert torch.equal(quantizer(weight * factor[:, None]), before * factor[:, None])
 
 
 def test_what_a_factor_would_move_does_not_fold() -> None:
-    refusing = {name for name, fit in FITS.items() if not fit(weights(9, 4, 8)).folds}
+    refusing = {name for name, fit in FITS.items() if not fit(weights(9, 4, 8)).supports_scaling}
     wanted = {"binary, one scale", "signs", "ttq", "codebook", "codebook without zero", "float16", "bfloat16"}
     wanted |= {
         f"grid {k}" for k, g in enumerate(GRIDS) if not g.symmetric or g.granularity == "tensor" or g.power_of_two

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conformance.examples import largest_code_pair
-from nutlet.constraints import Grid, WeightQuantizer
+from nutlet.constraints import QuantScheme, WeightQuantizer
 from nutlet.constraints.stack import (
     Mask,
     constrain,
     constrained_weight,
     constraints,
+    expand_range,
     output_axis,
     raw_weight,
-    take_off,
-    widen,
+    remove_constraints,
 )
 
 SHAPES = st.one_of(
@@ -52,7 +52,7 @@ def test_portable_codes_of_neighbours_never_saturate(
 @settings(max_examples=100, deadline=None)
 def test_codes_give_the_weight_back(shape: tuple[int, ...], seed: int) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    quantizer = WeightQuantizer.fit(weight, grid=Grid(portable=False))
+    quantizer = WeightQuantizer.fit(weight, grid=QuantScheme(reduce_range=False))
     snapped = quantizer(weight)
     scale = quantizer.scale.view([-1] + [1] * (weight.ndim - 1))
     assert torch.equal(quantizer.codes(snapped) * scale, snapped)
@@ -106,7 +106,7 @@ def test_taking_off_a_copy_leaves_the_original_alone(bake: bool) -> None:
     raw = raw_weight(layer).detach().clone()
     constrain(layer, [Mask(torch.eye(3, dtype=torch.bool))])
     copied = copy.deepcopy(layer)
-    stack = take_off(copied, bake=bake)
+    stack = remove_constraints(copied, bake=bake)
     assert type(copied) is nn.Linear
     assert [type(c) for c in stack] == [Mask]
     assert torch.equal(copied.weight, raw * torch.eye(3) if bake else raw)
@@ -125,7 +125,7 @@ def test_widening_only_widens() -> None:
     with torch.no_grad():
         raw_weight(layer)[0] *= 2
         raw_weight(layer)[1] /= 2
-    widen(layer)
+    expand_range(layer)
     torch.testing.assert_close(quantizer.scale, before * torch.tensor([2.0, 1.0]))
     assert largest_code_pair(quantizer.codes(constrained_weight(layer)), 0) <= 128
 

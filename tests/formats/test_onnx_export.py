@@ -54,8 +54,8 @@ def whispered_pooling(incoming: Tensor) -> Tensor:
 
 def quantized(model: nn.Module, data: Data, method: Quantize | None = None) -> nn.Module:
     method, model = method or Quantize(), copy.deepcopy(model)
-    plan = method.decide(model, Context(data=data, teacher=model))
-    return method.execute(model, plan, data.calibration.x[:2]).eval()
+    plan = method.plan(model, Context(data=data, teacher=model))
+    return method.apply(model, plan, data.calibration.x[:2]).eval()
 
 
 @pytest.fixture(scope="module")
@@ -288,8 +288,8 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
 def test_pruned_and_quantized_weights_are_zero_in_the_file(data: Data, tmp_path: Path) -> None:
     model = tiny.settled(SecretNet(), data.calibration.x)
     prune = PruneWeights(sparsity=0.8)
-    plan = prune.decide(model, Context(data=data, teacher=model))
-    put_values(prune.execute(model, plan, data.train.x[:2]), plan["values"])
+    plan = prune.plan(model, Context(data=data, teacher=model))
+    put_values(prune.apply(model, plan, data.train.x[:2]), plan["values"])
     path = export_onnx(quantized(model, data), tmp_path / "m.onnx", data.train.x[:2])
     weights = [
         onnx.numpy_helper.to_array(t) for t in load_unpacked(path.read_bytes()).graph.initializer if len(t.dims) > 1

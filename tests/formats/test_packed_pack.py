@@ -20,13 +20,13 @@ import nutlet as nl
 import tiny
 from conformance.examples import same_state
 from nutlet.compression.compressed import MANIFEST, TENSORS, Compressed
-from nutlet.constraints import FewValues, WeightQuantizer
+from nutlet.constraints import Quantizer, WeightQuantizer
 from nutlet.constraints.stack import Constraint, Mask, constrain, constrained_weight, raw_weight
 from nutlet.data.examples import Data
-from nutlet.formats.packed.pack import pack, settle, unpack
+from nutlet.formats.packed.pack import pack, sync_dense, unpack
 
 
-class Signs(FewValues):
+class Signs(Quantizer):
     """Two values per layer: plus and minus its mean magnitude."""
 
     levels: Sequence[int] = (-1, 1)
@@ -113,7 +113,7 @@ def round_trip(model: nn.Module) -> int:
 def test_weights_take_the_bits_of_their_codes(kind: type[Signs], bits: float, rest: int) -> None:
     model = layer()
     constrain(model, [kind(model.weight)])
-    settle(model)
+    sync_dense(model)
     assert round_trip(model) <= 4000 * bits / 8 + rest + 16 + 4  # the signature, and a byte or two for each tensor
 
 
@@ -124,7 +124,7 @@ def test_removed_weights_take_no_code(kind: type[Signs] | None) -> None:
     if kind is not None:
         stack.append(kind(model.weight))
     constrain(model, stack)
-    settle(model)
+    sync_dense(model)
     assert not bool(raw_weight(model)[~stack[0].mask].any())  # type: ignore[union-attr]
     kept = int(stack[0].mask.sum())  # type: ignore[union-attr,arg-type]
     bits = {Signs: 1, Trits: 1.6, Codebook: 3, None: 32}.get(kind, 8)
@@ -142,7 +142,7 @@ def test_half_floats_take_16_bits_whoever_made_them() -> None:
 def test_nothing_is_left_of_a_layer() -> None:
     model = layer()
     constrain(model, [Mask(torch.zeros(40, 100, dtype=torch.bool)), Signs(model.weight)])
-    settle(model)
+    sync_dense(model)
     assert round_trip(model) < 50
 
 
@@ -152,10 +152,10 @@ def test_settling_changes_no_output_and_does_nothing_twice() -> None:
     x = torch.randn(5, 100)
     with torch.no_grad():
         before = model(x)
-        settle(model)
+        sync_dense(model)
         assert torch.equal(model(x), before)
         once = copy.deepcopy(model)
-        settle(model)
+        sync_dense(model)
     assert torch.equal(raw_weight(model[0]), constrained_weight(model[0]))
     assert same_state(once, model)
     model(x).sum().backward()
@@ -167,7 +167,7 @@ def test_a_constraint_that_breaks_the_rules_costs_bytes_and_not_values(kind: typ
     model = layer()
     constrain(model, [kind(model.weight) if kind is Wrong else kind()])  # type: ignore[call-arg]
     before = constrained_weight(model).clone()
-    settle(model)
+    sync_dense(model)
     assert torch.equal(constrained_weight(model), before)
     assert round_trip(model) > 1000 * 4
 
@@ -187,7 +187,7 @@ def test_tied_weights_are_stored_once(stacks: str) -> None:
     if stacks in ("the same", "different"):
         constrain(model.two, [sparse(0.1 if stacks == "the same" else 0.2, model.one.weight)])
     before = [constrained_weight(m).clone() for m in (model.one, model.two)]
-    settle(model)
+    sync_dense(model)
     assert all(torch.equal(constrained_weight(m), w) for m, w in zip((model.one, model.two), before, strict=True))
     size = round_trip(model)
     assert size < 40 * 40 * 4 + 500

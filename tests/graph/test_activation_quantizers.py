@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.constraints import Grid, WeightQuantizer
-from nutlet.constraints.stack import constrain, constrained_weight, take_off
+from nutlet.constraints import QuantScheme, WeightQuantizer
+from nutlet.constraints.stack import constrain, constrained_weight, remove_constraints
 from nutlet.errors import ModelError
 from nutlet.graph.activation_quantizers import ActivationQuantizer, attach, calibrate, carry
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import place
 from nutlet.graph.scope import Layer
-from nutlet.graph.trace import walk
-from nutlet.methods.quantization.integers import put_grid
+from nutlet.graph.trace import trace
+from nutlet.methods.quantization.integers import attach_quantizer
 from tiny import Residual, TinyCNN, settled
 
 X = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ def quantized(model: nn.Module, x: Tensor = X, leave: tuple[str, ...] = ()) -> n
 
 
 def sites(model: nn.Module, x: Tensor = X) -> dict[str, str | None]:
-    return place(model, walk(model, x))
+    return place(model, trace(model, x))
 
 
 class Head(nn.Module):
@@ -63,7 +63,7 @@ def test_a_residual_block_is_quantized_after_norm_relu_and_addition() -> None:
 
 def test_after_folding_the_same_places_are_quantized() -> None:
     model = quantized(Head(Residual(8)))
-    fold(model, foldable(model, walk(model, X)))
+    fold(model, foldable(model, trace(model, X)))
     assert list(sites(model)) == [
         "/input/0",
         "before.0/relu/0",
@@ -75,7 +75,7 @@ def test_after_folding_the_same_places_are_quantized() -> None:
 
 def test_nothing_on_the_output() -> None:
     for model in (quantized(Head(Residual(8))), quantized(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()))):
-        record = walk(model, X)
+        record = trace(model, X)
         assert not set(place(model, record)) & record.outputs
 
 
@@ -113,7 +113,7 @@ def test_a_padding_shares_the_scale_of_what_it_pads() -> None:
         "/pad/0": "/relu/0",
         "/relu/1": None,
     }
-    activations = calibrate(model, walk(model, X), [X])
+    activations = calibrate(model, trace(model, X), [X])
     assert activations["/pad/0"] == {"same_as": "/relu/0"}
     edited = attach(model, activations, X)
     assert edited.by_site["/pad/0"] is edited.by_site["/relu/0"]
@@ -139,9 +139,9 @@ def test_pools_and_views_pass_the_quantization_on() -> None:
 def test_ranges_are_those_seen_and_hold_zero() -> None:
     model = quantized(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 3))
     x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    activations = calibrate(model, walk(model, x), [x[:1], x[1:]])
+    activations = calibrate(model, trace(model, x), [x[:1], x[1:]])
     assert activations["/input/0"] == {"scale": pytest.approx(6 / 255), "zero_point": 0}
-    shifted = calibrate(model, walk(model, x), [-x])
+    shifted = calibrate(model, trace(model, x), [-x])
     assert shifted["/input/0"] == {"scale": pytest.approx(6 / 255), "zero_point": 255}
 
 
@@ -150,14 +150,14 @@ def test_ranges_that_are_not_finite_are_refused_by_the_name_of_the_site(bad: flo
     model = quantized(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 3))
     x = torch.tensor([[1.0, bad, 3.0], [1.0, 2.0, 3.0]])
     with pytest.raises(ModelError, match="/input/0"):
-        calibrate(model, walk(model, x), [x, torch.zeros(2, 3)])
+        calibrate(model, trace(model, x), [x, torch.zeros(2, 3)])
     with pytest.raises(ModelError, match="no calibration inputs"):
-        calibrate(model, walk(model, x), [])
+        calibrate(model, trace(model, x), [])
 
 
 def test_a_constant_activation_has_a_scale() -> None:
     model = quantized(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 3))
-    activations = calibrate(model, walk(model, torch.zeros(2, 3)), [torch.zeros(2, 3)])
+    activations = calibrate(model, trace(model, torch.zeros(2, 3)), [torch.zeros(2, 3)])
     assert activations["/input/0"] == {"scale": 1.0, "zero_point": 0}
 
 
@@ -176,12 +176,12 @@ def test_training_and_evaluation_round_alike_and_gradients_pass_inside_the_range
 def test_quantizers_are_carried_only_where_the_sites_are_the_same() -> None:
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
-    put_grid(model[2], Grid())
+    attach_quantizer(model[2], QuantScheme())
     edited = attach(model, {"1/relu/0": {"scale": 0.1, "zero_point": 3}}, x)
     wanted = edited(x)
-    body = edited.take_off()
+    body = edited.unwrap()
     free = copy.deepcopy(body)
-    take_off(free[2])
+    remove_constraints(free[2])
     assert torch.equal(carry(edited, body, None, x)(x), wanted)
     assert carry(edited, free, None, x) is free, "no integer kernel is left that would take them"
     thinner = nn.Sequential(nn.Linear(3, 2)).eval()

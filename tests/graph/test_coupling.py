@@ -113,8 +113,8 @@ def test_no_side_of_a_concatenation_loses_all_its_channels(ratio: float) -> None
     with torch.no_grad():
         model.b.weight.mul_(1e-6)
     data = tiny_data((3, 8, 8))
-    plan = PruneChannels(ratio=ratio).decide(model, Context(data=data, teacher=model))
-    PruneChannels.execute(model, plan, X)
+    plan = PruneChannels(ratio=ratio).plan(model, Context(data=data, teacher=model))
+    PruneChannels.apply(model, plan, X)
     assert model.a.out_channels == max(1, round(8 * (1 - ratio)))
     assert model.b.out_channels == max(1, round(2 * (1 - ratio)))
     assert model(X).shape == (2, 3)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, constraints, raw_weight
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from tiny import settled
 
 PAIRS = {
@@ -34,7 +34,7 @@ def test_folding_is_exact(name: str) -> None:
     x = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
     model = settled(nn.Sequential(layer, norm), x)
     wanted = model(x)
-    pairs = foldable(model, walk(model, x))
+    pairs = foldable(model, trace(model, x))
     assert pairs == [("0", "1")]
     fold(model, pairs)
     assert isinstance(model[1], nn.Identity)
@@ -100,7 +100,7 @@ WAYS = (
 def test_not_folded_where_it_would_change_something(way: str) -> None:
     x = torch.randn(2, 3, 5, 5)
     model = settled(Net(way), x)
-    assert foldable(model, walk(model, x)) == []
+    assert foldable(model, trace(model, x)) == []
 
 
 def test_a_shared_weight_or_bias_is_not_folded() -> None:
@@ -118,13 +118,13 @@ def test_a_shared_weight_or_bias_is_not_folded() -> None:
 
     x = torch.randn(3, 4)
     model = settled(Tied(), x)
-    assert foldable(model, walk(model, x)) == []
+    assert foldable(model, trace(model, x)) == []
 
 
 def test_norms_of_the_batch_itself_are_not_folded() -> None:
     x = torch.randn(4, 3)
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
-    assert foldable(model, walk(model, x)) == []
+    assert foldable(model, trace(model, x)) == []
 
 
 def test_masks_are_carried_and_scales_recomputed() -> None:
@@ -134,7 +134,7 @@ def test_masks_are_carried_and_scales_recomputed() -> None:
     constrain(model[0], [Mask(mask)])
     wanted = copy.deepcopy(model)(x)
     constrain(model[0], [WeightQuantizer.fit(constrained_weight(model[0]))])
-    fold(model, foldable(model, walk(model, x)))
+    fold(model, foldable(model, trace(model, x)))
     assert not bool(constrained_weight(model[0])[~mask].any())
     quantizer = constraints(model[0])[0]
     assert isinstance(quantizer, WeightQuantizer)

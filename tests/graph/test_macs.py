@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.graph.macs import macs
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 
 
 class Call(nn.Module):
@@ -107,4 +107,4 @@ CASES = {
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_macs(name: str, batch: int) -> None:
     model, shape, wanted = CASES[name]
-    assert macs(walk(model, torch.zeros(batch, *shape))) == wanted
+    assert macs(trace(model, torch.zeros(batch, *shape))) == wanted

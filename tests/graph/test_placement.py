@@ -16,7 +16,7 @@ from nutlet.graph.finalize import finalize
 from nutlet.graph.fold import FoldedNorm, fold, foldable
 from nutlet.graph.placement import place, read_exactly
 from nutlet.graph.scope import Layer
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from tiny import settled
 
 IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -53,7 +53,7 @@ PADS = {
 def test_only_a_padding_of_zeros_shares_the_scale(kind: str) -> None:
     call, tied = PADS[kind]
     model = on_grids(Between(call))
-    record = walk(model, IMAGE)
+    record = trace(model, IMAGE)
     (pad,) = (name for name, site in record.sites.items() if site.op == "pad")
     assert place(model, record)[pad] == tied
     ranges = calibrate(model, record, [IMAGE])
@@ -66,14 +66,14 @@ def test_only_a_padding_of_zeros_shares_the_scale(kind: str) -> None:
 def test_other_paddings_and_nearest_neighbours_only_move_values(mode: str) -> None:
     for call in (lambda x: F.pad(x, (1, 1, 1, 1), mode=mode), lambda x: F.interpolate(x, scale_factor=2)):
         model = on_grids(Between(call))
-        assert list(place(model, walk(model, IMAGE))) == ["/input/0", "/relu/0"]
+        assert list(place(model, trace(model, IMAGE))) == ["/input/0", "/relu/0"]
 
 
 def test_what_interpolates_between_values_or_hangs_over_the_edge_is_quantized_where_it_is_read() -> None:
     bilinear = on_grids(Between(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")))
-    assert "/interpolate/0" in place(bilinear, walk(bilinear, IMAGE))
+    assert "/interpolate/0" in place(bilinear, trace(bilinear, IMAGE))
     pool = on_grids(Between(nn.AvgPool2d(2, ceil_mode=True)))
-    assert "/relu/0" not in place(pool, walk(pool, IMAGE)), "no integer kernel reads it"
+    assert "/relu/0" not in place(pool, trace(pool, IMAGE)), "no integer kernel reads it"
 
 
 READERS = {
@@ -100,7 +100,7 @@ class Read(nn.Module):
 def test_values_that_something_decides_by_are_not_rounded(reader: str) -> None:
     x = torch.rand(4, 6)
     model = on_grids(Read(READERS[reader]), x)
-    record = walk(model, x)
+    record = trace(model, x)
     assert "/input/0" in read_exactly(record)
     assert "/input/0" not in place(model, record)
 
@@ -108,7 +108,7 @@ def test_values_that_something_decides_by_are_not_rounded(reader: str) -> None:
 def test_a_maximum_whose_index_nobody_uses_decides_nothing() -> None:
     x = torch.rand(4, 6)
     model = on_grids(Read(lambda net, x: net.fc(x) + x.max(1, keepdim=True)[0]), x)
-    assert "/input/0" in place(model, walk(model, x))
+    assert "/input/0" in place(model, trace(model, x))
 
 
 class NormAct(nn.BatchNorm2d):
@@ -130,12 +130,12 @@ class OtherGain(nn.BatchNorm2d):
 def test_of_a_norm_only_its_own_call_is_folded() -> None:
     model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), NormAct(4), nn.Conv2d(4, 2, 1)), IMAGE)
     wanted = model(IMAGE)
-    pairs = foldable(model, walk(model, IMAGE))
+    pairs = foldable(model, trace(model, IMAGE))
     assert pairs == [("0", "1")]
     fold(model, pairs)
     assert isinstance(model[1], FoldedNorm)
     torch.testing.assert_close(model(IMAGE), wanted, atol=1e-5, rtol=1e-5)
-    assert "1.act/hardswish/0" in walk(model, IMAGE).sites
+    assert "1.act/hardswish/0" in trace(model, IMAGE).sites
     twin = copy.deepcopy(model)
     twin[1].act = nn.Identity()
     assert not torch.equal(twin(IMAGE), model(IMAGE)), "a child is replaced where it is used"
@@ -150,7 +150,7 @@ def test_norms_along_another_axis_or_of_other_numbers_are_left_alone() -> None:
     ):
         x = torch.randn(6, *shape)
         model = settled(nn.Sequential(layer, norm), x)
-        assert foldable(model, walk(model, x)) == []
+        assert foldable(model, trace(model, x)) == []
 
 
 def test_a_weight_that_the_forward_makes_is_neither_folded_nor_on_its_grid() -> None:
@@ -159,8 +159,8 @@ def test_a_weight_that_the_forward_makes_is_neither_folded_nor_on_its_grid() -> 
             return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
 
     model = settled(nn.Sequential(Standardized(3, 4, 3), nn.BatchNorm2d(4)), IMAGE)
-    assert foldable(model, walk(model, IMAGE)) == []
-    assert place(on_grids(model), walk(model, IMAGE)) == {}
+    assert foldable(model, trace(model, IMAGE)) == []
+    assert place(on_grids(model), trace(model, IMAGE)) == {}
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "transposed", "tiny scale of the input"])
@@ -176,7 +176,7 @@ def test_every_bias_fits_into_int32(kind: str) -> None:
         layer.bias.fill_(2.0)
     for part in (layer, model[3]):
         constrain(part, [WeightQuantizer.fit(constrained_weight(part), output_axis(part))])
-    record = walk(model, x)
+    record = trace(model, x)
     edited = attach(model, calibrate(model, record, [x]), x)
     final = finalize(edited)
     scale = final.model[0].parametrizations.weight[0].scale
@@ -197,5 +197,5 @@ def test_a_forward_that_keeps_something_is_recorded_as_it_runs_later() -> None:
 
     x = torch.randn(2, 3)
     model = Cached()
-    record = walk(model, x)
+    record = trace(model, x)
     assert [site.op for site in record.sites.values()] == ["input", "linear", "add"]

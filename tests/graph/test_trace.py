@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nutlet.errors import ModelError
 from nutlet.graph.activation_quantizers import ActivationQuantizer
-from nutlet.graph.trace import Edited, Record, Site, walk
+from nutlet.graph.trace import InstrumentedModel, Record, Site, trace
 
 
 class Scale(nn.Module):
@@ -88,7 +88,7 @@ def test_edits_reach_forward_and_gradient_as_if_written_by_hand(kind: type[Funct
     by_hand = Functional(scaled=True)
     by_hand.load_state_dict(model.state_dict())
     edits = {RELU.get(kind.__name__, "/relu/0"): Scale(), "/add/0": Scale()}
-    edited = Edited(model, walk(model, x), edits).train()
+    edited = InstrumentedModel(model, trace(model, x), edits).train()
     outputs, wanted = edited(x), by_hand(x)
     torch.testing.assert_close(outputs, wanted)
     outputs.square().sum().backward()
@@ -104,7 +104,7 @@ def test_an_in_place_call_on_the_input_of_the_model_sees_the_edited_input() -> N
             return x * 3.0
 
     model, x = Centred(), torch.ones(2, 2)
-    edited = Edited(model, walk(model, x.clone()), {"/input/0": Scale(), "/sub/0": Scale(10.0)})
+    edited = InstrumentedModel(model, trace(model, x.clone()), {"/input/0": Scale(), "/sub/0": Scale(10.0)})
     torch.testing.assert_close(edited(x), torch.full((2, 2), 30.0))
     torch.testing.assert_close(x, torch.ones(2, 2))
 
@@ -116,7 +116,7 @@ def test_walking_does_not_write_to_the_example() -> None:
             return x
 
     x = torch.ones(2, 2)
-    walk(Centred(), x)
+    trace(Centred(), x)
     assert torch.equal(x, torch.ones(2, 2))
 
 
@@ -128,7 +128,7 @@ def test_in_place_by_keyword() -> None:
             return y
 
     x = torch.tensor([[-1.0, 2.0]])
-    edited = Edited(Keyword(), walk(Keyword(), x), {"/relu/0": Scale()})
+    edited = InstrumentedModel(Keyword(), trace(Keyword(), x), {"/relu/0": Scale()})
     torch.testing.assert_close(edited(x), torch.tensor([[0.0, 4.0]]))
 
 
@@ -145,7 +145,7 @@ class Reused(nn.Module):
 
 
 def test_a_reused_module_counts_its_calls_under_one_name() -> None:
-    record = walk(Reused(), torch.zeros(2, 3))
+    record = trace(Reused(), torch.zeros(2, 3))
     assert list(record.sites) == ["/input/0", "fc/linear/0", "/relu/0", "fc/linear/1", "other/linear/0"]
     assert record.sites["fc/linear/1"].inputs == ("/relu/0",)
     assert len(record.of_module("fc")) == 2
@@ -172,13 +172,13 @@ class Pieces(nn.Module):
 
 def test_tuples_lists_and_named_tuples_are_followed_and_rebuilt() -> None:
     x = torch.arange(8.0).view(2, 4)
-    record = walk(Pieces(), x)
+    record = trace(Pieces(), x)
     names = list(record.sites)
     assert [n for n in names if "/chunk/" in n] == ["/chunk/0", "/chunk/1"]
     assert [n for n in names if "/split/" in n] == ["/split/0", "/split/1"]
     assert [n for n in names if "/max/" in n] == ["/max/0"], "the indices are not a float result"
     assert record.sites["/add/0"].inputs == ("/chunk/0", "/chunk/1")
-    edited = Edited(Pieces(), record, {"/chunk/1": Scale(0.0), "/max/0": Scale()})
+    edited = InstrumentedModel(Pieces(), record, {"/chunk/1": Scale(0.0), "/max/0": Scale()})
     plain, changed = Pieces()(x), edited(x)
     torch.testing.assert_close(changed[:, :2], x[:, :2])
     torch.testing.assert_close(changed[:, 2], plain[:, 2] * 2)
@@ -198,14 +198,14 @@ class Recurrent(nn.Module):
 
 def test_an_lstm_is_one_call_with_three_results() -> None:
     x = torch.randn(2, 3, 4)
-    record = walk(Recurrent(), x)
+    record = trace(Recurrent(), x)
     results = [n for n in record.sites if n.startswith("lstm/lstm/")]
     assert results == ["lstm/lstm/0", "lstm/lstm/1", "lstm/lstm/2"]
     model = Recurrent()
-    edited = Edited(model, record, {"lstm/lstm/1": Scale(0.0)}).train()
+    edited = InstrumentedModel(model, record, {"lstm/lstm/1": Scale(0.0)}).train()
     outputs = edited(x)
     outputs.sum().backward()
-    assert not torch.equal(outputs, edited.take_off()(x))
+    assert not torch.equal(outputs, edited.unwrap()(x))
     assert model.lstm.weight_ih_l0.grad is not None
 
 
@@ -224,10 +224,10 @@ def test_attention_takes_one_path_in_training_and_evaluation() -> None:
     torch.manual_seed(0)
     model, x = Attention().eval(), torch.randn(2, 3, 8)
     plain = model(x)
-    record = walk(model, x)
+    record = trace(model, x)
     assert "attention/multi_head_attention_forward/0" in record.sites
     assert "layer.linear1/linear/0" in record.sites, "the fast path of evaluation hides the inner layers"
-    edited = Edited(model, record, {"layer.linear1/linear/0": nn.Identity()})
+    edited = InstrumentedModel(model, record, {"layer.linear1/linear/0": nn.Identity()})
     torch.testing.assert_close(edited.eval()(x), plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(edited.train()(x), plain, atol=1e-5, rtol=1e-5)
     with torch.inference_mode():
@@ -255,7 +255,7 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing_is_refused_by_name(reentrant: bool, functional: bool) -> None:
     model, x = Checkpointed(reentrant, functional), torch.randn(2, 4)
-    edited = Edited(model, walk(model, x), {"/relu/0": Scale()}).train()
+    edited = InstrumentedModel(model, trace(model, x), {"/relu/0": Scale()}).train()
     with pytest.raises(ModelError, match="checkpointing"):
         edited(x).sum().backward()
     edited.eval()
@@ -277,7 +277,7 @@ class Branching(nn.Module):
 
 def test_control_flow_on_data_is_refused_by_the_name_of_the_site() -> None:
     model = Branching()
-    edited = Edited(model, walk(model, torch.ones(1, 2)), {"fc/linear/0": Scale()})
+    edited = InstrumentedModel(model, trace(model, torch.ones(1, 2)), {"fc/linear/0": Scale()})
     edited(torch.ones(1, 2))
     with pytest.raises(ModelError, match=r"/tanh/0.*/sigmoid/0"):
         edited(-torch.ones(1, 2))
@@ -295,14 +295,14 @@ class SkipsInTraining(nn.Module):
 
 def test_control_flow_on_the_mode_is_refused_too() -> None:
     model = SkipsInTraining()
-    edited = Edited(model, walk(model, torch.ones(1, 2)), {}).train()
+    edited = InstrumentedModel(model, trace(model, torch.ones(1, 2)), {}).train()
     with pytest.raises(ModelError, match=r"its end.*tanh"):
         edited(torch.ones(1, 2))
 
 
 def test_an_error_inside_forward_leaves_nothing_behind() -> None:
     model = Functional()
-    edited = Edited(model, walk(model, torch.zeros(2, 4)), {"/relu/0": Scale()})
+    edited = InstrumentedModel(model, trace(model, torch.zeros(2, 4)), {"/relu/0": Scale()})
     with pytest.raises(RuntimeError, match="shape"):
         edited(torch.zeros(2, 5))
     assert edited(torch.zeros(2, 4)).shape == (2, 4)
@@ -311,7 +311,7 @@ def test_an_error_inside_forward_leaves_nothing_behind() -> None:
 def test_copies_and_pickles_work_alone() -> None:
     torch.manual_seed(0)
     model, x = Functional(), torch.randn(3, 4)
-    edited = Edited(model, walk(model, x), {"/relu/0": Scale()})
+    edited = InstrumentedModel(model, trace(model, x), {"/relu/0": Scale()})
     wanted = edited(x)
     copied, thawed = copy.deepcopy(edited), pickle.loads(pickle.dumps(edited))
     for other in (copied, thawed, copy.deepcopy(thawed)):
@@ -319,7 +319,7 @@ def test_copies_and_pickles_work_alone() -> None:
     with torch.no_grad():
         model.fc1.weight.zero_()
     torch.testing.assert_close(copied(x), wanted)
-    bare = copied.take_off()
+    bare = copied.unwrap()
     assert bare(x).shape == (3, 4), "hooks of a copy come off"
     torch.testing.assert_close(thawed(x), wanted)
     assert not bare._forward_pre_hooks
@@ -330,7 +330,7 @@ def test_two_threads_at_once() -> None:
     torch.manual_seed(0)
     model = Functional()
     x = [torch.randn(64, 4) for _ in range(2)]
-    edited = Edited(model, walk(model, x[0]), {"/relu/0": Scale(), "/add/0": Scale()})
+    edited = InstrumentedModel(model, trace(model, x[0]), {"/relu/0": Scale(), "/add/0": Scale()})
     wanted = [edited(t) for t in x]
     failures: list[object] = []
 
@@ -363,18 +363,20 @@ class Twice(nn.Module):
 
 def test_what_parametrizations_compute_is_not_data_flow() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    plain = walk(model, torch.zeros(2, 3))
+    plain = trace(model, torch.zeros(2, 3))
     parametrize.register_parametrization(model[0], "weight", Twice())
-    constrained = walk(model, torch.zeros(2, 3))
+    constrained = trace(model, torch.zeros(2, 3))
     assert list(constrained.sites) == list(plain.sites)
-    edited = Edited(model, constrained, {"1/relu/0": Scale()})
+    edited = InstrumentedModel(model, constrained, {"1/relu/0": Scale()})
     edited(torch.zeros(2, 3))
     assert model[0].weight.shape == (3, 3), "a weight can be read between two forwards"
 
 
 def test_torch_export_sees_the_edits() -> None:
     model, x = Functional().eval(), torch.randn(2, 4)
-    edited = Edited(model, walk(model, x), {"/relu/0": ActivationQuantizer(0.1, 3), "/input/0": Scale()}).eval()
+    edited = InstrumentedModel(
+        model, trace(model, x), {"/relu/0": ActivationQuantizer(0.1, 3), "/input/0": Scale()}
+    ).eval()
     batch = torch.export.Dim("batch")
     program = torch.export.export(edited, (x,), dynamic_shapes=({0: batch},))
     more = torch.randn(7, 4)
@@ -384,29 +386,29 @@ def test_torch_export_sees_the_edits() -> None:
 
 def test_names_do_not_depend_on_mode_gradients_or_batch() -> None:
     model = Attention()
-    names = list(walk(model, torch.randn(2, 3, 8)).sites)
+    names = list(trace(model, torch.randn(2, 3, 8)).sites)
     with torch.inference_mode():
-        assert list(walk(model.train(), torch.randn(5, 3, 8)).sites) == names
+        assert list(trace(model.train(), torch.randn(5, 3, 8)).sites) == names
     assert model.training, "the mode is put back"
-    assert list(walk(copy.deepcopy(model), torch.randn(2, 3, 8)).sites) == names
+    assert list(trace(copy.deepcopy(model), torch.randn(2, 3, 8)).sites) == names
 
 
 def test_hooks_of_a_walk_come_off_even_when_forward_fails() -> None:
     model = Functional()
     with pytest.raises(RuntimeError, match="shape"):
-        walk(model, torch.zeros(2, 5))
+        trace(model, torch.zeros(2, 5))
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 
 def test_an_edit_of_a_missing_site_is_refused() -> None:
     model = Functional()
     with pytest.raises(ModelError, match="no site 'fc9/linear/0'"):
-        Edited(model, walk(model, torch.zeros(1, 4)), {"fc9/linear/0": Scale()})
+        InstrumentedModel(model, trace(model, torch.zeros(1, 4)), {"fc9/linear/0": Scale()})
 
 
 def test_a_record_is_data() -> None:
-    one = walk(Functional(), torch.zeros(2, 4))
-    two = walk(Functional(), torch.zeros(2, 4))
+    one = trace(Functional(), torch.zeros(2, 4))
+    two = trace(Functional(), torch.zeros(2, 4))
     assert one == two
     assert isinstance(one, Record)
     assert all(isinstance(site, Site) for site in one.sites.values())

@@ -20,7 +20,7 @@ import torch
 import endpoint_server as server
 from endpoint_server import CLASSES, Deed, Server, says, status, victim
 from nutlet.errors import ConfigError, DataError, NutletError, OracleError
-from nutlet.oracle import Answers, Endpoint, Oracle, load_endpoint
+from nutlet.oracle import Disclosure, Endpoint, Oracle, load_endpoint
 
 X = torch.linspace(-2, 3, 28).view(7, 4)
 
@@ -78,7 +78,7 @@ def test_logits_and_labels(served: Server) -> None:
     torch.testing.assert_close(endpoint(served, outputs="logits")(X), logits)
     asked = endpoint(served, outputs="labels")
     assert torch.equal(asked(X), torch.eye(CLASSES)[logits.argmax(1)])
-    assert asked.answers == Answers("labels")
+    assert asked.answers == Disclosure("labels")
 
 
 TRANSIENT: dict[str, tuple[Deed, str]] = {

@@ -21,7 +21,7 @@ from torch import Tensor
 import endpoint_server as server
 from endpoint_server import CLASSES, Server, status, victim
 from nutlet.errors import BudgetError, ModelError, OracleError, StorageError
-from nutlet.oracle import Answers, Endpoint, Kept, Oracle
+from nutlet.oracle import CachedSource, Disclosure, Endpoint, Oracle
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 
@@ -59,19 +59,19 @@ def endpoint(served: Server, **options: Any) -> Endpoint:
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
     source = Counting()
-    kept = Kept(source, tmp_path)
+    kept = CachedSource(source, tmp_path)
     torch.testing.assert_close(kept(X[:10]), victim(X[:10]))
     torch.testing.assert_close(kept(X[5:15]), victim(X[5:15]))  # half of them are known
     twice = torch.cat([X[15:17], X[15:17], X[:1]])
     torch.testing.assert_close(kept(twice), victim(twice))
     assert (kept.sent, source.asked, len(kept)) == (17, 17, 17)
-    again = Kept(source, tmp_path)  # another run
+    again = CachedSource(source, tmp_path)  # another run
     assert torch.equal(again(X[:17]), kept(X[:17]))
     assert (again.sent, source.asked, len(again)) == (0, 17, 17)
 
 
 def test_answers_are_the_same_to_the_last_bit(tmp_path: Path) -> None:
-    kept = Kept(Counting(), tmp_path)
+    kept = CachedSource(Counting(), tmp_path)
     fresh = kept(X)
     assert torch.equal(fresh, victim(X))
     assert torch.equal(kept(X), fresh)
@@ -79,12 +79,12 @@ def test_answers_are_the_same_to_the_last_bit(tmp_path: Path) -> None:
 
 
 def test_a_query_counts_for_the_attack_and_is_paid_for_once(tmp_path: Path) -> None:
-    kept = Kept(Counting(), tmp_path)
+    kept = CachedSource(Counting(), tmp_path)
     first = Oracle(kept, budget=30)
-    second = first.client("another", budget=30, answers=Answers("labels"))
+    second = first.client("another", budget=30, answers=Disclosure("labels"))
     first.query(X[:30])
     second.query(X[:30])
-    first.judge(X[:35])
+    first.evaluate_uncounted(X[:35])
     assert (first.queries, second.queries, first.ledger.evaluation, kept.sent) == (30, 30, 35, 35)
     with pytest.raises(BudgetError):
         second.query(X[:1])
@@ -92,11 +92,11 @@ def test_a_query_counts_for_the_attack_and_is_paid_for_once(tmp_path: Path) -> N
 
 def test_shapes_and_sources_are_told_apart(tmp_path: Path) -> None:
     one, other = Counting("one"), Counting("other")
-    kept = Kept(one, tmp_path)
+    kept = CachedSource(one, tmp_path)
     kept(X)
     kept(X.view(40, 2, 2))
     assert kept.sent == 80
-    elsewhere = Kept(other, tmp_path)
+    elsewhere = CachedSource(other, tmp_path)
     elsewhere(X)
     assert (one.asked, other.asked, elsewhere.path == kept.path) == (80, 40, False)
 
@@ -104,16 +104,20 @@ def test_shapes_and_sources_are_told_apart(tmp_path: Path) -> None:
 def test_the_name_of_the_file_stays(tmp_path: Path) -> None:
     # Whoever changes this name takes from users what they paid for.
     asked = Endpoint(url="https://models.example.org/digits", classes=10, i_own_this_endpoint=True)
-    assert Kept(asked, tmp_path).path.name == "d723cad1d0d2cdb57fb48482.sqlite"
+    assert CachedSource(asked, tmp_path).path.name == "d723cad1d0d2cdb57fb48482.sqlite"
 
 
 def test_a_function_is_told_by_its_code(tmp_path: Path) -> None:
-    paths = {Kept(lambda x: x, tmp_path).path, Kept(victim, tmp_path).path, Kept(victim, tmp_path).path}
+    paths = {
+        CachedSource(lambda x: x, tmp_path).path,
+        CachedSource(victim, tmp_path).path,
+        CachedSource(victim, tmp_path).path,
+    }
     assert len(paths) == 2
 
 
 def test_it_travels(tmp_path: Path) -> None:
-    kept = Kept(victim, tmp_path)
+    kept = CachedSource(victim, tmp_path)
     kept(X)
     for moved in (pickle.loads(pickle.dumps(kept)), copy.deepcopy(kept)):
         assert torch.equal(moved(X), kept(X))
@@ -122,7 +126,7 @@ def test_it_travels(tmp_path: Path) -> None:
 
 def test_an_endpoint_that_fails_in_the_middle(served: Server, tmp_path: Path) -> None:
     served.deeds = [server.answer, server.answer, status(500, "out of order")]
-    kept = Kept(endpoint(served), tmp_path)
+    kept = CachedSource(endpoint(served), tmp_path)
     oracle = Oracle(kept, budget=40)
     with pytest.raises(
         OracleError, match=r"500: out of order .*; 16 answers are kept in .*sqlite: give the same command"
@@ -154,7 +158,7 @@ def test_a_run_that_is_killed_loses_the_batch_in_flight(served: Server, tmp_path
 
     served.deeds = [server.answer, server.answer, server.answer, kills]
     assert process.wait(60) == -9
-    kept = Kept(endpoint(served), tmp_path / "kept")
+    kept = CachedSource(endpoint(served), tmp_path / "kept")
     assert len(kept) == 24
     torch.testing.assert_close(kept(X), victim(X))
     assert kept.sent == 16
@@ -166,13 +170,13 @@ def test_a_run_that_is_killed_loses_the_batch_in_flight(served: Server, tmp_path
 
 
 def test_a_damaged_record_is_asked_for_anew(tmp_path: Path) -> None:
-    kept = Kept(Counting(), tmp_path)
+    kept = CachedSource(Counting(), tmp_path)
     kept(X)
     content = bytearray(kept.path.read_bytes())
     place = content.index(victim(X)[3].numpy().tobytes())
     content[place] ^= 1
     kept.path.write_bytes(content)
-    again = Kept(Counting(), tmp_path)
+    again = CachedSource(Counting(), tmp_path)
     torch.testing.assert_close(again(X), victim(X))
     assert (again.sent, len(again)) == (1, 40)
     assert torch.equal(again.source.batches[0], X[3:4])
@@ -182,7 +186,7 @@ def test_a_damaged_record_is_asked_for_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "hole"])
 def test_a_damaged_file_is_left_alone_and_named(tmp_path: Path, damage: str) -> None:
-    kept = Kept(Counting(), tmp_path)
+    kept = CachedSource(Counting(), tmp_path)
     kept(torch.randn(400, 4))
     content = kept.path.read_bytes()
     pages = len(content) // 4096
@@ -195,44 +199,44 @@ def test_a_damaged_file_is_left_alone_and_named(tmp_path: Path, damage: str) -> 
     kept.path.write_bytes(damaged)
     source = Counting()
     with pytest.raises(StorageError, match=f"{kept.path.name} is damaged: .*move it away"):
-        Kept(source, tmp_path)(X)
+        CachedSource(source, tmp_path)(X)
     assert kept.path.read_bytes() == damaged
     assert source.asked == 0
 
 
 def test_a_record_that_is_too_large_is_not_read(tmp_path: Path) -> None:
-    kept = Kept(Counting(), tmp_path)
+    kept = CachedSource(Counting(), tmp_path)
     kept(X)
     with closing(sqlite3.connect(kept.path)) as answers, answers:
-        answers.execute("UPDATE answers SET scores = zeroblob(20000000) WHERE input = (SELECT min(input) FROM answers)")
+        answers.apply("UPDATE answers SET scores = zeroblob(20000000) WHERE input = (SELECT min(input) FROM answers)")
     with pytest.raises(StorageError, match="too big"):
         kept(X)
 
 
 def test_another_file_in_its_place(tmp_path: Path) -> None:
-    path = Kept(Counting(), tmp_path).path
+    path = CachedSource(Counting(), tmp_path).path
     path.unlink()
     with closing(sqlite3.connect(path)) as answers:
-        answers.execute("CREATE TABLE answers (something TEXT)")
+        answers.apply("CREATE TABLE answers (something TEXT)")
     with pytest.raises(StorageError, match=r"could not read or write .*no such column"):
-        Kept(Counting(), tmp_path)(X)
+        CachedSource(Counting(), tmp_path)(X)
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="could not write"):
-        Kept(Counting(), tmp_path / "file")
+        CachedSource(Counting(), tmp_path / "file")
 
 
 def test_what_is_no_answer_is_not_kept(tmp_path: Path) -> None:
-    kept = Kept(lambda x: x * torch.nan, tmp_path)
+    kept = CachedSource(lambda x: x * torch.nan, tmp_path)
     with pytest.raises(ModelError, match="NaN"):
         kept(X)
     assert (len(kept), kept.sent) == (0, 0)
 
 
 def test_two_at_a_time_share_a_file(tmp_path: Path) -> None:
-    one, other = Kept(Counting(), tmp_path), Kept(Counting(), tmp_path)
+    one, other = CachedSource(Counting(), tmp_path), CachedSource(Counting(), tmp_path)
     one(X[:20])
     other(X[:30])
     one(X)
@@ -245,24 +249,24 @@ def test_two_at_a_time_share_a_file(tmp_path: Path) -> None:
      np.full(CLASSES, 0.9, "<f4").tobytes(), np.full(CLASSES, -1, "<f4").tobytes()],
 )  # fmt: skip
 def test_a_record_that_no_source_could_give_is_asked_anew(tmp_path: Path, served: Server, scores: object) -> None:
-    kept = Kept(endpoint(served), tmp_path)
+    kept = CachedSource(endpoint(served), tmp_path)
     true = kept(X[:8])
     with closing(sqlite3.connect(kept.path)) as answers, answers:
-        for (key,) in answers.execute("SELECT input FROM answers LIMIT 3").fetchall():
+        for (key,) in answers.apply("SELECT input FROM answers LIMIT 3").fetchall():
             checksum = zlib.crc32(key + scores) if isinstance(scores, bytes) else 0
-            answers.execute("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
-    again = Kept(endpoint(served), tmp_path)
+            answers.apply("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
+    again = CachedSource(endpoint(served), tmp_path)
     assert torch.equal(again(X[:8]), true)
     assert again.sent == 3
 
 
 def test_records_of_different_lengths_are_refused(tmp_path: Path) -> None:
-    kept = Kept(Counting(), tmp_path)
+    kept = CachedSource(Counting(), tmp_path)
     kept(X[:8])
     with closing(sqlite3.connect(kept.path)) as answers, answers:
-        (key,) = answers.execute("SELECT input FROM answers").fetchone()
+        (key,) = answers.apply("SELECT input FROM answers").fetchone()
         scores = np.full(CLASSES + 2, 0.1, "<f4").tobytes()
-        answers.execute(
+        answers.apply(
             "UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, zlib.crc32(key + scores), key)
         )
     with pytest.raises(StorageError, match="answers with different numbers of classes"):

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from nutlet.content_hash import fingerprint
 from nutlet.errors import BudgetError, ConfigError, ModelError, StorageError
 from nutlet.measurement import Runtime
-from nutlet.oracle import Answers, FileSource, Kept, Ledger, ModuleSource, Oracle, as_probabilities, source_of
+from nutlet.oracle import (
+    CachedSource,
+    Disclosure,
+    FileSource,
+    Ledger,
+    ModuleSource,
+    Oracle,
+    as_probabilities,
+    source_of,
+)
 
 X = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
 LOGITS = 3 * X
@@ -74,8 +83,8 @@ def test_what_fails_is_not_counted() -> None:
 
 
 def test_an_evaluation_is_listed_apart() -> None:
-    oracle = Oracle(Counting(), budget=5, answers=Answers("labels"))
-    torch.testing.assert_close(oracle.judge(X), LOGITS.softmax(1))  # the judge sees everything
+    oracle = Oracle(Counting(), budget=5, answers=Disclosure("labels"))
+    torch.testing.assert_close(oracle.evaluate_uncounted(X), LOGITS.softmax(1))  # the judge sees everything
     assert (oracle.queries, oracle.left, oracle.ledger.evaluation, oracle.ledger.queries) == (0, 5, 20, 0)
 
 
@@ -99,7 +108,7 @@ def test_what_each_kind_of_answer_shows() -> None:
     oracle = Oracle(Counting())
 
     def shown(text: str) -> Tensor:
-        return oracle.client(text, answers=Answers.parse(text)).query(X)
+        return oracle.client(text, answers=Disclosure.parse(text)).query(X)
 
     assert torch.equal(shown("logits"), LOGITS)
     torch.testing.assert_close(shown("probabilities"), PROBABILITIES)
@@ -118,16 +127,16 @@ def test_what_each_kind_of_answer_shows() -> None:
      ("rounded-2", "probabilities")],
 )  # fmt: skip
 def test_names_of_answers(text: str, access: str) -> None:
-    assert str(Answers.parse(text)) == text
-    assert Answers.parse(text).access == access
+    assert str(Disclosure.parse(text)) == text
+    assert Disclosure.parse(text).access == access
 
 
 @pytest.mark.parametrize("text", ["scores", "top-", "top-x", "top-0", "rounded-10", "labels-2", ""])
 def test_answers_that_there_are_not(text: str) -> None:
     with pytest.raises(ConfigError, match="expected"):
-        Answers.parse(text)
+        Disclosure.parse(text)
     with pytest.raises(ConfigError, match="expected one of"):
-        Answers(text)  # type: ignore[arg-type]
+        Disclosure(text)  # type: ignore[arg-type]
 
 
 def test_logits_are_known_by_the_first_answers() -> None:
@@ -251,5 +260,5 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_a_function_is_taken_as_it_is(tmp_path: Path) -> None:
     source = Counting()
     assert source_of(source) is source
-    kept = Kept(ModuleSource(nn.Linear(4, 3)), tmp_path)
+    kept = CachedSource(ModuleSource(nn.Linear(4, 3)), tmp_path)
     assert source_of(kept) is kept

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from endpoint_server import serving, victim
 from nutlet.errors import BudgetError, ModelError
-from nutlet.oracle import Endpoint, Kept, Oracle
+from nutlet.oracle import CachedSource, Endpoint, Oracle
 
 X = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
 THREADS = 8
@@ -77,7 +77,7 @@ def test_clients_and_judges_are_counted_to_the_last() -> None:
         mine = oracle.client(f"client {number % 2}")
         for start in range(0, 40, 4):
             mine.query(X[start : start + 4])
-            oracle.judge(X[start : start + 2])
+            oracle.evaluate_uncounted(X[start : start + 2])
 
     together(work)
     assert oracle.ledger.clients == {"client 0": 160, "client 1": 160}
@@ -107,8 +107,8 @@ def test_what_fails_on_the_way_is_given_back() -> None:
 @pytest.mark.parametrize("several", [False, True], ids=["one object", "an object each"])
 def test_each_input_is_paid_for_once(tmp_path: Path, several: bool) -> None:
     source = Slow()
-    one = Kept(source, tmp_path)
-    used = [Kept(source, tmp_path) if several else one for _ in range(THREADS)]
+    one = CachedSource(source, tmp_path)
+    used = [CachedSource(source, tmp_path) if several else one for _ in range(THREADS)]
 
     def work(number: int) -> None:
         order = torch.randperm(len(X), generator=torch.Generator().manual_seed(number))
@@ -123,7 +123,7 @@ def test_each_input_is_paid_for_once(tmp_path: Path, several: bool) -> None:
 def test_each_input_of_an_endpoint_is_paid_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with serving() as served:
-        kept = Kept(Endpoint(url=served.url, classes=3, i_own_this_endpoint=True, batch=16), tmp_path)
+        kept = CachedSource(Endpoint(url=served.url, classes=3, i_own_this_endpoint=True, batch=16), tmp_path)
         oracle = Oracle(kept, budget=8 * 64)
         together(lambda number: oracle.query(X[:64]))
         assert (served.inputs, kept.sent, oracle.queries) == (64, 64, 512)

@@ -56,13 +56,15 @@ def row(
             "difference": difference, "verdict": verdict, "note": note}  # fmt: skip
 
 
-def attack(name: str, goal: str, access: str, source: str, when: str, victims: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"name": name, "goal": goal, "access": access, "source": source, "when": when,
+def attack(
+    name: str, goal: str, access: str, source: str, use_when: str, victims: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {"name": name, "goal": goal, "access": access, "source": source, "when": use_when,
             "status": "run", "reason": None, "seconds": 31.4, "victims": victims}  # fmt: skip
 
 
-def left_out(name: str, goal: str, access: str, source: str, when: str, reason: str) -> dict[str, Any]:
-    return {**attack(name, goal, access, source, when, []), "status": "not run", "reason": reason, "seconds": None}
+def left_out(name: str, goal: str, access: str, source: str, use_when: str, reason: str) -> dict[str, Any]:
+    return {**attack(name, goal, access, source, use_when, []), "status": "not run", "reason": reason, "seconds": None}
 
 
 def facts(nodes: int, named: bool) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_what_was_not_measured_says_so_and_why():
 
 def test_an_audit_in_which_nothing_ran_is_a_page_too():
     audit = small_audit()
-    audit["protocol"].update(transfer=None, thief=None)
+    audit["protocol"].update(transfer=None, surrogate=None)
     audit = {**audit, "attacks": [], "claims": [], "findings": []}
     text = text_of(render_audit(audit))
     for wanted in ("No attack was considered", "No attack was run, so there is no finding", "not measured"):

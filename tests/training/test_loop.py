@@ -280,7 +280,7 @@ def test_distilling_leaves_the_teacher_as_it_is() -> None:
 
 def test_distilling_with_labels_alone_is_fine_tuning(data: Data) -> None:
     assert same(
-        trained(data, Distill(epochs=2, batch_size=16, soft=0.0)), trained(data, FineTune(epochs=2, batch_size=16))
+        trained(data, Distill(epochs=2, batch_size=16, kd_weight=0.0)), trained(data, FineTune(epochs=2, batch_size=16))
     )
 
 
@@ -294,5 +294,5 @@ def test_distilling_comes_nearer_to_the_teacher(data: Data) -> None:
         return float((teacher(x).softmax(1) - student(x).softmax(1)).abs().mean())
 
     before = distance()
-    Distill(epochs=5, batch_size=16, soft=1.0).train(student, Context(data=data, teacher=teacher))
+    Distill(epochs=5, batch_size=16, kd_weight=1.0).train(student, Context(data=data, teacher=teacher))
     assert distance() < before / 3

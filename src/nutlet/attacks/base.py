@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from nutlet.attacks.extraction.surrogate import Thief
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
 from nutlet.oracle import ACCESS, Access, Oracle
 from nutlet.progress import Progress
 from nutlet.registry import Registry
 
-__all__ = ["REGISTRY", "Attack", "Goal", "Loot", "Scene", "ShadowModels", "register_attack"]
+__all__ = ["REGISTRY", "Attack", "AttackResult", "AttackerKnowledge", "Goal", "ShadowModels", "register_attack"]
 
 Goal = Literal["clone", "weights", "width", "file", "reuse", "membership", "inversion"]
 """What is stolen: the function, the exact weights, the size of a hidden layer, what a file gives away as it lies there,
@@ -32,7 +32,7 @@ and which half each saw, ``(count, N)`` bool; models come in pairs that saw the 
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Scene:
+class AttackerKnowledge:
     """What an attacker has beside the oracle. What he has not is None.
 
     Args:
@@ -40,7 +40,7 @@ class Scene:
         shape: of one input.
         seed: the only source of randomness.
         transfer: inputs he can ask about, in the order in which a plain attack asks; their labels are his own.
-        thief: what he trains.
+        surrogate: what he trains.
         pool: candidates ``(N,)`` with labels, of which he wants to know which the victim was trained on.
         shadows: trains models of his own on halves of the pool, made as the victim was, as far as he knows how.
         companions: other releases of the same model that he has too, the original first.
@@ -55,7 +55,7 @@ class Scene:
     shape: tuple[int, ...]
     seed: int = 0
     transfer: Examples | None = None
-    thief: Thief | None = None
+    surrogate: Surrogate | None = None
     pool: Examples | None = None
     shadows: ShadowModels | None = None
     companions: tuple[Oracle, ...] = ()
@@ -67,7 +67,7 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Loot:
+class AttackResult:
     """What an attack has in its hands after so many queries: a clone, scores, images or facts.
 
     Facts may stand beside a clone.
@@ -96,13 +96,13 @@ class Attack:
     Subclasses say in class variables what they want and need, and implement :meth:`run`.
     """
 
-    when: ClassVar[str] = ""
+    use_when: ClassVar[str] = ""
     """One line: when an attacker would pick it."""
     goal: ClassVar[Goal]
     access: ClassVar[Access]
     """The least that the oracle must show; with more it works at least as well."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of :class:`Scene` that must not be None or empty."""
+    """Fields of :class:`AttackerKnowledge` that must not be None or empty."""
     source: ClassVar[str] = ""
     """Paper and year."""
     measure: ClassVar[str] = "found of what was looked for"
@@ -112,7 +112,7 @@ class Attack:
     costly: ClassVar[bool] = False
     """Whether it takes so long that an audit runs it only when asked."""
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield the loot of each budget, smallest first; never send more than the largest.
 
         A larger budget goes on from a smaller one: the answers already paid for are used again. An attack that asks a
@@ -120,14 +120,14 @@ class Attack:
         """
         raise NotImplementedError
 
-    def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
+    def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
         if self.access != "file" and ACCESS.index(oracle.answers.access) < ACCESS.index(self.access):
             return f"needs {self.access}; the victim shows {oracle.answers}"
         for name in self.needs:
-            value = getattr(scene, name)
+            value = getattr(knowledge, name)
             if value is None or value == ():
-                return f"needs {_NEEDS.get(name, name)}, {scene.absent.get(name, 'which was not given')}"
+                return f"needs {_NEEDS.get(name, name)}, {knowledge.absent.get(name, 'which was not given')}"
         return None
 
     def options(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Attack:
 
 _NEEDS = {
     "transfer": "inputs to ask with",
-    "thief": "an architecture for the clone",
+    "surrogate": "an architecture for the clone",
     "pool": "candidates for membership",
     "shadows": "shadow models",
     "companions": "another release of the same model and the recipe between them",

@@ -42,7 +42,7 @@ def extraction(attacks: Sequence[Attack], m: Materials) -> Section:
     jobs: dict[tuple[str, str, int], Job] = {}
     for seed in m.protocol.seed_numbers:
         if m.transfer.kind == "same distribution":
-            jobs["", "", seed] = baseline_job(m.thief, m.transfer.examples, m.budgets, seed, m.evaluation)
+            jobs["", "", seed] = baseline_job(m.surrogate, m.transfer.examples, m.budgets, seed, m.evaluation)
         for attack in attacks:
             for artifact in m.artifacts:
                 name = type(attack).__name__
@@ -50,7 +50,7 @@ def extraction(attacks: Sequence[Attack], m: Materials) -> Section:
                     attack,
                     artifact.oracle.source,
                     m.protocol.answers,
-                    m.scene(seed),
+                    m.knowledge(seed),
                     m.budgets,
                     m.evaluation,
                     f"{name} on {artifact.name}, seed {seed}",

@@ -78,11 +78,11 @@ def audit_files(
     examples = (transfer if transfer is not None else data.train).subset(slice(0, 256))
     source = source_of(victim) if output is None else named_output(victim, output)
     # By the victim's outputs, which may be more than the labels that were seen. The judge asks about this input too.
-    outputs = Oracle(source).judge(evaluation_of(data).batch(slice(0, 1))[0]).shape[1]
-    thief = thief_of(data, tuple(examples.x.shape[1:]), outputs, protocol.effort, architecture)
+    outputs = Oracle(source).evaluate_uncounted(evaluation_of(data).batch(slice(0, 1))[0]).shape[1]
+    surrogate = thief_of(data, tuple(examples.x.shape[1:]), outputs, protocol.effort, architecture)
 
     def step() -> object:
-        return thief.train(examples, torch.full((len(examples), outputs), 1 / outputs), seed=0, steps=4)
+        return surrogate.train(examples, torch.full((len(examples), outputs), 1 / outputs), seed=0, steps=4)
 
     with locked(folder, progress):
         many, threads = (processes, 1) if processes else _layout(folder / "jobs" / _LAYOUT, step)
@@ -93,7 +93,7 @@ def audit_files(
             protocol=protocol,
             transfer=transfer,
             same_task=same_task,
-            thief=thief,
+            surrogate=surrogate,
             recipe=recipe,
             retrained=retrained,
             transfer_name=transfer_name,

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from nutlet.attacks.base import Attack, Scene
-from nutlet.attacks.extraction.surrogate import Thief
+from nutlet.attacks.base import Attack, AttackerKnowledge
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
 from nutlet.errors import ModelError
 from nutlet.jobs import Job, Result, Workers
-from nutlet.oracle import Answers, Oracle, Source
+from nutlet.oracle import Disclosure, Oracle, Source
 from nutlet.tasks.predict import predict
 
 __all__ = ["attack_job", "attempted", "baseline_job", "clone_alone", "run_attack"]
@@ -44,8 +44,8 @@ def attempted(
 def run_attack(
     attack: Attack,
     source: Source,
-    answers: Answers,
-    scene: Scene,
+    answers: Disclosure,
+    knowledge: AttackerKnowledge,
     budgets: Sequence[int],
     evaluation: Examples,
 ) -> Result:
@@ -64,7 +64,7 @@ def run_attack(
     oracle = Oracle(source, answers=answers, budget=max(budgets), client=type(attack).__name__)
     queries: list[int] = []
     outputs, facts, images = [], [], []
-    for loot in attack.run(oracle, scene, budgets):
+    for loot in attack.run(oracle, knowledge, budgets):
         queries.append(loot.queries)
         if loot.clone is not None:
             outputs.append(predict(loot.clone, evaluation).numpy())
@@ -84,7 +84,9 @@ def run_attack(
     return result
 
 
-def clone_alone(thief: Thief, transfer: Examples, budgets: Sequence[int], seed: int, evaluation: Examples) -> Result:
+def clone_alone(
+    surrogate: Surrogate, transfer: Examples, budgets: Sequence[int], seed: int, evaluation: Examples
+) -> Result:
     """Train the thief on his own labels, without the victim: what the queries are to be measured against.
 
     Returns:
@@ -92,21 +94,21 @@ def clone_alone(thief: Thief, transfer: Examples, budgets: Sequence[int], seed: 
     """
     import torch
 
-    classes = predict(thief.model(seed), evaluation.subset(slice(0, 1))).shape[1]
+    classes = predict(surrogate.model(seed), evaluation.subset(slice(0, 1))).shape[1]
     order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(seed))
     rows = []
     for budget in sorted(budgets):
         known = transfer.subset(order[:budget])
         answers = torch.nn.functional.one_hot(known.y, classes).float()
-        rows.append(predict(thief.train(known, answers, seed=seed), evaluation).numpy())
+        rows.append(predict(surrogate.train(known, answers, seed=seed), evaluation).numpy())
     return {"outputs": np.stack(rows)}
 
 
 def attack_job(
     attack: Attack,
     source: Source,
-    answers: Answers,
-    scene: Scene,
+    answers: Disclosure,
+    knowledge: AttackerKnowledge,
     budgets: Sequence[int],
     evaluation: Examples,
     title: str,
@@ -116,24 +118,26 @@ def attack_job(
         "attack": attack,
         "source": source,
         "answers": answers,
-        "scene": scene,
+        "scene": knowledge,
         "budgets": tuple(sorted(budgets)),
         "evaluation": evaluation,
     }
-    return Job(run_attack, arguments, title, cost=_steps(scene.thief, budgets))
+    return Job(run_attack, arguments, title, cost=_steps(knowledge.surrogate, budgets))
 
 
-def baseline_job(thief: Thief, transfer: Examples, budgets: Sequence[int], seed: int, evaluation: Examples) -> Job:
+def baseline_job(
+    surrogate: Surrogate, transfer: Examples, budgets: Sequence[int], seed: int, evaluation: Examples
+) -> Job:
     """Return the job that trains the thief on his own labels."""
     arguments = {
-        "thief": thief,
+        "thief": surrogate,
         "transfer": transfer,
         "budgets": tuple(sorted(budgets)),
         "seed": seed,
         "evaluation": evaluation,
     }
-    return Job(clone_alone, arguments, "without the victim", cost=_steps(thief, budgets))
+    return Job(clone_alone, arguments, "without the victim", cost=_steps(surrogate, budgets))
 
 
-def _steps(thief: Thief | None, budgets: Sequence[int]) -> float:
-    return sum(thief.steps(budget) for budget in budgets) / 1000 if thief else 0.1
+def _steps(surrogate: Surrogate | None, budgets: Sequence[int]) -> float:
+    return sum(surrogate.steps(budget) for budget in budgets) / 1000 if surrogate else 0.1

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from nutlet.attacks import BaVarIA
-from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.attacks.membership.shadow_models import Shadows
 from nutlet.attacks.membership.signals import answers_to
 from nutlet.auditing.chosen import Chosen
@@ -71,13 +71,13 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
     )
     before = Shadows(
         pool=pool,
-        architecture=m.thief.architecture,
+        architecture=m.surrogate.architecture,
         training=training,
-        augment=m.thief.augment,
+        augment=m.surrogate.augment,
         seed=m.protocol.first_seed,
         workers=m.workers,
     )
-    after = replace(before, after=Recompress(recipe=tuple(recipe), augment=m.thief.augment)) if recipe else before
+    after = replace(before, after=Recompress(recipe=tuple(recipe), augment=m.surrogate.augment)) if recipe else before
     return Candidates(pool, mixed < size, before, after)
 
 
@@ -123,7 +123,7 @@ def _ask(
     attack: Attack,
     m: Materials,
     candidates: Candidates,
-    scenes: dict[str, Scene],
+    scenes: dict[str, AttackerKnowledge],
 ) -> None:
     """Run one attack on every release; add its record to ``found`` and what it says of each candidate to ``scores``."""
     start, name = time.perf_counter(), type(attack).__name__
@@ -146,29 +146,29 @@ def _ask(
     found.records.append(record(attack, victims, time.perf_counter() - start))
 
 
-def _scores(attack: Attack, oracle: Oracle, scene: Scene, candidates: Candidates) -> Scores:
-    (loot,) = attack.run(oracle, scene, [10 * len(candidates.pool)])
+def _scores(attack: Attack, oracle: Oracle, knowledge: AttackerKnowledge, candidates: Candidates) -> Scores:
+    (loot,) = attack.run(oracle, knowledge, [10 * len(candidates.pool)])
     if loot.scores is None or loot.scores.shape != (len(candidates.pool),):
         raise ModelError(f"{type(attack).__name__} gave no score for each of {len(candidates.pool)} candidates")
     return loot.scores.double().numpy()
 
 
-def scene_of(m: Materials, artifact: Artifact, candidates: Candidates) -> Scene:
+def scene_of(m: Materials, artifact: Artifact, candidates: Candidates) -> AttackerKnowledge:
     """Return what a membership attacker has against one release."""
     compressed = artifact is m.file
-    scene = replace(
-        m.scene(m.protocol.first_seed),
+    knowledge = replace(
+        m.knowledge(m.protocol.first_seed),
         pool=candidates.pool,
         shadows=candidates.after if compressed else candidates.before,
     )
     # Shadow models of both releases only where they differ: else the second would seem to tell nothing.
     if compressed and m.original is not None and candidates.after is not candidates.before:
         other = m.oracle(m.original, "TwoVersion")
-        scene = replace(scene, companions=(other,), companion_shadows=(candidates.before,))
-    return scene
+        knowledge = replace(knowledge, companions=(other,), companion_shadows=(candidates.before,))
+    return knowledge
 
 
-def _enough(m: Materials, scene: Scene, candidates: Candidates) -> int:
+def _enough(m: Materials, knowledge: AttackerKnowledge, candidates: Candidates) -> int:
     """Return how many shadow models settle the matter: few first, more only while they raise what is found."""
     counts = [count for count in (4, 8, 16, 32, 64) if count <= m.protocol.shadow_models] or [4]
     if len(counts) == 1:
@@ -177,7 +177,7 @@ def _enough(m: Materials, scene: Scene, candidates: Candidates) -> int:
     answers = answers_to(oracle, candidates.pool)
 
     def score(count: int) -> npt.ArrayLike:
-        return BaVarIA(models=count).scores(answers, oracle.answers, scene).numpy()
+        return BaVarIA(models=count).scores(answers, oracle.answers, knowledge).numpy()
 
     return membership.sequential(score, membership.settled(candidates.members.numpy()), counts)[1]
 

@@ -11,7 +11,7 @@ from nutlet.attacks.base import Attack
 from nutlet.auditing.chosen import ALL, Chosen, chosen_attacks
 from nutlet.data.examples import check_seed
 from nutlet.errors import ConfigError
-from nutlet.oracle import Answers
+from nutlet.oracle import Disclosure
 
 __all__ = ["DEFAULT_BUDGETS", "Protocol"]
 
@@ -49,7 +49,7 @@ class Protocol:
     queries: tuple[int, ...] = ()
     seeds: int = 3
     first_seed: int = 0
-    answers: Answers = field(default_factory=Answers)
+    answers: Disclosure = field(default_factory=Disclosure)
     attacks: tuple[str | Attack, ...] = ()
     effort: float = 1.0
     shadow_models: int = 16

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.auditing.claims import Row
 from nutlet.errors import NutletError, printable
 from nutlet.oracle import Oracle
@@ -68,10 +68,10 @@ def failure(error: Exception) -> Failure:
     return Failure(f"ended with {kind}: {message}{place}" if message else f"ended with {kind}{place}", kind, fault)
 
 
-def obstacle(attack: Attack, oracle: Oracle, scene: Scene) -> Failure | None:
+def obstacle(attack: Attack, oracle: Oracle, knowledge: AttackerKnowledge) -> Failure | None:
     """Return why ``attack`` cannot run here, or None where it can; an error of its own is a reason too."""
     try:
-        reason = attack.obstacle(oracle, scene)
+        reason = attack.obstacle(oracle, knowledge)
     except Exception as error:  # an attack may be anybody's
         return failure(error)
     return None if reason is None else Failure(reason)
@@ -110,5 +110,5 @@ def _head(kind: type[Attack], attack: Attack | None) -> dict[str, Any]:
         "goal": kind.goal,
         "access": kind.access,
         "source": kind.source,
-        "when": kind.when,
+        "when": kind.use_when,
     }

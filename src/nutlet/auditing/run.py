@@ -14,7 +14,7 @@ from torch import nn
 
 from nutlet.attacks import known_attacks
 from nutlet.attacks.base import Attack
-from nutlet.attacks.extraction.surrogate import Thief
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import CLAIMS, sentence
 from nutlet.auditing.extraction import extraction
@@ -33,7 +33,7 @@ from nutlet.auditing.setup import (
     thief_of,
     transfer_of,
 )
-from nutlet.auditing.white_box import hands_on, possession
+from nutlet.auditing.white_box import possession, white_box_attacks
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, printable
 from nutlet.jobs import Workers
@@ -55,7 +55,7 @@ def audit(
     transfer: Examples | None = None,
     same_task: bool = False,
     output: str | None = None,
-    thief: Thief | None = None,
+    surrogate: Surrogate | None = None,
     recipe: Sequence[Method] = (),
     retrained: bool | None = None,
     transfer_name: str = "",
@@ -75,7 +75,7 @@ def audit(
         transfer: inputs the thief asks with; by default the training inputs, the best that a thief could hold.
         same_task: whether the labels of ``transfer`` are of the victim's task, so that a thief could do without it.
         output: name of the output of ``victim``, a file, that holds the scores, where several may.
-        thief: who copies; by default a network of our own, for the victim's architecture is not known to him.
+        surrogate: who copies; by default a network of our own, for the victim's architecture is not known to him.
         recipe: how ``victim`` was made from ``against``, where that is known: the attacker makes his shadow models so.
         retrained: whether training data were used again after compression; by default what ``recipe`` says.
         transfer_name: how the user named the transfer set, for the report.
@@ -103,8 +103,10 @@ def audit(
     if len({artifact.name for artifact in artifacts}) < len(artifacts):
         artifacts = tuple(replace(artifact, name=f"{artifact.name} ({artifact.role})") for artifact in artifacts)
     asked = transfer_of(data, transfer, transfer_name or "training inputs", evaluation, same_task=same_task)
-    thief = thief or thief_of(data, tuple(evaluation.x.shape[1:]), artifacts[-1].outputs.shape[1], protocol.effort)
-    check_classes(artifacts, data, asked, thief)
+    surrogate = surrogate or thief_of(
+        data, tuple(evaluation.x.shape[1:]), artifacts[-1].outputs.shape[1], protocol.effort
+    )
+    check_classes(artifacts, data, asked, surrogate)
     if any("white_box" in kind.needs and not protocol.excluded(kind) for kind in _kinds(protocol).values()):
         artifacts = tuple(read_artifact(artifact, evaluation) for artifact in artifacts)
     materials = Materials(
@@ -113,7 +115,7 @@ def audit(
         evaluation=evaluation,
         transfer=asked,
         budgets=budgets_for(protocol.queries, asked.examples),
-        thief=thief,
+        surrogate=surrogate,
         protocol=protocol,
         workers=workers or Workers(progress=progress),
     )
@@ -183,10 +185,10 @@ def _choose(
     chosen: list[Chosen] = []
     others = []
     oracle = m.oracle(m.file)
-    scene = hands_on(m, m.file)
+    knowledge = white_box_attacks(m, m.file)
     if candidates is not None:
         asking = scene_of(m, m.file, candidates)
-        scene = replace(asking, file=scene.file, white_box=scene.white_box, absent=scene.absent)
+        knowledge = replace(asking, file=knowledge.file, white_box=knowledge.white_box, absent=knowledge.absent)
     for name, kind in _kinds(m.protocol).items():
         if reason := m.protocol.excluded(kind):
             others.append(not_run(kind, Failure(reason)))
@@ -197,7 +199,7 @@ def _choose(
         except Exception as error:  # an attack may be anybody's
             why = failure(error)
         else:
-            why = obstacle(one.attack, oracle, scene)
+            why = obstacle(one.attack, oracle, knowledge)
         if why is None:
             chosen.append(one)
         else:
@@ -217,7 +219,7 @@ def _faults(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
-    p, thief = m.protocol, m.thief
+    p, surrogate = m.protocol, m.surrogate
     return {
         "budgets": list(m.budgets),
         "seeds": list(p.seed_numbers),
@@ -229,10 +231,10 @@ def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
             "own_labels": m.transfer.kind == "same distribution",
         },
         "thief": {
-            "architecture": type(thief.architecture).__name__,
-            "start": thief.start,
-            "parameters": sum(parameter.numel() for parameter in thief.architecture.parameters()),
-            "steps": {str(budget): thief.steps(budget) for budget in m.budgets},
+            "architecture": type(surrogate.architecture).__name__,
+            "start": surrogate.start,
+            "parameters": sum(parameter.numel() for parameter in surrogate.architecture.parameters()),
+            "steps": {str(budget): surrogate.steps(budget) for budget in m.budgets},
         },
         "evaluation": {"examples": len(m.evaluation), "inputs_sent": ledger.evaluation},
         "price": {"per_query": p.price_per_query, "currency": p.currency},

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from nutlet.attacks.base import Scene
-from nutlet.attacks.extraction.surrogate import Thief, architecture_for
+from nutlet.attacks.base import AttackerKnowledge
+from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
 from nutlet.data.examples import Data, Examples, flip_and_crop
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
@@ -106,7 +106,7 @@ def open_artifact(
     """
     source = source_of(victim)
     oracle = Oracle(source, ledger=ledger, client="judge")
-    outputs = torch.cat([oracle.judge(x) for x, _ in evaluation.batches()]).numpy()
+    outputs = torch.cat([oracle.evaluate_uncounted(x) for x, _ in evaluation.batches()]).numpy()
     accuracy = top1(outputs, evaluation.y.numpy())
     if not isinstance(source, FileSource):
         name = {"before": "original", "after": "victim"}[role]
@@ -152,7 +152,9 @@ def _compare(module: nn.Module, artifact: Artifact, evaluation: Examples) -> Non
         )
 
 
-def check_classes(artifacts: Sequence[Artifact], data: Data | Examples, transfer: Transfer, thief: Thief) -> None:
+def check_classes(
+    artifacts: Sequence[Artifact], data: Data | Examples, transfer: Transfer, surrogate: Surrogate
+) -> None:
     """Check that labels, releases and the thief are of one task, before anything is trained.
 
     Raises:
@@ -174,7 +176,7 @@ def check_classes(artifacts: Sequence[Artifact], data: Data | Examples, transfer
                 f"the largest label of {name} is {examples.classes - 1}, but {artifacts[-1].name} gives {classes} "
                 f"classes; expected labels from 0 to {classes - 1}: use the data the model was trained on"
             )
-    outputs = predict(thief.model(0), transfer.examples.subset(slice(0, 2))).shape[1]
+    outputs = predict(surrogate.model(0), transfer.examples.subset(slice(0, 2))).shape[1]
     if outputs != classes:
         raise ConfigError(
             f"the thief's architecture has {outputs} outputs, the victim {classes}; expected as many: build it with "
@@ -228,7 +230,7 @@ def transfer_of(
 
 def thief_of(
     data: Data | Examples, shape: tuple[int, ...], classes: int, effort: float, architecture: nn.Module | None = None
-) -> Thief:
+) -> Surrogate:
     """Return who copies: by default somebody who does not know the victim's architecture and trains one of ours.
 
     Where the data name no augmentation, images are shifted a little as he trains: it won several points of agreement
@@ -245,7 +247,7 @@ def thief_of(
     if augment is None and len(shape) == 3:
         augment = flip_and_crop(padding=max(1, min(shape[1:]) // 14), flip=False)
     # At temperature 4 a clone won three points more with 250 queries in our trials.
-    return Thief(
+    return Surrogate(
         architecture=architecture or architecture_for(shape, classes), augment=augment, effort=effort, temperature=4.0
     )
 
@@ -284,7 +286,7 @@ class Materials:
         evaluation: what a judge scores on.
         transfer: what a thief asks with.
         budgets: of the extraction attacks.
-        thief: who copies.
+        surrogate: who copies.
         protocol: what was asked.
         workers: where long work runs.
     """
@@ -294,7 +296,7 @@ class Materials:
     evaluation: Examples
     transfer: Transfer
     budgets: tuple[int, ...]
-    thief: Thief
+    surrogate: Surrogate
     protocol: Protocol
     workers: Workers
 
@@ -317,12 +319,12 @@ class Materials:
         """Return ``artifact`` as an attacker sees it, with a count of its own."""
         return Oracle(artifact.oracle.source, answers=self.protocol.answers, client=client)
 
-    def scene(self, seed: int) -> Scene:
+    def knowledge(self, seed: int) -> AttackerKnowledge:
         """Return what every attacker has."""
-        return Scene(
+        return AttackerKnowledge(
             classes=self.classes,
             shape=tuple(self.evaluation.x.shape[1:]),
             seed=seed,
             transfer=self.transfer.examples,
-            thief=self.thief,
+            surrogate=self.surrogate,
         )

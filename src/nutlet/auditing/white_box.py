@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nutlet.attacks import Reuse
-from nutlet.attacks.base import Attack, Scene
+from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted
 from nutlet.auditing.recognition import recognised
@@ -22,7 +22,7 @@ from nutlet.data.examples import Data
 from nutlet.jobs import Job, Result
 from nutlet.storage import packed_size
 
-__all__ = ["hands_on", "possession"]
+__all__ = ["possession", "white_box_attacks"]
 
 LABELS = 100
 """Labelled examples of the task that the stolen file is put to."""
@@ -32,31 +32,31 @@ _JUDGED_BY = 4_000
 Hits = npt.NDArray[np.bool_]
 
 
-def hands_on(m: Materials, artifact: Artifact) -> Scene:
+def white_box_attacks(m: Materials, artifact: Artifact) -> AttackerKnowledge:
     """Return what an attacker has who holds ``artifact``; of a module or an endpoint no more than any other."""
-    scene = m.scene(m.protocol.first_seed)
+    knowledge = m.knowledge(m.protocol.first_seed)
     if artifact.path is None:
-        return scene
+        return knowledge
     absent = {"white_box": artifact.unread} if artifact.unread else {}
-    return replace(scene, file=artifact.path, white_box=artifact.white_box, absent=absent)
+    return replace(knowledge, file=artifact.path, white_box=artifact.white_box, absent=absent)
 
 
 def possession(attacks: Sequence[Attack], m: Materials) -> Section:
     """Run ``attacks`` of whoever holds the file, or asks for more than a copy, on every release."""
     found = Section()
     random = [replace(attack, start="random") for attack in attacks if isinstance(attack, Reuse)]
-    scenes = {artifact.name: hands_on(m, artifact) for artifact in m.artifacts}
+    scenes = {artifact.name: white_box_attacks(m, artifact) for artifact in m.artifacts}
     jobs: dict[tuple[str, str, int], Job] = {}
     for attack in [*attacks, *random]:
         # A start at random is of the file's architecture; the original's would be another baseline for the same row.
         for artifact in m.artifacts[-1:] if attack in random else m.artifacts:
-            scene = scenes[artifact.name]
-            if why := obstacle(attack, m.oracle(artifact), scene):
+            knowledge = scenes[artifact.name]
+            if why := obstacle(attack, m.oracle(artifact), knowledge):
                 if artifact is not m.file:
                     found.warnings.append(f"{type(attack).__name__} was not run on {artifact.name}: {why.reason}.")
                 continue
             for seed in m.protocol.seed_numbers:
-                jobs[_name(attack), artifact.name, seed] = _job(m, attack, artifact, replace(scene, seed=seed))
+                jobs[_name(attack), artifact.name, seed] = _job(m, attack, artifact, replace(knowledge, seed=seed))
     results, failures = attempted(m.workers, jobs, "with the file in hand")
     judge = _judge(m) if any("images" in result for seeds in results.values() for result in seeds) else None
     for attack in attacks:
@@ -83,11 +83,11 @@ def _name(attack: Attack) -> str:
     return f"{type(attack).__name__} {getattr(attack, 'start', '')}"
 
 
-def _job(m: Materials, attack: Attack, artifact: Artifact, scene: Scene) -> Job:
+def _job(m: Materials, attack: Attack, artifact: Artifact, knowledge: AttackerKnowledge) -> Job:
     most = LABELS if attack.spends == "labels" else m.budgets[-1]
     budgets = (min(most, len(m.transfer.examples)),)
-    title = f"{type(attack).__name__} on {artifact.name}, seed {scene.seed}"
-    return attack_job(attack, artifact.oracle.source, m.protocol.answers, scene, budgets, m.evaluation, title)
+    title = f"{type(attack).__name__} on {artifact.name}, seed {knowledge.seed}"
+    return attack_job(attack, artifact.oracle.source, m.protocol.answers, knowledge, budgets, m.evaluation, title)
 
 
 def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Result]], judge: nn.Module | None) -> None:
@@ -139,7 +139,7 @@ def _judge(m: Materials) -> nn.Module:
     known = m.data.train if isinstance(m.data, Data) else m.evaluation
     known = known.subset(slice(0, _JUDGED_BY))
     answers = torch.nn.functional.one_hot(known.y, m.classes).float()
-    return m.thief.train(known, answers, seed=m.protocol.first_seed + 1_000)
+    return m.surrogate.train(known, answers, seed=m.protocol.first_seed + 1_000)
 
 
 def _compare_with_nothing(found: Section, m: Materials, random: list[Result]) -> None:

@@ -114,7 +114,7 @@ def compress(
     with loading():
         from nutlet.compression.pipeline import compress as run_chain
         from nutlet.compression.recipe import load_recipe
-        from nutlet.compression.ship import deliver
+        from nutlet.compression.ship import ship
         from nutlet.compression.teacher import load_teacher
         from nutlet.loading import load_data, load_model
         from nutlet.locks import locked
@@ -138,7 +138,7 @@ def compress(
         result = run_chain(
             original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", progress=progress
         )
-        figures, parity = deliver(
+        figures, parity = ship(
             result,
             original,
             examples,

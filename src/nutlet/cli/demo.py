@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nutlet.auditing import Audit, Protocol, audit_files
 from nutlet.compression.compressed import Compressed
 from nutlet.compression.pipeline import compress
-from nutlet.compression.ship import COMPRESSED, ORIGINAL, deliver
+from nutlet.compression.ship import COMPRESSED, ORIGINAL, ship
 from nutlet.data.examples import Data, Examples, check_seed, flip_and_crop, split
 from nutlet.errors import MissingExtra
 from nutlet.locks import locked
@@ -118,7 +118,7 @@ def _run(out: Path, seed: int, command: str, progress: Progress) -> tuple[Compre
         model, Context(data=data, teacher=model, seed=seed, progress=progress)
     )
     result = compress(model, RECIPE, data, seed=seed, workdir=out / "steps", progress=progress)
-    figures, parity = deliver(
+    figures, parity = ship(
         result, model, data, out, command=command, names=("DigitsNet", "digits"), seconds=1.0, progress=progress
     )
     progress.say("auditing both files, briefly: a full audit is nutlet audit")

@@ -81,7 +81,7 @@ def audit(
         from nutlet.compression.recipe import load_recipe
         from nutlet.loading import load_data, load_inputs, load_model
         from nutlet.locks import locked
-        from nutlet.oracle import Answers, Kept, load_endpoint
+        from nutlet.oracle import CachedSource, Disclosure, load_endpoint
         from nutlet.progress import Progress
 
     progress = Progress(quiet=quiet or as_json)
@@ -89,7 +89,7 @@ def audit(
         queries=counts("--queries", queries),
         seeds=seeds,
         first_seed=seed,
-        answers=Answers.parse(answers),
+        answers=Disclosure.parse(answers),
         attacks=split_attacks(attacks),
         effort=effort,
         shadow_models=shadow_models,
@@ -101,7 +101,7 @@ def audit(
         asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
         victim: Any = file
         if file.startswith(("http://", "https://")):
-            victim = Kept(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
+            victim = CachedSource(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
             # One after the other: an endpoint is not to be flooded.
             processes = 1
         result = audit_files(

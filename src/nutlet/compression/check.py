@@ -268,7 +268,7 @@ class _Asking:
     def _about_layers(self, method: Method, step: str, every: bool, renamed: bool) -> dict[str, str]:
         layers = layers_with_values(self.model)
         try:
-            found = method.reasons(self.model, self.example)
+            found = method.skip_reasons(self.model, self.example)
         except NutletError as error:
             reason = str(error).partition(";")[0].removeprefix(f"{type(method).__name__} ")
             if renamed:

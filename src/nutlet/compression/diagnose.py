@@ -24,7 +24,7 @@ from nutlet.compression.teacher import Teacher
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places, with_places
-from nutlet.graph.trace import Edited
+from nutlet.graph.trace import InstrumentedModel
 from nutlet.loading.copies import clean_copy
 from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method
@@ -195,7 +195,7 @@ def diagnose(
         with _told(notes, "results inside the model"):
             sites = activation_errors(before, after, data.calibration.batch(slice(0, WATCHED))[0])
         final = _measure(after, measured)[0]
-        unquantized = _measure(changed, measured)[0] if isinstance(after, Edited) else None
+        unquantized = _measure(changed, measured)[0] if isinstance(after, InstrumentedModel) else None
     layers.sort(key=lambda layer: (layer.accuracy, -layer.loss))
     notes.append(f"Measured with {len(layers) + 3} passes over {len(measured):,} validation examples.")
     found = Diagnosis(
@@ -303,7 +303,7 @@ def _trials(
 
 
 def _carried_out(kind: type[Method], model: nn.Module, plan: dict[str, Any], example: Tensor) -> nn.Module:
-    return bare(kind.execute(copy.deepcopy(model), plan, example))
+    return bare(kind.apply(copy.deepcopy(model), plan, example))
 
 
 @contextlib.contextmanager
@@ -350,9 +350,9 @@ def _words(found: Diagnosis, compressed: Compressed, counted: int) -> Iterator[s
             yield f"Each of {len(found.ruinous)} layers does it alone: {names}. The worst is {worst.name}: {cost}."
         else:
             yield f"No layer does it alone; the worst is {worst.name}: {cost}. The losses of all layers add up."
-    gentler = method.gentler()
-    if gentler is not None and gentler != method:
-        yield f"Or a gentler setting: `{_recipe_line(gentler)}`."
+    milder = method.milder()
+    if milder is not None and milder != method:
+        yield f"Or a milder setting: `{_recipe_line(milder)}`."
     elif method.effect == "training":
         yield "Training made it worse: a lower `lr`, or `patience`, which keeps the best epoch."
     following = compressed.recipe[found.step : found.step + 1]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nutlet.data.examples import Data
 from nutlet.errors import ModelError
 from nutlet.formats.onnx.trial import export_problem
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.graph.training_path import training_path
 from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_kinds, check_model
@@ -94,7 +94,7 @@ def examine(model: nn.Module, data: Data, steps: Sequence[Method] = ()) -> Admit
 
 def output_kind(model: nn.Module, x: Tensor) -> OutputKind:
     """Return what the outputs of ``model`` on real inputs ``(B, ...)`` hold."""
-    record = walk(model, x[:2])
+    record = trace(model, x[:2])
     last = {record.sites[name].op for name in record.outputs}
     with torch.no_grad():
         return kind_of(model(x), *last) if len(last) == 1 else kind_of(model(x))

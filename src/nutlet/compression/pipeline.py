@@ -24,18 +24,18 @@ from nutlet.compression.order_rules import advise
 from nutlet.compression.recipe import read_steps
 from nutlet.compression.size import size_of
 from nutlet.compression.teacher import Teacher, as_teacher, labelled_by, teacher_of
-from nutlet.compression.verify import carried_out, probe, trained
+from nutlet.compression.verify import plan_and_apply, probe, trained
 from nutlet.constraints import formats
 from nutlet.content_hash import fingerprint, source_code
 from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
-from nutlet.graph.trace import Edited, body_of
+from nutlet.graph.trace import InstrumentedModel, body_of
 from nutlet.locks import locked
 from nutlet.methods.base import Method
 from nutlet.progress import Progress
 from nutlet.storage import digest
 from nutlet.tasks.predict import evaluate
-from nutlet.training.context import Answering, Context
+from nutlet.training.context import BlackBoxTeacher, Context
 from nutlet.training.loop import CHECKPOINTS
 
 __all__ = ["compress"]
@@ -122,10 +122,10 @@ def compress(
 def _step(before: Compressed, method: Method, context: Context, advice: Sequence[str]) -> Compressed:
     start = time.perf_counter()
     torch.manual_seed(context.seed)
-    quantized = len(before.model.by_site) if isinstance(before.model, Edited) else None
-    model, plan, notes = carried_out(method, before.model, context)
+    quantized = len(before.model.by_site) if isinstance(before.model, InstrumentedModel) else None
+    model, plan, notes = plan_and_apply(method, before.model, context)
     notes = [*advice, *notes]
-    kept = len(model.by_site) if isinstance(model, Edited) else 0
+    kept = len(model.by_site) if isinstance(model, InstrumentedModel) else 0
     if quantized is not None and "activations" not in plan and kept < quantized:
         lost = quantized - kept
         notes.append(f"{lost} activations are in floating point again: no integer kernel takes the weights there")
@@ -135,7 +135,7 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
     step = _measured(method.to_dict(), plan, model, context.data, before.example, start, notes)
     step = dataclasses.replace(step, notes=(*step.notes, *_stored_as_floats(model, step.size)))
     promised = method.effect != "values" and type(method).train is Method.train
-    faster = isinstance(model, Edited) and quantized is None  # integer kernels take its activations now
+    faster = isinstance(model, InstrumentedModel) and quantized is None  # integer kernels take its activations now
     if promised and not faster and not _smaller(step.size, before.steps[-1].size):
         step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
     return Compressed(model, (*before.steps, step), before.seed, before.example)
@@ -195,7 +195,7 @@ def _keys(
     augment = data.augment
     sha.update((repr(augment) if dataclasses.is_dataclass(augment) else source_code(augment)).encode())
     if teacher is not None:
-        sha.update(fingerprint(teacher.source if isinstance(teacher, Answering) else teacher).encode())
+        sha.update(fingerprint(teacher.source if isinstance(teacher, BlackBoxTeacher) else teacher).encode())
     versions = importlib.metadata.version("nutlet"), torch.__version__
     # Other numbers of threads add up in another order: another result, in the last digits at first.
     keys = [digest(sha.hexdigest(), str(seed), *versions, str(torch.get_num_threads()))]

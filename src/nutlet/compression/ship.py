@@ -19,13 +19,13 @@ from nutlet.progress import Progress
 from nutlet.report import write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
 
-__all__ = ["COMPRESSED", "ORIGINAL", "deliver"]
+__all__ = ["COMPRESSED", "ORIGINAL", "ship"]
 
 COMPRESSED = "model.onnx"
 ORIGINAL = "original.onnx"
 
 
-def deliver(
+def ship(
     compressed: Compressed,
     original: nn.Module,
     data: Data,

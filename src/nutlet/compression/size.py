@@ -12,7 +12,7 @@ from nutlet.formats.packed.pack import Packed, pack
 from nutlet.graph.finalize import finalize
 from nutlet.graph.macs import site_macs
 from nutlet.graph.scope import Layer
-from nutlet.graph.trace import Edited, walk
+from nutlet.graph.trace import InstrumentedModel, trace
 
 __all__ = ["size_of"]
 
@@ -28,13 +28,13 @@ def size_of(model: nn.Module, example: Tensor) -> Size:
     >>> size.parameters, size.bytes, size.macs
     (15, 60, 12)
     """
-    record = walk(model, example)
+    record = trace(model, example)
     work: dict[str, int] = {}
     for site in record.sites.values():
         work[site.module] = work.get(site.module, 0) + site_macs(site, record.batch)
     packed = pack(model)
     final = finalize(model)
-    body, prefix = (final.model, "model.") if isinstance(final, Edited) else (final, "")
+    body, prefix = (final.model, "model.") if isinstance(final, InstrumentedModel) else (final, "")
     seen: set[int] = set()
     layers = []
     parameters = 0

@@ -18,10 +18,10 @@ from nutlet.loading import load_model
 from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_model
 from nutlet.loading.weights import check_finite_weights
-from nutlet.oracle import Endpoint, FileSource, Kept, Oracle, load_endpoint
+from nutlet.oracle import CachedSource, Endpoint, FileSource, Oracle, load_endpoint
 from nutlet.tasks.outputs import OutputKind, to_logits
 from nutlet.tasks.predict import predict
-from nutlet.training.context import Answering
+from nutlet.training.context import BlackBoxTeacher
 
 __all__ = ["Teacher", "as_teacher", "labelled_by", "load_teacher", "teacher_of"]
 
@@ -33,8 +33,8 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
     """Return ``teacher`` as a module in evaluation mode that gives logits ``(B, classes)``.
 
     An ONNX file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
-    or endpoint only the answers are known (:class:`nutlet.training.context.Answering`): they are kept, and each input
-    is asked about once. A module that ends in a softmax gives the logarithms.
+    or endpoint only the answers are known (:class:`nutlet.training.context.BlackBoxTeacher`): they are kept, and each
+    input is asked about once. A module that ends in a softmax gives the logarithms.
 
     Args:
         teacher: what was given; not changed.
@@ -57,7 +57,7 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
             f"the teacher gives {found} classes, the model {classes}; expected as many, in the same order: take a "
             "teacher of the same task, or give the model as many outputs"
         )
-    return module if isinstance(module, Answering) else as_teacher(module, output_kind(module, example))
+    return module if isinstance(module, BlackBoxTeacher) else as_teacher(module, output_kind(module, example))
 
 
 def as_teacher(model: nn.Module, outputs: OutputKind) -> nn.Module:
@@ -138,10 +138,10 @@ def _module(teacher: Teacher, folder: Path, example: Tensor) -> nn.Module:
             f"found a {type(teacher).__name__}; expected a module, the path of an ONNX file, an Oracle or an Endpoint"
         )
     try:
-        kept = Kept(_Asked(teacher), folder)
+        kept = CachedSource(_Asked(teacher), folder)
     except TypeError as error:
         raise ConfigError(f"{error}; give the source of the oracle a method `fingerprint`") from error
-    return Answering(kept, logits=teacher.answers.kind == "logits")
+    return BlackBoxTeacher(kept, logits=teacher.answers.kind == "logits")
 
 
 def _outputs(endpoint: Endpoint) -> Any:

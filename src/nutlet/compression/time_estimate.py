@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nutlet.compression.size import size_of
-from nutlet.compression.verify import carried_out
+from nutlet.compression.verify import plan_and_apply
 from nutlet.data.examples import Data, Examples
 from nutlet.methods.base import Method
 from nutlet.tasks.outputs import OutputKind
@@ -97,7 +97,7 @@ class Stopwatch:
         Raises:
             NutletError: the step cannot be run on this model.
         """
-        least, most = step.passes(self.model, self.example)
+        least, most = step.calibration_passes(self.model, self.example)
         low, high = self.counting, self.counting
         parts = [self.passing(self.data.validation), (self.passing(self.data.calibration, least)[0], 0.0)]
         parts.append((0.0, self.passing(self.data.calibration, most)[1]))
@@ -115,7 +115,7 @@ class Stopwatch:
         short = dataclasses.replace(step, epochs=1, **{k: v for k, v in plainly.items() if getattr(step, k, v) != v})
         with torch.random.fork_rng(devices=[]):
             context = Context(data=self.data, teacher=self.model, outputs=self.outputs)
-            ready, *_ = carried_out(short, copy.deepcopy(self.model), context)
+            ready, *_ = plan_and_apply(short, copy.deepcopy(self.model), context)
 
         def run(batches: int) -> float:
             few = train.subset(slice(0, batches * batch))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nutlet.constraints import WeightQuantizer, formats
 from nutlet.constraints.stack import Mask, constrained_layers, constrained_weight, constraints
 from nutlet.errors import ComparisonError, NutletError, first_line
-from nutlet.formats.packed.pack import settle
+from nutlet.formats.packed.pack import sync_dense
 from nutlet.graph.activation_quantizers import (
     ActivationGrid,
     ActivationQuantizer,
@@ -26,13 +26,13 @@ from nutlet.graph.activation_quantizers import (
 from nutlet.graph.comparison import Answers, answers, difference, plain, run
 from nutlet.graph.macs import macs
 from nutlet.graph.quantization_error import activation_problems, carried_problem, weight_problem
-from nutlet.graph.trace import Edited, body_of, walk
+from nutlet.graph.trace import InstrumentedModel, body_of, trace
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.memory import release
 from nutlet.methods.base import Method, Plan, apply_plan
 from nutlet.training.context import Context
 
-__all__ = ["carried_out", "probe", "trained"]
+__all__ = ["plan_and_apply", "probe", "trained"]
 
 MOST = 16
 """How many calibration examples a comparison runs, at most."""
@@ -44,11 +44,11 @@ MEND = "leave this step out, or its layers (`exclude`), and please report the mo
 
 def probe(model: nn.Module, context: Context) -> Tensor:
     """Return real calibration inputs ``(B, ...)`` for a comparison: fewer where the model has more to do."""
-    work = max(macs(walk(model, context.example)), 1)
+    work = max(macs(trace(model, context.example)), 1)
     return context.data.calibration.batch(slice(0, max(LEAST, min(MOST, int(WORK / work)))))[0]
 
 
-def carried_out(method: Method, model: nn.Module, context: Context) -> tuple[nn.Module, Plan, list[str]]:
+def plan_and_apply(method: Method, model: nn.Module, context: Context) -> tuple[nn.Module, Plan, list[str]]:
     """Return the model after all that ``method`` does but training, the plan that leads there, and notes on it.
 
     The result is compared with :meth:`Method.reference`, its quantizers with what their grids promise, and what was
@@ -62,7 +62,7 @@ def carried_out(method: Method, model: nn.Module, context: Context) -> tuple[nn.
     Raises:
         ComparisonError: something is wrong that leaving out parts of the plan does not mend.
     """
-    plan = method.decide(model.take_off() if isinstance(model, Edited) else model, context)
+    plan = method.plan(model.unwrap() if isinstance(model, InstrumentedModel) else model, context)
     release(model)
     notes = plan.pop("notes", [])
     step = _Step(method, copy.deepcopy(model), context)
@@ -102,7 +102,7 @@ def trained(method: Method, before: Mapping[str, tuple[int, ...]], model: nn.Mod
             what = "weights that a mask removes are not zero" if removed else "weights are not finite"
             raise ComparisonError(f"{name}: after training {what} in {layer_name}; {MEND}")
     answered = run(model, x)
-    settle(model)
+    sync_dense(model)
     if (apart := difference(run(model, x), answered)) > 1e-6:
         raise ComparisonError(
             f"{name}: the trained values moved the answers by {apart:.2g} when they were put under their constraints; "
@@ -143,9 +143,11 @@ class _Step:
         model = copy.deepcopy(self.before) if model is None else model
         return apply_plan(type(self.method), model, plan, self.context.example, ranges=self._ranges)
 
-    def _ranges(self, earlier: Edited, model: nn.Module) -> Activations | None:
-        now = walk(model, self.context.example)
-        if isinstance(model, Edited) or (now.sites == earlier.record.sites and self.method.effect != "values"):
+    def _ranges(self, earlier: InstrumentedModel, model: nn.Module) -> Activations | None:
+        now = trace(model, self.context.example)
+        if isinstance(model, InstrumentedModel) or (
+            now.sites == earlier.record.sites and self.method.effect != "values"
+        ):
             return None
         self.calibrated = True
         self.notes = ["activation quantizers were placed and calibrated anew"]
@@ -171,7 +173,7 @@ class _Step:
                 del left["activations"]
         elif own:
             body = body_of(self.applied(left))
-            if ranges := calibrate(body, walk(body, self.context.example), self._inputs(), _grid_in(own)):
+            if ranges := calibrate(body, trace(body, self.context.example), self._inputs(), _grid_in(own)):
                 left["activations"] = ranges
         return left
 
@@ -253,12 +255,12 @@ class _Step:
 
     def _activations(self, plan: Plan, after: nn.Module) -> dict[str, str]:
         """Quantizers of activations: on the values they get, where their ranges are new, or against those carried."""
-        if not isinstance(after, Edited):
+        if not isinstance(after, InstrumentedModel):
             return {}
         if "activations" in plan:
             trial = copy.deepcopy(after)
-            return activation_problems(trial.take_off(), trial.record, after.by_site, self.x)
-        if isinstance(self.before, Edited):
+            return activation_problems(trial.unwrap(), trial.record, after.by_site, self.x)
+        if isinstance(self.before, InstrumentedModel):
             earlier = self.before.by_site
             for site, quantizer in after.by_site.items():
                 if _numbers(quantizer) != _numbers(earlier.get(site)):

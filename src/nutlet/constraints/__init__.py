@@ -3,15 +3,15 @@
 from nutlet.constraints.binary_ternary import Binarizer, TrainedTernarizer
 from nutlet.constraints.codebook import Codebook
 from nutlet.constraints.half_float import HalfFloat
-from nutlet.constraints.integer import Grid, WeightQuantizer
-from nutlet.constraints.quantizer import FewValues, formats, shapes_only
+from nutlet.constraints.integer import QuantScheme, WeightQuantizer
+from nutlet.constraints.quantizer import Quantizer, formats, shapes_only
 
 __all__ = [
     "Binarizer",
     "Codebook",
-    "FewValues",
-    "Grid",
     "HalfFloat",
+    "QuantScheme",
+    "Quantizer",
     "TrainedTernarizer",
     "WeightQuantizer",
     "formats",

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints.quantizer import LEAST_SCALE, FewValues, along, fitting, looked_up, slower
+from nutlet.constraints.quantizer import LEAST_SCALE, Quantizer, along, fitting, looked_up, scale_grad
 
 __all__ = ["Binarizer", "TrainedTernarizer"]
 
 
-class Binarizer(FewValues):
+class Binarizer(Quantizer):
     """The sign of a weight, times a scale: ``w' = s sign(w)``, with ``sign(0) = 1``.
 
     Without a scale this is BinaryConnect (Courbariaux et al. 2015, arXiv:1511.00363); with ``s = mean|w|`` the binary
@@ -54,7 +54,7 @@ class Binarizer(FewValues):
         return True
 
     @property
-    def folds(self) -> bool:
+    def supports_scaling(self) -> bool:
         """Whether a factor per channel can go into the scales."""
         return self.granularity == "channel"
 
@@ -70,7 +70,7 @@ class Binarizer(FewValues):
     def values(self, codes: Tensor) -> Tensor:
         """Return the signs times their scales."""
         share = (len(self.scale) / codes.numel()) ** 0.5
-        return codes.float() * slower(self.step, share).view(along(self.axis, codes.ndim))
+        return codes.float() * scale_grad(self.step, share).view(along(self.axis, codes.ndim))
 
     def restored(self, stored: Tensor) -> Tensor:
         """Return the weight of stored signs."""
@@ -85,11 +85,11 @@ class Binarizer(FewValues):
         with torch.no_grad():
             self.scale.copy_(mean.clamp_min(LEAST_SCALE))
 
-    def anew(self, weight: Tensor, axis: int = 0) -> Binarizer:
+    def fit_like(self, weight: Tensor, axis: int = 0) -> Binarizer:
         """Return the binarizer of another weight."""
         return Binarizer.fit(weight, axis, self.granularity)
 
-    def times(self, factor: Tensor) -> None:
+    def scale_outputs(self, factor: Tensor) -> None:
         """Follow a weight whose output channels are multiplied by ``factor``."""
         with torch.no_grad():
             self.scale.copy_((self.step * factor.abs()).clamp_min(LEAST_SCALE))
@@ -101,7 +101,7 @@ class Binarizer(FewValues):
         return Binarizer(scale.index_select(0, keep) if own else scale.clone(), self.axis, self.granularity)
 
 
-class TrainedTernarizer(FewValues):
+class TrainedTernarizer(Quantizer):
     """Zero, and one value on either side that training learns (TTQ, Zhu et al. 2017, arXiv:1612.01064).
 
     Weights of at most ``threshold`` in magnitude become zero, 0.05 of the largest as in the paper. The gradient of a
@@ -129,7 +129,7 @@ class TrainedTernarizer(FewValues):
         return ternarizer
 
     @property
-    def folds(self) -> bool:
+    def supports_scaling(self) -> bool:
         """Never: a factor for each channel would make new values."""
         return False
 
@@ -151,7 +151,7 @@ class TrainedTernarizer(FewValues):
 
     def values(self, codes: Tensor) -> Tensor:
         """Return the scale of each sign, or zero."""
-        positive, negative = slower(self.step, codes.numel() ** -0.5)
+        positive, negative = scale_grad(self.step, codes.numel() ** -0.5)
         return torch.where(codes > 0, positive, torch.where(codes < 0, -negative, torch.zeros_like(negative)))
 
     def restored(self, stored: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class TrainedTernarizer(FewValues):
             self.threshold.copy_(threshold)
             self.scale.copy_(torch.stack([s.mean() if len(s) else threshold.clamp_min(LEAST_SCALE) for s in sides]))
 
-    def anew(self, weight: Tensor, axis: int = 0) -> TrainedTernarizer:
+    def fit_like(self, weight: Tensor, axis: int = 0) -> TrainedTernarizer:
         """Return the ternarizer of another weight."""
         return TrainedTernarizer.fit(weight)
 

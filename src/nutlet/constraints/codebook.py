@@ -7,12 +7,12 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints.quantizer import FewValues, fitting, looked_up, slower
+from nutlet.constraints.quantizer import Quantizer, fitting, looked_up, scale_grad
 
 __all__ = ["Codebook"]
 
 
-class Codebook(FewValues):
+class Codebook(Quantizer):
     """Each weight is one of K shared values, which training learns (Han et al. 2016, arXiv:1510.00149, section 3).
 
     Args:
@@ -38,7 +38,7 @@ class Codebook(FewValues):
         return Codebook(_centres(weight, count, keep_zero=keep_zero), keep_zero=keep_zero)
 
     @property
-    def folds(self) -> bool:
+    def supports_scaling(self) -> bool:
         """Never: a factor for each channel would make new values."""
         return False
 
@@ -55,7 +55,7 @@ class Codebook(FewValues):
 
     def values(self, codes: Tensor) -> Tensor:
         """Return the values of indices."""
-        return slower(self._values(), (len(self.shared) / codes.numel()) ** 0.5)[codes.long()]
+        return scale_grad(self._values(), (len(self.shared) / codes.numel()) ** 0.5)[codes.long()]
 
     def restored(self, stored: Tensor) -> Tensor:
         """Return the weight of stored indices."""
@@ -66,7 +66,7 @@ class Codebook(FewValues):
         with torch.no_grad():
             self.shared.copy_(_centres(weight, len(self.shared), keep_zero=self.keep_zero))
 
-    def anew(self, weight: Tensor, axis: int = 0) -> Codebook:
+    def fit_like(self, weight: Tensor, axis: int = 0) -> Codebook:
         """Return the codebook of another weight."""
         return Codebook.fit(weight, count=len(self.shared), keep_zero=self.keep_zero)
 

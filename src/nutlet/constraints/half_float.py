@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nutlet.constraints.quantizer import FewValues
+from nutlet.constraints.quantizer import Quantizer
 
 __all__ = ["HalfFloat"]
 
 _LARGEST = 65504.0
 
 
-class HalfFloat(FewValues):
+class HalfFloat(Quantizer):
     """Floats of 16 bits, IEEE half precision or bfloat16; the file keeps them so, the runtime computes in float32.
 
     Args:
@@ -31,7 +31,7 @@ class HalfFloat(FewValues):
         return HalfFloat(dtype)
 
     @property
-    def folds(self) -> bool:
+    def supports_scaling(self) -> bool:
         """Never: a product needs more bits."""
         return False
 
@@ -61,8 +61,8 @@ class HalfFloat(FewValues):
 
     def select(self, dim: int, keep: Tensor) -> HalfFloat:
         """Return the same format."""
-        return self.anew(keep)
+        return self.fit_like(keep)
 
-    def anew(self, weight: Tensor, axis: int = 0) -> HalfFloat:
+    def fit_like(self, weight: Tensor, axis: int = 0) -> HalfFloat:
         """Return the same format."""
         return HalfFloat("float16" if self.dtype == torch.float16 else "bfloat16")

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints.quantizer import LEAST_SCALE, FewValues, along, fitting, rounded, slower
+from nutlet.constraints.quantizer import LEAST_SCALE, Quantizer, along, fitting, round_ste, scale_grad
 
-__all__ = ["Grid", "WeightQuantizer"]
+__all__ = ["QuantScheme", "WeightQuantizer"]
 
 _MOST_OF_A_PAIR = 128
 _SHARES = 40
@@ -18,7 +18,7 @@ _SHARES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class QuantScheme:
     """How weights are put on integers; plain data, part of a plan.
 
     Args:
@@ -40,7 +40,7 @@ class Grid:
     ranges: Literal["minmax", "mse", "mean"] = "minmax"
     learn: bool = False
     power_of_two: bool = False
-    portable: bool = True
+    reduce_range: bool = True
 
     @property
     def levels(self) -> range:
@@ -49,11 +49,11 @@ class Grid:
         return range(-limit if self.symmetric else -limit - 1, limit + 1)
 
     def changes(self) -> dict[str, Any]:
-        """Return the entries that differ from the defaults; ``Grid(**changes)`` is the same grid."""
-        usual = Grid()
+        """Return the entries that differ from the defaults; ``QuantScheme(**changes)`` is the same grid."""
+        usual = QuantScheme()
         return {name: value for name, value in asdict(self).items() if value != getattr(usual, name)}
 
-    def for_free_values(self) -> Grid:
+    def for_free_values(self) -> QuantScheme:
         """Return the grid for a weight of few freely chosen values.
 
         It has one scale, with which equal values stay equal, and 8 bits, with which they hardly move.
@@ -61,7 +61,7 @@ class Grid:
         return replace(self, bits=8, granularity="tensor", group_size=0, ranges="minmax")
 
 
-class WeightQuantizer(FewValues):
+class WeightQuantizer(Quantizer):
     """Integers with a scale: ``q = clamp(round(w / s) + z)`` and ``w' = s (q - z)``; zero stays exactly zero.
 
     Symmetric codes lie in ``-limit .. limit`` with ``limit = 2^(bits-1) - 1`` and ``z = 0`` (Krishnamoorthi 2018,
@@ -69,7 +69,7 @@ class WeightQuantizer(FewValues):
     grid with ``ranges="mse"`` then solves the problem of ternary weight networks (Li et al. 2016, arXiv:1605.04711),
     whose threshold at the optimum is half the scale.
 
-    A ``portable`` grid of 8 bits widens a scale where needed so that the codes of two inputs that lie side by side
+    A ``reduce_range`` grid of 8 bits widens a scale where needed so that the codes of two inputs that lie side by side
     sum to at most 128 in either direction. x86 processors without VNNI multiply such pairs by 8-bit activations into
     16 bits, which saturate above 32,767: 255 x 128 does not. Halving the range of all weights, the usual remedy, costs
     a whole bit.
@@ -91,11 +91,11 @@ class WeightQuantizer(FewValues):
         scale: Tensor,
         zero_point: Tensor | None = None,
         axis: int = 0,
-        grid: Grid | None = None,
+        grid: QuantScheme | None = None,
         shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        self.grid = grid or Grid()
+        self.grid = grid or QuantScheme()
         self.axis = axis
         self.shape = shape
         # One axis only, however many groups: weight decay, which would shrink a learned scale, is for matrices.
@@ -109,9 +109,9 @@ class WeightQuantizer(FewValues):
         )
 
     @staticmethod
-    def fit(weight: Tensor, axis: int = 0, grid: Grid | None = None) -> WeightQuantizer:
+    def fit(weight: Tensor, axis: int = 0, grid: QuantScheme | None = None) -> WeightQuantizer:
         """Return the quantizer of ``weight`` with ranges as ``grid`` says."""
-        grid = grid or Grid()
+        grid = grid or QuantScheme()
         count = len(_rows(weight, axis, grid))
         quantizer = WeightQuantizer(weight.new_ones(count), None, axis, grid, tuple(weight.shape))
         quantizer.refit(weight)
@@ -133,14 +133,14 @@ class WeightQuantizer(FewValues):
         return self.grid.symmetric and self.grid.granularity != "group"
 
     @property
-    def folds(self) -> bool:
+    def supports_scaling(self) -> bool:
         """Whether a factor per channel can go into the scales."""
         return self.grid.symmetric and self.grid.granularity != "tensor" and not self.grid.power_of_two
 
     @property
-    def portable(self) -> bool:
+    def reduce_range(self) -> bool:
         """Whether neighbouring codes are kept from saturating; codes of fewer bits never do."""
-        return self.grid.portable and self.integer and self.grid.bits == 8
+        return self.grid.reduce_range and self.integer and self.grid.bits == 8
 
     @property
     def step(self) -> Tensor:
@@ -152,9 +152,9 @@ class WeightQuantizer(FewValues):
         if not (self.grid.learn and self.training):
             return super().forward(weight)
         share = (weight.numel() / len(self.scale) * self.limit) ** -0.5
-        spread, zero = self._spread(slower(self.step, share), weight), self._spread(self.zero_point, weight)
+        spread, zero = self._spread(scale_grad(self.step, share), weight), self._spread(self.zero_point, weight)
         ratio = torch.maximum(weight / spread, self.levels.start - zero)
-        return rounded(torch.minimum(ratio, self.levels.stop - 1 - zero)) * spread
+        return round_ste(torch.minimum(ratio, self.levels.stop - 1 - zero)) * spread
 
     def codes(self, weight: Tensor) -> Tensor:
         """Return the codes of ``weight``, int16."""
@@ -191,11 +191,11 @@ class WeightQuantizer(FewValues):
                 scale, zero_point = self._least_error(rows, low, high)
         self._set(torch.maximum(scale, self._least(weight)), zero_point)
 
-    def widen(self, weight: Tensor) -> None:
+    def expand_range(self, weight: Tensor) -> None:
         """Make room for weights that training has moved; no scale becomes smaller."""
         step = self.step.detach()
         scale = step
-        if self.portable:
+        if self.reduce_range:
             scale = torch.where(self._saturated(weight), torch.maximum(scale, self._least(weight)), scale)
         if self.grid.ranges == "minmax" and self.grid.symmetric and not self.grid.learn:
             rows = _rows(weight.detach(), self.axis, self.grid)
@@ -205,7 +205,7 @@ class WeightQuantizer(FewValues):
 
     def saturates(self, weight: Tensor) -> bool:
         """Return whether codes of ``weight`` lie side by side that a portable grid keeps apart."""
-        return self.portable and bool(self._saturated(weight).any())
+        return self.reduce_range and bool(self._saturated(weight).any())
 
     def _saturated(self, weight: Tensor) -> Tensor:
         """Return which scales have a pair of codes that saturates; those of weights on the grid already do not move."""
@@ -213,11 +213,11 @@ class WeightQuantizer(FewValues):
         pairs = pairs.amax(0, keepdim=True) if self.grid.granularity == "tensor" else pairs
         return pairs > _MOST_OF_A_PAIR
 
-    def anew(self, weight: Tensor, axis: int = 0) -> WeightQuantizer:
+    def fit_like(self, weight: Tensor, axis: int = 0) -> WeightQuantizer:
         """Return the same grid fitted to another weight."""
         return WeightQuantizer.fit(weight, axis, self.grid)
 
-    def times(self, factor: Tensor) -> None:
+    def scale_outputs(self, factor: Tensor) -> None:
         """Follow a weight whose output channels are multiplied by ``factor``: codes change in sign at most."""
         each = factor.abs().repeat_interleave(len(self.scale) // len(factor))
         self._set((self.step.detach() * each).clamp_min(LEAST_SCALE), self.zero_point)
@@ -264,7 +264,7 @@ class WeightQuantizer(FewValues):
 
     def _least(self, weight: Tensor) -> Tensor:
         """Return the smallest scales with which no pair of codes saturates."""
-        if not self.portable:
+        if not self.reduce_range:
             return torch.zeros_like(self.scale.detach())
         # Two roundings may add one to a pair's sum, hence 127.5 and not 128.
         least = _largest_pair(weight.detach().movedim(self.axis, 0)) / 127.5
@@ -288,7 +288,7 @@ class WeightQuantizer(FewValues):
         return groups.flatten(1)[:, : shape[1:].numel()].reshape(shape).movedim(0, self.axis)
 
 
-def _rows(weight: Tensor, axis: int, grid: Grid) -> Tensor:
+def _rows(weight: Tensor, axis: int, grid: QuantScheme) -> Tensor:
     """Return what shares a scale as the rows of a matrix, the last group of a channel filled up with zeros."""
     if grid.granularity == "tensor":
         return weight.reshape(1, -1)

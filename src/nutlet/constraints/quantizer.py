@@ -14,15 +14,15 @@ from nutlet.constraints.stack import Constraint, constraints
 
 __all__ = [
     "LEAST_SCALE",
-    "FewValues",
+    "Quantizer",
     "along",
     "fitting",
     "formats",
     "looked_up",
-    "rounded",
+    "round_ste",
+    "scale_grad",
     "shapes_only",
-    "slower",
-    "through",
+    "straight_through",
 ]
 
 LEAST_SCALE = 1e-12
@@ -47,7 +47,7 @@ def fitting() -> bool:
     return _FITTING.get()
 
 
-class FewValues(Constraint):
+class Quantizer(Constraint):
     """A weight on few values: ``forward(w) = values(codes(w))``, with the gradient passing straight through.
 
     What is coded once is coded alike ever after: ``codes(values(c)) == c``. So the constrained weight can take the
@@ -74,13 +74,13 @@ class FewValues(Constraint):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the nearest representable weights."""
-        return through(weight, self.values(self.codes(weight)))
+        return straight_through(weight, self.values(self.codes(weight)))
 
     def stored(self, weight: Tensor) -> Tensor:
         """Return what an exported file keeps for ``weight``: codes of one byte."""
         return self.codes(weight).to(torch.uint8 if self.levels.start >= 0 else torch.int8)
 
-    def with_zero(self, weight: Tensor) -> FewValues:
+    def with_zero(self, weight: Tensor) -> Quantizer:
         """Return a format that stores ``weight`` as it is, with the zeros that a mask made, where one can be had."""
         return self
 
@@ -89,9 +89,9 @@ class FewValues(Constraint):
         return self.values(stored)
 
 
-def formats(layer: nn.Module) -> list[FewValues]:
+def formats(layer: nn.Module) -> list[Quantizer]:
     """Return the formats that a weight is under, in the order they apply; the last has the last word on its values."""
-    return [constraint for constraint in constraints(layer) if isinstance(constraint, FewValues)]
+    return [constraint for constraint in constraints(layer) if isinstance(constraint, Quantizer)]
 
 
 def along(axis: int, ndim: int) -> list[int]:
@@ -108,18 +108,18 @@ def looked_up(values: Tensor, indices: Tensor) -> Tensor:
     return values.index_select(0, indices.flatten().int()).view(indices.shape)
 
 
-def through(weight: Tensor, wanted: Tensor) -> Tensor:
+def straight_through(weight: Tensor, wanted: Tensor) -> Tensor:
     """Return ``wanted`` exactly; its gradient goes to ``weight`` as well (Bengio et al. 2013, arXiv:1308.3432)."""
     result: Tensor = _Through.apply(weight, wanted)  # type: ignore[no-untyped-call]
     return result
 
 
-def rounded(x: Tensor) -> Tensor:
+def round_ste(x: Tensor) -> Tensor:
     """Return ``x`` rounded half to even, with the gradient of ``x``."""
-    return through(x, x.detach().round())
+    return straight_through(x, x.detach().round())
 
 
-def slower(x: Tensor, share: float) -> Tensor:
+def scale_grad(x: Tensor, share: float) -> Tensor:
     """Return ``x`` exactly, with ``share`` of its gradient: how Esser et al. 2020 (arXiv:1902.08153) slow a scale."""
     result: Tensor = _Slower.apply(x, share)  # type: ignore[no-untyped-call]
     return result

@@ -20,18 +20,18 @@ __all__ = [
     "PLAIN_WEIGHT",
     "Constraint",
     "Mask",
-    "alive",
     "constrain",
     "constrained_layers",
     "constrained_weight",
     "constraints",
     "dense_weight",
+    "expand_range",
     "has_own_weight",
+    "keep_mask",
     "output_axis",
     "raw_weight",
     "refit",
-    "take_off",
-    "widen",
+    "remove_constraints",
 ]
 
 
@@ -58,18 +58,18 @@ class Constraint(nn.Module):
     def refit(self, weight: Tensor) -> None:
         """Recompute what depends on the values of the weight, after a method changed them."""
 
-    def widen(self, weight: Tensor) -> None:
+    def expand_range(self, weight: Tensor) -> None:
         """Make room for a weight that training has moved, without moving what is there."""
 
     @property
-    def folds(self) -> bool:
+    def supports_scaling(self) -> bool:
         """Whether :meth:`times` follows exactly, so that a batch norm can be folded into the layer."""
         return True
 
-    def times(self, factor: Tensor) -> None:
+    def scale_outputs(self, factor: Tensor) -> None:
         """Follow a weight whose output channels are multiplied by ``factor``, ``(channels,)``."""
 
-    def anew(self, weight: Tensor, axis: int = 0) -> Constraint | None:
+    def fit_like(self, weight: Tensor, axis: int = 0) -> Constraint | None:
         """Return a constraint of the same format fitted to another weight, or None where none can follow from this one.
 
         Args:
@@ -154,10 +154,10 @@ def constrained_weight(layer: nn.Module) -> Tensor:
 
 def dense_weight(layer: nn.Module) -> Tensor:
     """Return the weight before it is quantized, with zeros where it is masked."""
-    return raw_weight(layer).detach().masked_fill(~alive(layer), 0.0)
+    return raw_weight(layer).detach().masked_fill(~keep_mask(layer), 0.0)
 
 
-def alive(layer: nn.Module) -> Tensor:
+def keep_mask(layer: nn.Module) -> Tensor:
     """Return where the weight of ``layer`` may differ from zero: where no mask removes it."""
     kept = torch.ones_like(raw_weight(layer), dtype=torch.bool)
     for constraint in constraints(layer):
@@ -172,12 +172,12 @@ def constrain(layer: nn.Module, stack: list[Constraint]) -> None:
     One that is there already and is of the same class gives way.
     """
     new = {type(constraint) for constraint in stack}
-    kept = [constraint for constraint in take_off(layer) if type(constraint) not in new]
+    kept = [constraint for constraint in remove_constraints(layer) if type(constraint) not in new]
     for constraint in sorted([*kept, *stack], key=lambda c: c.order):
         parametrize.register_parametrization(layer, "weight", constraint.to(raw_weight(layer).device))
 
 
-def take_off(layer: nn.Module, *, bake: bool = False) -> list[Constraint]:
+def remove_constraints(layer: nn.Module, *, bake: bool = False) -> list[Constraint]:
     """Remove all constraints of ``layer`` and return them; ``bake`` leaves the constrained values, not the raw ones."""
     stack = constraints(layer)
     if stack:
@@ -199,11 +199,11 @@ def refit(layer: nn.Module) -> None:
         constraint.refit(weight)
 
 
-def widen(model: nn.Module) -> None:
+def expand_range(model: nn.Module) -> None:
     """Let all constraints make room for what training has moved."""
     for _, layer in constrained_layers(model):
         for constraint, weight in _seen_by(layer):
-            constraint.widen(weight)
+            constraint.expand_range(weight)
 
 
 def _seen_by(layer: nn.Module) -> Iterator[tuple[Constraint, Tensor]]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 
-from nutlet.constraints.quantizer import LEAST_SCALE, rounded, slower
+from nutlet.constraints.quantizer import LEAST_SCALE, round_ste, scale_grad
 from nutlet.errors import ModelError
 from nutlet.graph.observers import RangeKind, observer
 from nutlet.graph.placement import place
 from nutlet.graph.record import Record
-from nutlet.graph.trace import Edited, walk
+from nutlet.graph.trace import InstrumentedModel, trace
 from nutlet.tasks.predict import evaluating
 
 __all__ = [
@@ -25,8 +25,8 @@ __all__ = [
     "Activations",
     "attach",
     "calibrate",
-    "carry",
     "grid_of",
+    "reattach",
     "with_scales",
 ]
 
@@ -75,8 +75,8 @@ class ActivationQuantizer(nn.Module):
         """Return the nearest representable values."""
         largest = 2**self.grid.bits - 1
         if self.training and isinstance(self.scale, Tensor):
-            step = slower(self.scale.abs().clamp_min(LEAST_SCALE), (x[0].numel() * largest) ** -0.5)
-            return rounded((x / step).clamp(-self.zero_point, largest - self.zero_point)) * step
+            step = scale_grad(self.scale.abs().clamp_min(LEAST_SCALE), (x[0].numel() * largest) ** -0.5)
+            return round_ste((x / step).clamp(-self.zero_point, largest - self.zero_point)) * step
         if self.training and isinstance(self.scale, float):
             return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, largest)
         grid = (self.step, self.zero_point, 0, 255, torch.uint8)
@@ -109,7 +109,7 @@ def calibrate(
     grid = grid or ActivationGrid()
     placed = place(model, record)
     seeing = {name: observer(grid.ranges) for name, tied in placed.items() if tied is None}
-    observed = Edited(model, record, seeing)
+    observed = InstrumentedModel(model, record, seeing)
     seen = 0
     try:
         with evaluating(observed), torch.no_grad():
@@ -117,7 +117,7 @@ def calibrate(
                 observed(x)
                 seen += len(x)
     finally:
-        observed.take_off()
+        observed.unwrap()
     if not seen:
         raise ModelError("found no calibration inputs; expected at least one batch to set activation ranges")
     result: Activations = {}
@@ -136,13 +136,13 @@ def calibrate(
     return result
 
 
-def grid_of(edited: Edited) -> ActivationGrid:
+def grid_of(edited: InstrumentedModel) -> ActivationGrid:
     """Return the grid of the activation quantizers of a model: what the sites of a changed one are to get."""
     grids = [edit.grid for edit in edited.by_site.values() if isinstance(edit, ActivationQuantizer)]
     return min(grids, key=lambda grid: grid.bits, default=ActivationGrid())
 
 
-def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edited:
+def attach(model: nn.Module, activations: Activations, example: Tensor) -> InstrumentedModel:
     """Return ``model`` with a quantizer at every site of ``activations``."""
     quantizers: dict[str, nn.Module] = {}
     # Those that share a scale last: a saved plan is in alphabetical order.
@@ -158,10 +158,12 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Edite
                 "scale, a zero point among the codes, and 2 to 8 bits"
             )
         quantizers[name] = ActivationQuantizer(float(scale), int(zero_point), grid)
-    return Edited(model, walk(model, example), quantizers)
+    return InstrumentedModel(model, trace(model, example), quantizers)
 
 
-def carry(earlier: Edited, model: nn.Module, activations: Activations | None, example: Tensor) -> nn.Module:
+def reattach(
+    earlier: InstrumentedModel, model: nn.Module, activations: Activations | None, example: Tensor
+) -> nn.Module:
     """Return ``model``, which a step made of that in ``earlier``, with activation quantizers again.
 
     Where the step put weights into a format that no integer kernel takes, those beside them go: they would cost
@@ -176,16 +178,16 @@ def carry(earlier: Edited, model: nn.Module, activations: Activations | None, ex
     Raises:
         ModelError: the sites moved, and there are no new ranges.
     """
-    if isinstance(model, Edited):
+    if isinstance(model, InstrumentedModel):
         return model
     if activations is not None:
         return attach(model, activations, example)
-    now = walk(model, example)
+    now = trace(model, example)
     if now.sites != earlier.record.sites:
         raise ModelError("the step moved the sites of quantized activations; expected new ranges for them in its plan")
     placed = place(model, now)
     edits = {name: edit for name, edit in earlier.by_site.items() if name in placed}
-    return Edited(model, now, edits) if edits else model
+    return InstrumentedModel(model, now, edits) if edits else model
 
 
 def with_scales(activations: Activations) -> Activations:

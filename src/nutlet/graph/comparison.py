@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints.stack import constrained_layers, constrained_weight, dense_weight, take_off
-from nutlet.graph.trace import Edited
+from nutlet.constraints.stack import constrained_layers, constrained_weight, dense_weight, remove_constraints
+from nutlet.graph.trace import InstrumentedModel
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["ROUNDING", "Answers", "answers", "difference", "plain", "run"]
@@ -64,10 +64,10 @@ def plain(model: nn.Module, *, quantized: bool) -> nn.Module:
         quantized: whether weights are as their quantizers leave them, else as they were before; masked in both cases.
     """
     trial = copy.deepcopy(model)
-    trial = (trial.take_off() if isinstance(trial, Edited) else trial).eval()
+    trial = (trial.unwrap() if isinstance(trial, InstrumentedModel) else trial).eval()
     for _, layer in list(constrained_layers(trial)):
         weight = (constrained_weight(layer) if quantized else dense_weight(layer)).clone()
-        take_off(layer, bake=True)
+        remove_constraints(layer, bake=True)
         with torch.no_grad():
             layer.get_parameter("weight").copy_(weight)
     return trial

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from nutlet.graph.fold import foldable, is_folded
 from nutlet.graph.modules import replace
 from nutlet.graph.placement import WEIGHTED, moves_values
-from nutlet.graph.trace import Edited, Record, walk
+from nutlet.graph.trace import InstrumentedModel, Record, trace
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["SiteError", "activation_errors", "bare", "changed_places", "with_places"]
@@ -37,7 +37,7 @@ class SiteError:
 def bare(model: nn.Module) -> nn.Module:
     """Return a copy without activation quantizers."""
     trial = copy.deepcopy(model)
-    return trial.take_off() if isinstance(trial, Edited) else trial
+    return trial.unwrap() if isinstance(trial, InstrumentedModel) else trial
 
 
 def changed_places(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
@@ -52,7 +52,7 @@ def changed_places(before: nn.Module, after: nn.Module, example: Tensor) -> dict
         example: two inputs.
     """
     places = list(_differing(before, after, ""))
-    folded = {norm: layer for layer, norm in foldable(before, walk(before, example))}
+    folded = {norm: layer for layer, norm in foldable(before, trace(before, example))}
     together: dict[str, tuple[str, ...]] = {}
     for place in places:
         layer = folded.get(place)
@@ -122,7 +122,7 @@ def activation_errors(before: nn.Module, after: nn.Module, x: Tensor) -> list[Si
     Raises:
         ModelError: a model takes another path for other inputs.
     """
-    old, new = walk(before, x), walk(after, x)
+    old, new = trace(before, x), trace(after, x)
     names = [name for name in old.sites if _comparable(name, old, new)]
     first, second = _results(before, names, x), _results(after, names, x)
     return [_error(name, first[name].flatten().double(), second[name].flatten().double()) for name in names]
@@ -139,11 +139,11 @@ def _comparable(name: str, old: Record, new: Record) -> bool:
 
 def _results(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
     trial = copy.deepcopy(model)
-    edits = dict(trial.by_site) if isinstance(trial, Edited) else {}
-    body = trial.take_off() if isinstance(trial, Edited) else trial
+    edits = dict(trial.by_site) if isinstance(trial, InstrumentedModel) else {}
+    body = trial.unwrap() if isinstance(trial, InstrumentedModel) else trial
     taps = {name: _Tap() for name in names}
     watched = edits | {name: nn.Sequential(edits[name], tap) if name in edits else tap for name, tap in taps.items()}
-    observed = Edited(body, walk(body, x), watched)
+    observed = InstrumentedModel(body, trace(body, x), watched)
     with evaluating(observed), torch.no_grad():
         observed(x)
     return {name: tap.seen for name, tap in taps.items()}

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints import formats
-from nutlet.constraints.stack import constrained_layers, dense_weight, raw_weight, take_off
+from nutlet.constraints.stack import constrained_layers, dense_weight, raw_weight, remove_constraints
 from nutlet.data.examples import Examples
 from nutlet.graph.channels import by_group, scale_inputs, scale_outputs
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.placement import WEIGHTED
-from nutlet.graph.trace import Record, Site, walk
+from nutlet.graph.trace import Record, Site, trace
 from nutlet.tasks.predict import predict
 
 __all__ = ["Link", "links"]
@@ -103,10 +103,10 @@ def links(
     layers = [name for name in layers if name not in free]
     trial = copy.deepcopy(model)
     for _, layer in list(constrained_layers(trial)):
-        take_off(layer, bake=True)
+        remove_constraints(layer, bake=True)
     expected = predict(trial, examples)
     found = []
-    for link in _by_data_flow(model, walk(model, example), layers, notes):
+    for link in _by_data_flow(model, trace(model, example), layers, notes):
         count = link.channels(trial)
         same = all(_inputs(trial.get_submodule(name)) % count == 0 for name in link.readers)
         if same:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
 from torch.nn.utils import parametrize
 
-from nutlet.constraints import Binarizer, FewValues, WeightQuantizer, formats
+from nutlet.constraints import Binarizer, Quantizer, WeightQuantizer, formats
 from nutlet.constraints.quantizer import along
-from nutlet.constraints.stack import constrained_layers, constrained_weight, raw_weight, take_off
+from nutlet.constraints.stack import constrained_layers, constrained_weight, raw_weight, remove_constraints
 from nutlet.graph.activation_quantizers import ActivationQuantizer
 from nutlet.graph.detaching import Detaching
 from nutlet.graph.fold import fold, foldable, without_norms
 from nutlet.graph.placement import WEIGHTED, moves_values, runs_on_integers
 from nutlet.graph.record import Record
-from nutlet.graph.trace import Edited, walk
+from nutlet.graph.trace import InstrumentedModel, trace
 
 __all__ = ["IntegerWeight", "finalize", "stored_numbers"]
 
@@ -48,7 +48,7 @@ class IntegerWeight(nn.Module):
 class FewValuesWeight(nn.Module):
     """Turns what is stored back into the weight where no runtime has an operation for it: by plain arithmetic."""
 
-    def __init__(self, quantizer: FewValues) -> None:
+    def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
         self.quantizer = quantizer
 
@@ -67,12 +67,12 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     with Detaching():  # an earlier forward may have left results on the model
         baked = copy.deepcopy(model).eval()
-    if not isinstance(baked, Edited):
+    if not isinstance(baked, InstrumentedModel):
         return _bake(baked, {})
     edits = {
         site: edit.frozen() if isinstance(edit, ActivationQuantizer) else edit for site, edit in baked.by_site.items()
     }
-    body, record = baked.take_off(), baked.record
+    body, record = baked.unwrap(), baked.record
     pairs = [p for p in foldable(body, record) if runs_on_integers(body.get_submodule(p[0]))]
     if pairs:
         norms = {norm for _, norm in pairs}
@@ -80,8 +80,8 @@ def finalize(model: nn.Module) -> nn.Module:
         # What was quantized after a norm is now quantized after its layer.
         moved = without_norms(record, norms)
         edits = {moved.get(site, site): edit for site, edit in edits.items()}
-        record = walk(body, torch.zeros(record.sites["/input/0"].shape))
-    return Edited(_bake(body, _input_steps(record, edits)), record, edits).eval()
+        record = trace(body, torch.zeros(record.sites["/input/0"].shape))
+    return InstrumentedModel(_bake(body, _input_steps(record, edits)), record, edits).eval()
 
 
 def _input_steps(record: Record, edits: Mapping[str, nn.Module]) -> dict[str, float]:
@@ -107,7 +107,7 @@ def _bake(baked: nn.Module, input_steps: Mapping[str, float]) -> nn.Module:
     for name, layer in list(constrained_layers(baked)):
         quantizers = formats(layer)
         raw, weight = raw_weight(layer), constrained_weight(layer).clone()
-        take_off(layer, bake=True)
+        remove_constraints(layer, bake=True)
         own, restore = (
             (raw_weight(layer), None)
             if not quantizers
@@ -135,7 +135,7 @@ def _bake(baked: nn.Module, input_steps: Mapping[str, float]) -> nn.Module:
     return baked
 
 
-def _stored(weight: Tensor, quantizer: FewValues, *, integers: bool) -> tuple[Tensor, nn.Module]:
+def _stored(weight: Tensor, quantizer: Quantizer, *, integers: bool) -> tuple[Tensor, nn.Module]:
     """Return what a file keeps for ``weight``, and what makes a weight of that.
 
     Without integer activations there is nothing to fuse; runtimes that find the operation they fuse all the same round

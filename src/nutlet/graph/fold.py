@@ -81,7 +81,7 @@ def foldable(model: nn.Module, record: Record) -> list[tuple[str, str]]:
             and len(source.inputs) <= 1  # its weight is its own, not one that the forward made of it
             and record.consumers(source.name) == (site,)
             and has_own_weight(layer)
-            and all(constraint.folds for constraint in constraints(layer))
+            and all(constraint.supports_scaling for constraint in constraints(layer))
             and raw_weight(layer) not in shared
             and source.name not in record.outputs
         ):
@@ -136,7 +136,7 @@ def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
             refit(layer)  # its outputs are no axis of the weight
         else:
             for constraint in constraints(layer):
-                constraint.times(factor)
+                constraint.scale_outputs(factor)
         replace(model, norm_name, nn.Identity() if type(norm).forward is _BatchNorm.forward else FoldedNorm(norm))
 
 

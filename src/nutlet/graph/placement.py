@@ -18,9 +18,9 @@ __all__ = ["WEIGHTED", "moves_values", "place", "read_exactly", "runs_on_integer
 WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"}) | {f"conv_transpose{d}d" for d in (1, 2, 3)}
 INTEGER = WEIGHTED | {"matmul", "bmm", "add", "cat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "pad"}
 """Operations with integer kernels in the runtimes."""
-TAIL = frozenset({"batch_norm", "relu", "relu6", "hardtanh", "clamp"})
+FUSIBLE = frozenset({"batch_norm", "relu", "relu6", "hardtanh", "clamp"})
 """Operations that runtimes fuse into the integer operation before them."""
-MOVES = frozenset(
+DATA_MOVEMENT = frozenset(
     {"view", "reshape", "flatten", "unflatten", "getitem", "get", "chunk", "split", "narrow", "select", "unbind"}
     | {"transpose", "permute", "movedim", "squeeze", "unsqueeze", "contiguous", "expand", "repeat", "expand_as"}
     | {"max_pool1d", "max_pool2d", "max_pool3d", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
@@ -50,7 +50,7 @@ def moves_values(site: Site) -> bool:
         return str(site.argument("mode", 2, "constant")) != "constant"
     if site.op in ("interpolate", "upsample"):
         return str(site.argument("mode", 3, "nearest")).startswith("nearest")
-    return site.op in MOVES
+    return site.op in DATA_MOVEMENT
 
 
 def read_exactly(record: Record) -> frozenset[str]:
@@ -125,7 +125,7 @@ def _pads_zeros(site: Site) -> bool:
 def _computed(record: Record, name: str) -> Site:
     """Return the site that computed the values at ``name``, before what is fused into it and what moves values."""
     site = record.sites[name]
-    while (moves_values(site) or site.op in TAIL) and site.inputs:
+    while (moves_values(site) or site.op in FUSIBLE) and site.inputs:
         site = record.sites[site.inputs[0]]
     return site
 
@@ -134,7 +134,7 @@ def _tail_end(record: Record, site: Site) -> Site:
     """Follow batch norm and activation functions that alone read the result."""
     while site.name not in record.outputs:
         users = record.consumers(site.name)
-        if len(users) != 1 or users[0].op not in TAIL:
+        if len(users) != 1 or users[0].op not in FUSIBLE:
             break
         site = users[0]
     return site

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from nutlet.constraints import (
     Binarizer,
     Codebook,
-    FewValues,
     HalfFloat,
+    Quantizer,
     TrainedTernarizer,
     WeightQuantizer,
     formats,
 )
-from nutlet.constraints.stack import alive, constraints, dense_weight, raw_weight
+from nutlet.constraints.stack import constraints, dense_weight, keep_mask, raw_weight
 from nutlet.graph.activation_quantizers import ActivationQuantizer
 from nutlet.graph.comparison import run
-from nutlet.graph.trace import Edited, Record
+from nutlet.graph.trace import InstrumentedModel, Record
 
 __all__ = ["activation_problems", "carried_exactly", "carried_problem", "weight_problem"]
 
@@ -55,11 +55,11 @@ def weight_problem(layer: nn.Module, chosen_for: Tensor | None = None) -> str:
     """
     weight = dense_weight(layer)
     if chosen_for is not None:
-        return carried_exactly(layer) or _choice_problem(layer, weight, chosen_for.masked_fill(~alive(layer), 0.0))
+        return carried_exactly(layer) or _choice_problem(layer, weight, chosen_for.masked_fill(~keep_mask(layer), 0.0))
     for constraint in constraints(layer):
         with torch.no_grad():
             values = constraint(weight)
-        if not isinstance(constraint, FewValues):
+        if not isinstance(constraint, Quantizer):
             continue
         if not bool(torch.isfinite(values).all()):
             return "its quantized weights are not finite"
@@ -74,7 +74,7 @@ def carried_problem(layer: nn.Module) -> str:
 
     A mask removes nothing more, and quantizers leave the weight where it is, or were fitted to what is left of it.
     """
-    lost = int((raw_weight(layer).detach()[~alive(layer)] != 0).sum())
+    lost = int((raw_weight(layer).detach()[~keep_mask(layer)] != 0).sum())
     if lost:
         return f"its mask removes {lost:,} weights that were left"
     return carried_exactly(layer) and weight_problem(layer)
@@ -84,7 +84,7 @@ def carried_exactly(layer: nn.Module) -> str:
     """Return what is wrong with quantizers that were carried to a weight already on their values.
 
     Args:
-        layer: whose dense weight holds quantized values, as :func:`nutlet.formats.packed.pack.settle` leaves it.
+        layer: whose dense weight holds quantized values, as :func:`nutlet.formats.packed.pack.sync_dense` leaves it.
     """
     weight = dense_weight(layer)
     values = weight
@@ -108,7 +108,7 @@ def _choice_problem(layer: nn.Module, weight: Tensor, wanted: Tensor) -> str:
     return f"its codes have {float(chosen / least.clamp_min(1e-30)):.3g} times the squared error of the nearest ones"
 
 
-def _check(constraint: FewValues, weight: Tensor, values: Tensor) -> str:
+def _check(constraint: Quantizer, weight: Tensor, values: Tensor) -> str:
     if isinstance(constraint, WeightQuantizer):
         return _off_grid(constraint, weight, values) or _scale_problem(constraint, weight, values)
     if isinstance(constraint, HalfFloat):
@@ -202,7 +202,7 @@ def _scale_problem(quantizer: WeightQuantizer, weight: Tensor, values: Tensor) -
             least = torch.minimum(least, reduced(moved.square(), "sum"))
         slack = 1e-9 * reduced(flat.square(), "sum")
         # A portable scale is as wide as its neighbours need, whatever the error.
-        wide = quantizer.portable & (step >= span * (1 - 1e-3))
+        wide = quantizer.reduce_range & (step >= span * (1 - 1e-3))
         wrong = used & ~wide & (errors > SCARCE * least + slack)
         if not bool(wrong.any()) and bool(errors[~wide].sum() > MORE * least[~wide].sum() + slack.sum()):
             wrong = used & ~wide & (errors > MORE * least + slack)
@@ -211,7 +211,7 @@ def _scale_problem(quantizer: WeightQuantizer, weight: Tensor, values: Tensor) -
         if grid.ranges == "mean":
             sizes = reduced((flat != 0).double(), "sum").clamp_min(1)
             span = 2 * reduced(flat.abs(), "sum") / sizes / limit**0.5
-        widest = WIDEST if quantizer.portable or grid.power_of_two else 1.001
+        widest = WIDEST if quantizer.reduce_range or grid.power_of_two else 1.001
         wrong = used & ((step < 0.999 * span) | (step > widest * span))
         what = f"is not what {grid.ranges} asks for"
     if not bool(wrong.any()):
@@ -258,11 +258,11 @@ def activation_problems(
         for name, quantizer in quantizers.items()
         if isinstance(quantizer, ActivationQuantizer)
     }
-    watched = Edited(body, record, taps)
+    watched = InstrumentedModel(body, record, taps)
     try:
         run(watched, x)
     finally:
-        watched.take_off()
+        watched.unwrap()
     return {name: taps[name].problem for name in _ordered(record, taps) if taps[name].problem}
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from nutlet.constraints.stack import constrain, constraints, refit, take_off
+from nutlet.constraints.stack import constrain, constraints, refit, remove_constraints
 
-__all__ = ["redraw"]
+__all__ = ["reinit_modules"]
 
 
-def redraw(model: nn.Module, seed: int, names: Collection[str] | None = None) -> list[str]:
+def reinit_modules(model: nn.Module, seed: int, names: Collection[str] | None = None) -> list[str]:
     """Draw the weights of modules anew, by their own reset, below the constraints they carry; in place.
 
     Args:
@@ -26,7 +26,7 @@ def redraw(model: nn.Module, seed: int, names: Collection[str] | None = None) ->
 
     >>> layer = nn.Linear(2, 2)
     >>> before = layer.weight.detach().clone()
-    >>> redraw(layer, 1), torch.equal(layer.weight, before)
+    >>> reinit_modules(layer, 1), torch.equal(layer.weight, before)
     ([], False)
     """
     modules = {
@@ -43,7 +43,7 @@ def redraw(model: nn.Module, seed: int, names: Collection[str] | None = None) ->
         for name in [*inner, *outer]:
             module = modules[name]
             # Through a constraint, a reset would write to a result that is computed anew each time.
-            stack = take_off(module)
+            stack = remove_constraints(module)
             # Attention and transformers of torch have no public name for it.
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset) and not parametrize.is_parametrized(module):

@@ -13,7 +13,7 @@ from nutlet.constraints.stack import PLAIN_WEIGHT, has_own_weight
 from nutlet.errors import ConfigError, ModelError, nearest
 from nutlet.graph.trace import body_of
 
-__all__ = ["Layer", "Scoped", "accepted_kinds", "in_scope", "training_only", "weighted_layers"]
+__all__ = ["Layer", "Scoped", "accepted_layer_types", "in_scope", "training_only", "weighted_layers"]
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 """The layers whose weights methods work on."""
@@ -31,7 +31,7 @@ class Scoped(Protocol):
         """Patterns of module names it must leave alone."""
 
     @property
-    def kinds(self) -> tuple[type[nn.Module], ...]:
+    def layer_types(self) -> tuple[type[nn.Module], ...]:
         """Classes of layers it works on; empty: all dense layers and convolutions."""
 
     @property
@@ -110,22 +110,22 @@ def training_only(model: nn.Module, method: Scoped) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def accepted_kinds(method: Scoped) -> tuple[type[nn.Module], ...]:
+def accepted_layer_types(method: Scoped) -> tuple[type[nn.Module], ...]:
     """Return the classes of layers that ``method`` works on, by default dense layers and convolutions."""
-    return method.kinds or Layer.__args__
+    return method.layer_types or Layer.__args__
 
 
 def weighted_layers(
-    model: nn.Module, method: Scoped, kinds: type[nn.Module] | tuple[type[nn.Module], ...] = ()
+    model: nn.Module, method: Scoped, layer_types: type[nn.Module] | tuple[type[nn.Module], ...] = ()
 ) -> dict[str, nn.Module]:
-    """Return the layers in scope by name; ``kinds`` defaults to those of the method.
+    """Return the layers in scope by name; ``layer_types`` defaults to those of the method.
 
     Raises:
         ModelError: the model has no such layer, or the parametrization of somebody else makes the weight of one.
         ConfigError: see :func:`in_scope`.
     """
-    accepted: tuple[type[nn.Module], ...] = kinds if isinstance(kinds, tuple) else (kinds,)
-    accepted = accepted or accepted_kinds(method)
+    accepted: tuple[type[nn.Module], ...] = layer_types if isinstance(layer_types, tuple) else (layer_types,)
+    accepted = accepted or accepted_layer_types(method)
     modules = {name: module for name, module in model.named_modules() if name}
     found = {name: module for name, module in modules.items() if isinstance(module, accepted)}
     if not found:

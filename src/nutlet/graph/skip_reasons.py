@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from nutlet.constraints.stack import has_own_weight
-from nutlet.graph.scope import Scoped, accepted_kinds, in_scope
+from nutlet.graph.scope import Scoped, accepted_layer_types, in_scope
 from nutlet.graph.trace import body_of
 
 __all__ = ["EXCLUDED", "MADE_ELSEWHERE", "layers_with_values", "scope_reasons"]
@@ -48,7 +48,7 @@ def scope_reasons(model: nn.Module, method: Scoped, *, trains: bool) -> dict[str
 
     Args:
         model: is not changed.
-        method: its scope, ``kinds`` and ``effect`` decide.
+        method: its scope, ``layer_types`` and ``effect`` decide.
         trains: whether it trains as well, and so changes layers of every kind in its scope.
 
     Raises:
@@ -56,7 +56,7 @@ def scope_reasons(model: nn.Module, method: Scoped, *, trains: bool) -> dict[str
     """
     owners, layers = _owners(model), layers_with_values(model)
     everything = dict(body_of(model).named_modules())
-    kinds = accepted_kinds(method)
+    kinds = accepted_layer_types(method)
     by_layer = method.effect in _BY_LAYER
     fitting = (
         {name for name, layer in layers.items() if isinstance(layer, kinds)} if by_layer and not trains else owners

@@ -3,8 +3,9 @@
 A user's ``forward`` is free Python (``F.relu``, ``x + y``, ``x.mean((2, 3))``), so neither hooks on modules nor a
 traced graph see all of it. One :class:`torch.overrides.TorchFunctionMode` does. It names each call
 ``module.path/op/k``: the k-th float result of that operation in that module during one forward. The same mode,
-entered around ``forward``, lets an edit change the result at chosen sites (:class:`Edited`): so the quantizers of
-activations act in training, in evaluation and while exporting alike, and the user's module stays what it is.
+entered around ``forward``, lets an edit change the result at chosen sites (:class:`InstrumentedModel`): so the
+quantizers of activations act in training, in evaluation and while exporting alike, and the user's module stays what it
+is.
 
 Names, not counters over the whole model, because structure changes between steps.
 """
@@ -27,7 +28,7 @@ from nutlet.graph.nested import plain_arguments, rebuild, tensors
 from nutlet.graph.record import Record, Site
 from nutlet.tasks.predict import evaluating
 
-__all__ = ["Edited", "Record", "Site", "body_of", "located", "plain_name", "walk"]
+__all__ = ["InstrumentedModel", "Record", "Site", "body_of", "located", "plain_name", "trace"]
 
 _WEIGHT = "parametrizations."
 """Part of the path of modules that compute a weight, not a step of the data flow."""
@@ -258,7 +259,7 @@ def _is_checkpointed() -> bool:
     return hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
 
 
-class Edited(nn.Module):
+class InstrumentedModel(nn.Module):
     """A model whose results at chosen sites pass through other modules.
 
     Args:
@@ -271,8 +272,8 @@ class Edited(nn.Module):
             outside (activation checkpointing does so, and would give silently wrong gradients).
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    >>> record = walk(model, torch.zeros(1, 2))
-    >>> zeroed = Edited(model, record, {"1/relu/0": nn.Threshold(1e9, 0.0)})
+    >>> record = trace(model, torch.zeros(1, 2))
+    >>> zeroed = InstrumentedModel(model, record, {"1/relu/0": nn.Threshold(1e9, 0.0)})
     >>> float(zeroed(torch.ones(1, 2)).detach().abs().sum())
     0.0
     """
@@ -311,7 +312,7 @@ class Edited(nn.Module):
             self.state.active = False
         return output
 
-    def take_off(self) -> nn.Module:
+    def unwrap(self) -> nn.Module:
         """Remove the hooks and return the model as it was; this wrapper is of no use afterwards."""
         for handle in self.handles:
             handle.remove()
@@ -319,22 +320,23 @@ class Edited(nn.Module):
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """Return the user's module, taken out of an :class:`Edited` where it is in one."""
-    return model.model if isinstance(model, Edited) else model
+    """Return the user's module, taken out of an :class:`InstrumentedModel` where it is in one."""
+    return model.model if isinstance(model, InstrumentedModel) else model
 
 
-def walk(model: nn.Module, x: Tensor) -> Record:
+def trace(model: nn.Module, x: Tensor) -> Record:
     """Run ``model`` once in evaluation mode and record its sites.
 
     Args:
-        model: any module; its mode is put back afterwards. For an :class:`Edited` one its record is returned.
+        model: any module; its mode is put back afterwards. For an :class:`InstrumentedModel` one its record is
+            returned.
         x: what its forward takes, batch first.
 
-    >>> record = walk(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.zeros(2, 3))
+    >>> record = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.zeros(2, 3))
     >>> list(record.sites), sorted(record.outputs)
     (['/input/0', '0/linear/0', '1/relu/0'], ['1/relu/0'])
     """
-    if isinstance(model, Edited):
+    if isinstance(model, InstrumentedModel):
         return model.record
     kept = _kept(model)
     record = _walk_once(model, x)

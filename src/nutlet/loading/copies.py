@@ -164,10 +164,10 @@ def _plain_weights(model: nn.Module) -> list[str]:
     notes = []
     for path, module in model.named_modules():
         for hook in list(module._forward_pre_hooks.values()):
-            for kind, name, take_off, consequence in _makers(hook):
+            for kind, name, remove_constraints, consequence in _makers(hook):
                 source = getattr(module, name + ("_v" if kind == "weight_norm" else "_orig"))
                 trained = source.requires_grad
-                take_off(module, name)
+                remove_constraints(module, name)
                 getattr(module, name).requires_grad_(trained)
                 where = f"{path}.{name}".lstrip(".")
                 notes.append(f"{where}: {kind} was taken off the copy, its weight is a plain parameter; {consequence}")

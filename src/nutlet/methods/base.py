@@ -2,8 +2,8 @@
 
 A method is plain data (a frozen dataclass) with up to three verbs:
 
-``decide``   looks at the model and the data and returns a *plan*: plain JSON that says what is to be done;
-``execute``  carries the plan out on the model, without data (loading a saved model replays exactly this);
+``plan``   looks at the model and the data and returns a *plan*: plain JSON that says what is to be done;
+``apply``  carries the plan out on the model, without data (loading a saved model replays exactly this);
 ``train``    changes values only, not structure (fine-tuning and distillation).
 
 Splitting deciding from doing is what lets a compressed model be rebuilt from JSON and tensors, without pickle.
@@ -21,10 +21,10 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, shown
-from nutlet.graph.activation_quantizers import Activations, carry
+from nutlet.graph.activation_quantizers import Activations, reattach
 from nutlet.graph.modules import put_values
 from nutlet.graph.skip_reasons import scope_reasons
-from nutlet.graph.trace import Edited, body_of
+from nutlet.graph.trace import InstrumentedModel, body_of
 from nutlet.registry import Registry
 from nutlet.training.context import Context
 
@@ -34,7 +34,7 @@ Plan = dict[str, Any]
 """What a method decided, as plain JSON.
 
 Two keys are no part of what is kept: ``notes`` holds sentences for the history, ``values`` tensors by their names in
-the state dict of the executed model, written into it after :meth:`Method.execute`; loading reads them from the file.
+the state dict of the executed model, written into it after :meth:`Method.apply`; loading reads them from the file.
 """
 
 EFFECTS = ("depth", "width", "rank", "mask", "grid", "shared values", "values", "training", "student")
@@ -51,7 +51,7 @@ class Method:
         exclude: patterns of module names it must leave alone.
     """
 
-    when: ClassVar[str] = ""
+    use_when: ClassVar[str] = ""
     """One line: when to pick this method."""
     recoverable: ClassVar[bool] = False
     """Whether fine-tuning after this method wins back accuracy, so that ``recover=`` follows it."""
@@ -59,7 +59,7 @@ class Method:
     effect: ClassVar[str] = ""
     """What it does to a model, one of ``EFFECTS``: what the advice on the order of steps goes by."""
 
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = ()
+    layer_types: ClassVar[tuple[type[nn.Module], ...]] = ()
     """Classes of layers it works on; empty: all dense layers and convolutions."""
 
     sample: ClassVar[Mapping[str, Any]] = {}
@@ -79,12 +79,12 @@ class Method:
                 object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
             check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is to be done to ``model``; must not change it."""
         return {}
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Carry out ``plan`` on ``model``, in place where possible, and return the result.
 
         ``example`` has the shape of two inputs, for walking the model; its values do not matter.
@@ -94,13 +94,13 @@ class Method:
     def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
         """Return what the executed model has to answer like within rounding, or None where nothing is promised.
 
-        It is made in another way than :meth:`execute` makes its result, or the comparison would prove nothing: where
+        It is made in another way than :meth:`apply` makes its result, or the comparison would prove nothing: where
         a step changes nothing, the model as it is; where it removes something, the model with that silenced. Where the
         step fits weight quantizers (:meth:`fitted`), they are switched off on both sides, and judged by themselves.
 
         Args:
             model: the model before the step, without activation quantizers; not changed.
-            plan: what :meth:`decide` returned, ``values`` included.
+            plan: what :meth:`plan` returned, ``values`` included.
             example: two inputs, batch first.
         """
         return None
@@ -114,7 +114,7 @@ class Method:
 
         Args:
             model: the model before the step; not changed.
-            plan: what :meth:`decide` returned, ``values`` included.
+            plan: what :meth:`plan` returned, ``values`` included.
         """
         return {}
 
@@ -139,22 +139,22 @@ class Method:
         """Change the values of ``model``, not its structure; return notes for the history."""
         return []
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why this method would leave layers of ``model`` alone, by name; an empty text where it would not.
 
         What is known before the work and without data: scope, kinds of layers, how they hang together. A layer with a
-        reason keeps its values; one without may still be left alone, which :meth:`decide` tells.
+        reason keeps its values; one without may still be left alone, which :meth:`plan` tells.
 
         Raises:
-            NutletError: as :meth:`decide` would, for a scope or an option that does not fit the model.
+            NutletError: as :meth:`plan` would, for a scope or an option that does not fit the model.
         """
         return scope_reasons(model, self, trains=type(self).train is not Method.train)
 
-    def passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
-        """Return the least and the most passes over the calibration examples that :meth:`decide` makes, roughly."""
-        return (0, 0) if type(self).decide is Method.decide else (0, 3)
+    def calibration_passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+        """Return the least and the most passes over the calibration examples that :meth:`plan` makes, roughly."""
+        return (0, 0) if type(self).plan is Method.plan else (0, 3)
 
-    def gentler(self) -> Method | None:
+    def milder(self) -> Method | None:
         """Return this method with a setting that costs less accuracy, or None where there is none."""
         return None
 
@@ -191,7 +191,7 @@ def apply_plan(
     plan: Plan,
     example: Tensor,
     *,
-    ranges: Callable[[Edited, nn.Module], Activations | None] | None = None,
+    ranges: Callable[[InstrumentedModel, nn.Module], Activations | None] | None = None,
 ) -> nn.Module:
     """Return ``model`` after all of a step but its training; runs and the loading of saved models share this.
 
@@ -209,14 +209,14 @@ def apply_plan(
     Raises:
         ModelError: the plan does not fit the model.
     """
-    earlier = model if isinstance(model, Edited) else None
-    model = kind.execute(model if earlier is None else earlier.take_off(), plan, example)
+    earlier = model if isinstance(model, InstrumentedModel) else None
+    model = kind.apply(model if earlier is None else earlier.unwrap(), plan, example)
     put_values(body_of(model), plan.get("values", {}))
     if earlier is None:
         return model
     if ranges is not None and "activations" not in plan and (found := ranges(earlier, model)) is not None:
         plan["activations"] = found
-    return carry(earlier, model, plan.get("activations"), example)
+    return reattach(earlier, model, plan.get("activations"), example)
 
 
 def _part(entry: str | list[str]) -> str:

@@ -25,7 +25,7 @@ class FineTune(Training, Method):
     """
 
     effect: ClassVar[str] = "training"
-    when: ClassVar[str] = "recover accuracy after pruning or factorization, when labels are all there is"
+    use_when: ClassVar[str] = "recover accuracy after pruning or factorization, when labels are all there is"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,17 +1,17 @@
 """The victim of an attack: a module, a shipped file, a function or an endpoint, behind a counter of queries."""
 
-from nutlet.oracle.cache import Kept
-from nutlet.oracle.disclosure import ACCESS, Access, Answers, as_probabilities
+from nutlet.oracle.cache import CachedSource
+from nutlet.oracle.disclosure import ACCESS, Access, Disclosure, as_probabilities
 from nutlet.oracle.endpoint import Endpoint, load_endpoint
 from nutlet.oracle.oracle import FileSource, Ledger, ModuleSource, Oracle, Source, source_of
 
 __all__ = [
     "ACCESS",
     "Access",
-    "Answers",
+    "CachedSource",
+    "Disclosure",
     "Endpoint",
     "FileSource",
-    "Kept",
     "Ledger",
     "ModuleSource",
     "Oracle",

@@ -20,7 +20,7 @@ from nutlet.oracle.oracle import Source, checked
 from nutlet.signals import deferred
 from nutlet.storage import digest, prepare_folder
 
-__all__ = ["Kept"]
+__all__ = ["CachedSource"]
 
 _BATCH = 256
 _LONGEST = 2**24
@@ -30,7 +30,7 @@ _Known = dict[bytes, Tensor]
 """Answers by the hash of their inputs."""
 
 
-class Kept:
+class CachedSource:
     """A victim that is asked about each input once; its answers are kept in a file of SQLite.
 
     The file is named after the source, so that several can share a folder. Answers are written after each batch that is

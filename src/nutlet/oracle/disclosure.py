@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nutlet.errors import ConfigError
 
-__all__ = ["ACCESS", "Access", "Answers", "as_probabilities"]
+__all__ = ["ACCESS", "Access", "Disclosure", "as_probabilities"]
 
 Access = Literal["labels", "probabilities", "logits", "file"]
 """What an attack needs, least first; whoever has one of them has those before it too."""
@@ -18,7 +18,7 @@ ACCESS: tuple[Access, ...] = ("labels", "probabilities", "logits", "file")
 
 
 @dataclass(frozen=True)
-class Answers:
+class Disclosure:
     """What is shown to who asks.
 
     Args:
@@ -30,9 +30,9 @@ class Answers:
     Raises:
         ConfigError: an unknown kind, or a number out of range.
 
-    >>> Answers("top-k", k=1).show(torch.tensor([[0.75, 0.25]]))
+    >>> Disclosure("top-k", k=1).show(torch.tensor([[0.75, 0.25]]))
     tensor([[0.7500, 0.0000]])
-    >>> Answers("labels").show(torch.tensor([[0.62, 0.33, 0.05]]))
+    >>> Disclosure("labels").show(torch.tensor([[0.62, 0.33, 0.05]]))
     tensor([[1., 0., 0.]])
     """
 
@@ -54,7 +54,7 @@ class Answers:
         return self.kind if self.kind in ("logits", "labels") else "probabilities"
 
     @staticmethod
-    def parse(text: str) -> Answers:
+    def parse(text: str) -> Disclosure:
         """Read ``labels``, ``probabilities``, ``logits``, ``top-3`` or ``rounded-2``.
 
         Raises:
@@ -65,11 +65,11 @@ class Answers:
         """
         name, _, number = text.partition("-")
         if name == "top" and _short_number(number):
-            return Answers("top-k", k=int(number))
+            return Disclosure("top-k", k=int(number))
         if name == "rounded" and _short_number(number):
-            return Answers("rounded", digits=int(number))
+            return Disclosure("rounded", digits=int(number))
         if text in ("labels", "probabilities", "logits"):
-            return Answers(text)  # type: ignore[arg-type]
+            return Disclosure(text)  # type: ignore[arg-type]
         raise ConfigError(f"the answers are {text!r}; expected labels, probabilities, logits, top-3 or rounded-2")
 
     def __str__(self) -> str:

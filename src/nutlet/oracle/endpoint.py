@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nutlet.errors import ConfigError, DataError, OracleError, nearest, shown
-from nutlet.oracle.disclosure import Answers
+from nutlet.oracle.disclosure import Disclosure
 from nutlet.oracle.http import Transient, beginning, send
 from nutlet.reading import load_yaml
 from nutlet.redaction import secret_parameters, without_secrets
@@ -141,9 +141,9 @@ class Endpoint:
         return f"Endpoint({without_secrets(shown)})"
 
     @property
-    def answers(self) -> Answers:
+    def answers(self) -> Disclosure:
         """What it shows, for the oracle before it."""
-        return Answers(self.outputs)
+        return Disclosure(self.outputs)
 
     def fingerprint(self) -> str:
         """Return a hash of what its answers depend on, as far as can be known from here; no secret is in it.

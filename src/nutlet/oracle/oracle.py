@@ -16,7 +16,7 @@ from nutlet.content_hash import fingerprint
 from nutlet.errors import BudgetError, ModelError
 from nutlet.locks import Mutex
 from nutlet.measurement import Runtime
-from nutlet.oracle.disclosure import Answers, as_probabilities
+from nutlet.oracle.disclosure import Disclosure, as_probabilities
 from nutlet.storage import digest
 from nutlet.tasks.predict import evaluating
 
@@ -103,7 +103,7 @@ class Oracle:
         ledger: where the count is kept; clients of one victim share one.
         outputs: whether the source gives ``logits`` or ``probabilities``; ``auto`` looks at the first answers.
 
-    >>> oracle = Oracle(nn.Identity(), answers=Answers("labels"), budget=3)
+    >>> oracle = Oracle(nn.Identity(), answers=Disclosure("labels"), budget=3)
     >>> oracle.query(torch.tensor([[2.0, 1.0], [0.0, 5.0]]))
     tensor([[1., 0.],
             [0., 1.]])
@@ -115,14 +115,14 @@ class Oracle:
         self,
         source: Source,
         *,
-        answers: Answers | None = None,
+        answers: Disclosure | None = None,
         budget: int | None = None,
         client: str = "attacker",
         ledger: Ledger | None = None,
         outputs: Literal["auto", "logits", "probabilities"] = "auto",
     ) -> None:
         self.source = source
-        self.answers = answers or Answers()
+        self.answers = answers or Disclosure()
         self.budget = budget
         self.name = client
         self.ledger = ledger if ledger is not None else Ledger()
@@ -138,7 +138,7 @@ class Oracle:
         """Inputs that it may still send; None for no limit."""
         return None if self.budget is None else self.ledger.left(self.name, self.budget)
 
-    def client(self, name: str, budget: int | None = None, answers: Answers | None = None) -> Oracle:
+    def client(self, name: str, budget: int | None = None, answers: Disclosure | None = None) -> Oracle:
         """Return the same victim for another client, with a count and a budget of its own in the same ledger."""
         return Oracle(
             self.source,
@@ -161,7 +161,7 @@ class Oracle:
             scores = self._scores(x)
         return self.answers.show(scores if self.answers.kind == "logits" else self._probabilities(scores))
 
-    def judge(self, x: Tensor) -> Tensor:
+    def evaluate_uncounted(self, x: Tensor) -> Tensor:
         """Return all probabilities ``(N, classes)`` for who scores an attack; listed apart, never an attacker's."""
         scores = self._scores(x)
         with self.ledger.turn:

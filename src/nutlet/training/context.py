@@ -13,7 +13,7 @@ from nutlet.data.examples import Data
 from nutlet.progress import Progress
 from nutlet.tasks.outputs import OutputKind, class_loss
 
-__all__ = ["Answering", "Context"]
+__all__ = ["BlackBoxTeacher", "Context"]
 
 
 class Source(Protocol):
@@ -25,7 +25,7 @@ class Source(Protocol):
         """Return probabilities or logits, float32 on the CPU."""
 
 
-class Answering(nn.Module):
+class BlackBoxTeacher(nn.Module):
     """A teacher of which nothing is known but its answers (an endpoint, a file in its runtime).
 
     Args:
@@ -51,7 +51,7 @@ class Context:
     Args:
         data: the splits; methods look at ``calibration`` and ``train``, never at ``test``.
         teacher: whom distillation follows, in evaluation mode, never changed: the original model unless another was
-            given; an :class:`Answering` where only its answers are known.
+            given; an :class:`BlackBoxTeacher` where only its answers are known.
         seed: the only source of randomness.
         workdir: where long training keeps its checkpoints; ``None`` keeps none.
         progress: shows bars.

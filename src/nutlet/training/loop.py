@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from nutlet.constraints.stack import widen
+from nutlet.constraints.stack import expand_range
 from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.training_path import training_path
@@ -222,7 +222,7 @@ def train_on(
                 optimizer.step()
                 average += (value.item() - average) / (k + 1)
                 task.advance(note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
-            widen(model)
+            expand_range(model)
             if validation is not None:
                 accuracy = evaluate(model, validation)
                 metric = f" accuracy {accuracy:.2%}"

@@ -13,19 +13,19 @@ from torch.nn import functional as F
 
 from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.graph.training_path import runs_channels_last
-from nutlet.training.context import Answering, Context
+from nutlet.training.context import BlackBoxTeacher, Context
 from nutlet.training.loop import LossTerm, Training, cross_entropy
 
-__all__ = ["Compare", "SoftTraining", "decoupled", "divergence", "mixed", "softened", "teaching"]
+__all__ = ["Compare", "DistillationTraining", "decoupled", "divergence", "mixed", "softened", "teaching"]
 
 Compare = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(student's outputs, teacher's outputs, labels) -> scalar``, the mean over the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftTraining(Training):
+class DistillationTraining(Training):
     """Training on the softened outputs of the original, mixed with the labels, see :func:`softened`.
 
     Args:
@@ -33,38 +33,38 @@ class SoftTraining(Training):
         soft: share of the teacher's term, 0 to 1; with 0 the labels alone are learnt.
 
     Raises:
-        ConfigError: a temperature that is not positive, or ``soft`` outside [0, 1].
+        ConfigError: a temperature that is not positive, or ``kd_weight`` outside [0, 1].
     """
 
     temperature: float = 4.0
-    soft: float = 0.9
+    kd_weight: float = 0.9
 
     def check(self, owner: str) -> None:
         """Raise ConfigError, in the name of the method ``owner``, for a value out of range."""
         super().check(owner)
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"{owner}.temperature is {self.temperature}; expected a positive number")
-        if not 0 <= self.soft <= 1:
-            raise ConfigError(f"{owner}.soft is {self.soft}; expected a share from 0 to 1")
-        if self.soft == 0 and self.temperature != SoftTraining.temperature:
+        if not 0 <= self.kd_weight <= 1:
+            raise ConfigError(f"{owner}.soft is {self.kd_weight}; expected a share from 0 to 1")
+        if self.kd_weight == 0 and self.temperature != DistillationTraining.temperature:
             raise ConfigError(f"{owner}.temperature is for the teacher's outputs; found it with soft=0, which has none")
 
 
-def softened(context: Context, temperature: float, soft: float) -> LossTerm:
-    """Return ``soft T^2 KL(softmax(t / T) || softmax(s / T)) + (1 - soft) CE(s, y)`` (Hinton et al. 2015,
-    arXiv:1503.02531), with the teacher of ``context``; with ``soft`` 0 the teacher is not asked.
+def softened(context: Context, temperature: float, kd_weight: float) -> LossTerm:
+    """Return ``kd_weight T^2 KL(softmax(t / T) || softmax(s / T)) + (1 - kd_weight) CE(s, y)`` (Hinton et al. 2015,
+    arXiv:1503.02531), with the teacher of ``context``; with ``kd_weight`` 0 the teacher is not asked.
 
     Raises:
         ConfigError: the teacher only answers, and augmentation would ask it about ever new inputs.
     """  # noqa: D205
-    if soft == 0:
+    if kd_weight == 0:
         return cross_entropy
-    if isinstance(context.teacher, Answering) and context.data.augment is not None:
+    if isinstance(context.teacher, BlackBoxTeacher) and context.data.augment is not None:
         raise ConfigError(
             "the teacher only answers, and each augmented view of an example would be one more query; expected data "
             "without `augment`, or Distill, which asks about each training example once"
         )
-    return mixed(teaching(context), soft, lambda s, t, _: temperature**2 * divergence(s, t, temperature))
+    return mixed(teaching(context), kd_weight, lambda s, t, _: temperature**2 * divergence(s, t, temperature))
 
 
 def teaching(context: Context, *, folded: bool = True) -> nn.Module:
@@ -75,11 +75,11 @@ def teaching(context: Context, *, folded: bool = True) -> nn.Module:
         folded: whether batch norms may be folded away: the same answers with fewer passes over memory (the teacher's
             forward is a third of the training time), but not the same hidden features.
     """
-    if isinstance(context.teacher, Answering):
+    if isinstance(context.teacher, BlackBoxTeacher):
         return context.teacher
     teacher = copy.deepcopy(context.teacher).eval().requires_grad_(False)
     if folded:
-        fold(teacher, foldable(teacher, walk(teacher, context.example)))
+        fold(teacher, foldable(teacher, trace(teacher, context.example)))
     layout = torch.channels_last if runs_channels_last(teacher, context.example) else torch.contiguous_format
     teacher.to(memory_format=layout)  # type: ignore[call-overload]
     teacher.register_forward_pre_hook(_InLayout(layout))
@@ -96,14 +96,14 @@ class _InLayout:
         return (args[0].contiguous(memory_format=self.layout), *args[1:])
 
 
-def mixed(teacher: nn.Module, soft: float, compare: Compare) -> LossTerm:
-    """Return ``soft compare(s, t, y) + (1 - soft) CE(s, y)``; with ``soft`` 1 no labels are needed."""
+def mixed(teacher: nn.Module, kd_weight: float, compare: Compare) -> LossTerm:
+    """Return ``kd_weight compare(s, t, y) + (1 - kd_weight) CE(s, y)``; with ``kd_weight`` 1 no labels are needed."""
 
     def loss(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = teacher.to(x.device)(x).float()
-        value = soft * compare(outputs, wanted, y)
-        return value if soft == 1 else value + (1 - soft) * cross_entropy(x, outputs, y)
+        value = kd_weight * compare(outputs, wanted, y)
+        return value if kd_weight == 1 else value + (1 - kd_weight) * cross_entropy(x, outputs, y)
 
     return loss
 

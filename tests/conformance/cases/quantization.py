@@ -22,7 +22,7 @@ CASES = [
         Quantize(),
         [
             *({"bits": bits} for bits in (1, 16, True)),
-            *({"activations": 1}, {"portable": "yes"}, {"activation_bits": 9}, {"activation_ranges": "kl"}),
+            *({"activations": 1}, {"reduce_range": "yes"}, {"activation_bits": 9}, {"activation_ranges": "kl"}),
             *({"group_size": 8}, {"granularity": "group"}, {"ranges": "max"}, {"edge_bits": 32}),
         ],
         kind="integers",

@@ -77,11 +77,11 @@ def test_hints_bring_the_features_nearer(images: Data, teacher: nn.Module) -> No
     assert distance(students[1]) < 0.8 * distance(students[0])
 
 
-@pytest.mark.parametrize("soft", [0.9, 0.0])
+@pytest.mark.parametrize("kd_weight", [0.9, 0.0])
 def test_a_run_that_is_killed_ends_the_same_with_projections(
-    images: Data, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soft: float
+    images: Data, teacher: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kd_weight: float
 ) -> None:
-    method = Distill(epochs=4, batch_size=16, soft=soft, **FEATURES)
+    method = Distill(epochs=4, batch_size=16, kd_weight=kd_weight, **FEATURES)
     whole, part, parts = (thin(teacher, images) for _ in range(3))
     method.train(whole, Context(data=images, teacher=teacher, seed=3))
     calls = 0

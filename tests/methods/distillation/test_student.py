@@ -16,7 +16,7 @@ from nutlet.compression.pipeline import compress
 from nutlet.constraints.stack import Mask, constrain, constrained_weight
 from nutlet.data.examples import Data
 from nutlet.errors import ModelError
-from nutlet.graph.reinit import redraw
+from nutlet.graph.reinit import reinit_modules
 from nutlet.methods import Distill, FineTune, PruneWeights, Quantize, Student
 
 
@@ -90,14 +90,14 @@ def test_every_kind_of_layer_is_drawn_anew() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(7.0)
-    assert sorted(redraw(model, 3)) == ["", "normed"]
+    assert sorted(reinit_modules(model, 3)) == ["", "normed"]
     left = [name for name, p in model.named_parameters() if bool((p == 7.0).any())]
     assert [name for name in left if not name.startswith(("token", "normed"))] == []
     assert torch.equal(constrained_weight(model.masked) != 0, torch.eye(4).bool())
     assert not bool(model.attention.in_proj_bias.any())
     assert not bool(model.attention.out_proj.bias.any())  # set by what holds it
     before = copy.deepcopy(model.state_dict())
-    redraw(model, 3)
+    reinit_modules(model, 3)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -118,7 +118,7 @@ def test_a_student_of_another_kind_is_compressed_itself(model: nn.Module, data: 
 
     torch.manual_seed(0)
     small = Small()
-    taught = compress(small, [Distill(epochs=20, batch_size=16, lr=0.1, soft=1.0, hints=0.1)], data, teacher=model)
+    taught = compress(small, [Distill(epochs=20, batch_size=16, lr=0.1, kd_weight=1.0, hints=0.1)], data, teacher=model)
     assert float(distance(taught.model)) < 0.8 * float(distance(small))
 
 

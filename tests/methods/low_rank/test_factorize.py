@@ -156,7 +156,7 @@ def test_the_model_is_not_changed_by_deciding(cnn: Model) -> None:
     model, data = cnn
     before = copy.deepcopy(model)
     for kind in ("whitened", "tucker"):
-        nl.Factorize(**options(kind), drop=0.2).decide(model, Context(data=data, teacher=model))
+        nl.Factorize(**options(kind), drop=0.2).plan(model, Context(data=data, teacher=model))
         assert same_state(model, before)
         assert repr(model) == repr(before)
 
@@ -164,6 +164,6 @@ def test_the_model_is_not_changed_by_deciding(cnn: Model) -> None:
 def test_ranks_of_a_plan_are_checked(cnn: Model) -> None:
     for ranks in ([0], [5], [2, 2], []):
         with pytest.raises(nl.ModelError, match="found the ranks"):
-            nl.Factorize.execute(
+            nl.Factorize.apply(
                 copy.deepcopy(cnn[0]), {"decomposition": "svd", "ranks": {"fc": ranks}}, cnn[1].train.x[:2]
             )

@@ -28,8 +28,8 @@ def test_densities_follow_the_kernel(sparsity: float) -> None:
 
 
 def test_what_costs_least_goes_first() -> None:
-    sizes = {"tough": 100, "soft": 100, "large": 200}
-    slopes = {"tough": 9.0, "soft": 1.0, "large": 2.0}  # linear: the cost of a whole layer
+    sizes = {"tough": 100, "kd_weight": 100, "large": 200}
+    slopes = {"tough": 9.0, "kd_weight": 1.0, "large": 2.0}  # linear: the cost of a whole layer
     calls = []
 
     def cost(name: str, keep: int) -> float:
@@ -38,7 +38,7 @@ def test_what_costs_least_goes_first() -> None:
 
     # For each weight: 0.09, 0.01 and 0.01.
     kept = by_sensitivity(sizes, 0.75, cost)
-    assert kept == {"tough": 100, "soft": 0, "large": 0}
+    assert kept == {"tough": 100, "kd_weight": 0, "large": 0}
     assert len(calls) == 3 * len(LEVELS)
 
 

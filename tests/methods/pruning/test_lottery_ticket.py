@@ -15,7 +15,7 @@ from nutlet.training.loop import cross_entropy
 
 
 def ticket(**options: object) -> LotteryTicket:
-    defaults = {"sparsity": 0.75, "rounds": 2, "epochs": 2, "batch_size": 16, "lr": 0.01, "soft": 0.0}
+    defaults = {"sparsity": 0.75, "rounds": 2, "epochs": 2, "batch_size": 16, "lr": 0.01, "kd_weight": 0.0}
     return LotteryTicket(**{**defaults, **options})  # type: ignore[arg-type]
 
 

@@ -28,7 +28,7 @@ def test_a_channel_that_does_nothing_goes_first(criterion: str) -> None:
         else:
             # Large weights that make it and that read it, and no part in the outputs: it is never above zero.
             model[0].weight[2], model[0].bias[2] = model[0].weight[2] * 5, -1e3
-    plan = PruneChannels(ratio=0.25, criterion=criterion).decide(  # type: ignore[arg-type]
+    plan = PruneChannels(ratio=0.25, criterion=criterion).plan(  # type: ignore[arg-type]
         model, Context(data=data, teacher=model)
     )
     assert plan["removed"] == {"0": [2]}
@@ -59,7 +59,7 @@ def test_global_takes_most_from_the_group_that_matters_least() -> None:
     model, data = tiny.tiny("mlp")
     with torch.no_grad():
         model.block1.fc2.weight.mul_(1e-3)
-    plan = PruneChannels(ratio=0.3, criterion="taylor", distribution="global").decide(
+    plan = PruneChannels(ratio=0.3, criterion="taylor", distribution="global").plan(
         model, Context(data=data, teacher=model)
     )
     counts = {root: len(gone) for root, gone in plan["removed"].items()}
@@ -110,7 +110,7 @@ def test_dead_channels_of_grouped_convolutions_go_without_a_trace_or_stay(groups
         small = compress(model, [method], data)
     except ModelError:  # no channel of it can go
         with pytest.raises(ModelError, match="left alone"):
-            method.decide(model, Context(data=data, teacher=model))
+            method.plan(model, Context(data=data, teacher=model))
         return
     with torch.no_grad():
         torch.testing.assert_close(small.model(data.calibration.x), model(data.calibration.x), rtol=1e-4, atol=1e-4)

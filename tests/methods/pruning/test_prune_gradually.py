@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     made: tuple[nn.Module, Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, criterion: str
 ) -> None:
     model, data = made
-    steps = [gradually(criterion=criterion, soft=0.0)]
+    steps = [gradually(criterion=criterion, kd_weight=0.0)]
     whole = compress(model, steps, data)
     calls = 0
 

@@ -13,7 +13,7 @@ from nutlet.training.context import Context
 
 
 def sparse(**options: object) -> TrainSparse:
-    return TrainSparse(**{"epochs": 8, "batch_size": 16, "lr": 0.02, "soft": 0.0, **options})  # type: ignore[arg-type]
+    return TrainSparse(**{"epochs": 8, "batch_size": 16, "lr": 0.02, "kd_weight": 0.0, **options})  # type: ignore[arg-type]
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from nutlet.constraints.stack import Mask, constrain, constrained_weight, constr
 from nutlet.graph.channels import scale_inputs, scale_outputs
 from nutlet.graph.equivalent_scaling import Link
 from nutlet.graph.fold import fold, foldable
-from nutlet.graph.trace import Edited, walk
+from nutlet.graph.trace import InstrumentedModel, trace
 from nutlet.methods import Cluster, Equalize, PruneWeights, Quantize
 from nutlet.methods.base import Plan
 from nutlet.training.context import Context
@@ -25,8 +25,8 @@ from nutlet.training.context import Context
 def equalized(model: nn.Module, x: Tensor) -> tuple[nn.Module, Plan]:
     """Return the model after the method, the original untouched, and the plan."""
     data = tiny.tiny_data(tuple(x.shape[1:]))
-    plan = Equalize().decide(model, Context(data=data, teacher=model))
-    return Equalize.execute(copy.deepcopy(model), plan, x), plan
+    plan = Equalize().plan(model, Context(data=data, teacher=model))
+    return Equalize.apply(copy.deepcopy(model), plan, x), plan
 
 
 CHAINS = {
@@ -55,7 +55,7 @@ def test_the_function_stays_and_the_ranges_become_equal(name: str) -> None:
     result, plan = equalized(model, x)
     assert len(plan["links"]) == sum(isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) for m in model) - 1
     torch.testing.assert_close(result(x), expected, atol=1e-5 * float(expected.detach().abs().max()), rtol=1e-5)
-    fold(result, foldable(result, walk(result, x)))
+    fold(result, foldable(result, trace(result, x)))
     torch.testing.assert_close(result(x), expected, atol=1e-5 * float(expected.detach().abs().max()), rtol=1e-5)
     for layer, _, readers in plan["links"]:
         link = Link(layer, None, tuple(readers))
@@ -119,7 +119,7 @@ def test_grids_are_fitted_anew_and_ranges_of_activations_taken_anew() -> None:
     model, data = tiny.tiny("cnn")
     result = compress(model, [PruneWeights(sparsity=0.5), Quantize(), Equalize()], data)
     body = result.model
-    assert isinstance(body, Edited)
+    assert isinstance(body, InstrumentedModel)
     layer = body.model.block1.conv1
     grid = next(c for c in constraints(layer) if isinstance(c, WeightQuantizer))
     assert bool((grid.codes(constrained_weight(layer)).abs().flatten(1).amax(1) > 60).all())

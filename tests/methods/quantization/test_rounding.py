@@ -17,7 +17,7 @@ from nutlet.compression.pipeline import compress
 from nutlet.constraints import WeightQuantizer
 from nutlet.constraints.stack import Mask, constrained_weight, constraints, raw_weight
 from nutlet.graph.statistics import input_moments
-from nutlet.graph.trace import Edited
+from nutlet.graph.trace import InstrumentedModel
 from nutlet.methods import GPTQ, AdaRound, Cluster, PruneWeights, Quantize
 from nutlet.methods.base import Method
 from nutlet.methods.quantization.rounding import Rounding
@@ -74,7 +74,7 @@ def test_activations_are_quantized_after_it(method: Method) -> None:
     model, data = tiny.tiny("cnn")
     weights = compress(model, method, data).model
     result = compress(model, [method, Quantize()], data).model
-    assert isinstance(result, Edited)
+    assert isinstance(result, InstrumentedModel)
     for name in ("block1.conv1", "fc"):
         one, other = (constrained_weight(m.get_submodule(name)) for m in (weights, result.model))
         assert torch.equal(one, other)
@@ -83,12 +83,12 @@ def test_activations_are_quantized_after_it(method: Method) -> None:
 def test_activations_before_grouped_weights_are_floating_point_again(tmp_path: Path) -> None:
     model, data = tiny.tiny("mlp")
     both = compress(model, [Quantize(), GPTQ(group_size=8)], data)
-    assert isinstance(both.model, Edited), "8 does not divide the 10 inputs of fc1, which stays on integers"
+    assert isinstance(both.model, InstrumentedModel), "8 does not divide the 10 inputs of fc1, which stays on integers"
     assert list(both.model.by_site) == ["/input/0"]
     assert any("are in floating point again" in note for note in both.steps[-1].notes)
     loaded = Compressed.load(both.save(tmp_path), model)
     assert torch.equal(predict(loaded.model, data.validation), predict(both.model, data.validation))
-    assert not isinstance(compress(model, [Quantize(), GPTQ(group_size=2)], data).model, Edited)
+    assert not isinstance(compress(model, [Quantize(), GPTQ(group_size=2)], data).model, InstrumentedModel)
 
 
 @both

@@ -9,8 +9,8 @@ from typing import ClassVar, get_args
 import torch
 from torch import nn
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.extraction.queries import Asked, means
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.extraction.queries import QueriedSet, required
 from nutlet.attacks.extraction.selection import Strategy, select
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -39,10 +39,10 @@ class ActiveThief(Attack):
     strategy: Strategy = "k-center"
     rounds: int = 4
 
-    when: ClassVar[str] = "far more inputs at hand than queries: choose those worth asking about"
+    use_when: ClassVar[str] = "far more inputs at hand than queries: choose those worth asking about"
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
+    needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Pal et al. 2020, ActiveThief, AAAI"
     costly: ClassVar[bool] = True
 
@@ -55,32 +55,39 @@ class ActiveThief(Attack):
         if type(self.rounds) is not int or self.rounds < 2:
             raise ConfigError(f"ActiveThief.rounds is {self.rounds!r}; expected 2 or more")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""
-        transfer, thief = means(scene)
-        asked, clone = Asked.nothing(transfer, scene.classes), None
+        transfer, surrogate = required(knowledge)
+        asked, clone = QueriedSet.nothing(transfer, knowledge.classes), None
         for budget in sorted(budgets):
-            asked = ask_actively(asked, clone, oracle, scene, budget, strategy=self.strategy, rounds=self.rounds)
-            clone = thief.train(asked.examples, asked.answers, seed=scene.seed, progress=scene.progress)
-            yield Loot(queries=oracle.queries, clone=clone)
+            asked = ask_actively(asked, clone, oracle, knowledge, budget, strategy=self.strategy, rounds=self.rounds)
+            clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed, progress=knowledge.progress)
+            yield AttackResult(queries=oracle.queries, clone=clone)
 
 
 def ask_actively(
-    asked: Asked, clone: nn.Module | None, oracle: Oracle, scene: Scene, budget: int, *, strategy: Strategy, rounds: int
-) -> Asked:
+    asked: QueriedSet,
+    clone: nn.Module | None,
+    oracle: Oracle,
+    knowledge: AttackerKnowledge,
+    budget: int,
+    *,
+    strategy: Strategy,
+    rounds: int,
+) -> QueriedSet:
     """Return what has been asked after going on to ``budget`` queries in ``rounds`` rounds of equal size.
 
     Args:
         asked: so far.
         clone: trained on it; None where nothing was asked.
         oracle: the victim.
-        scene: the attacker's.
+        knowledge: the attacker's.
         budget: inputs asked about in all; fewer where the transfer set ends before.
         strategy: see :func:`nutlet.attacks.extraction.selection.select`.
         rounds: trainings in between are that much shorter.
     """
-    thief, transfer = scene.thief, asked.transfer
-    assert thief is not None
+    surrogate, transfer = knowledge.surrogate, asked.transfer
+    assert surrogate is not None
     start = len(asked)
     for k in range(1, rounds + 1):
         wanted = min(start + (budget - start) * k // rounds, len(transfer)) - len(asked)
@@ -88,12 +95,12 @@ def ask_actively(
             continue
         left = asked.left
         if len(asked) == 0:
-            generator = torch.Generator().manual_seed(scene.seed)
+            generator = torch.Generator().manual_seed(knowledge.seed)
             asked = asked.more(oracle, left[torch.randperm(len(left), generator=generator)[:wanted]])
             continue
         if clone is None or k > 1:
-            steps = max(1, thief.steps(len(asked)) // rounds)
-            clone = thief.train(asked.examples, asked.answers, seed=scene.seed + k, steps=steps, start=clone)
+            steps = max(1, surrogate.steps(len(asked)) // rounds)
+            clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed + k, steps=steps, start=clone)
         outputs = predict(clone, transfer).softmax(1)
         chosen = select(strategy, outputs[left], outputs[asked.indices], wanted)
         asked = asked.more(oracle, left[chosen])

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.extraction.queries import Asked, means
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.extraction.queries import QueriedSet, required
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks.predict import predict
@@ -44,10 +44,10 @@ class AdaptiveKnockoff(Attack):
 
     rounds: int = 20
 
-    when: ClassVar[str] = "inputs of many kinds at hand, some of which have little to do with the victim's task"
+    use_when: ClassVar[str] = "inputs of many kinds at hand, some of which have little to do with the victim's task"
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
+    needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Orekondy et al. 2019, arXiv:1812.02766, section 4.2"
     costly: ClassVar[bool] = True
 
@@ -56,13 +56,13 @@ class AdaptiveKnockoff(Attack):
         if type(self.rounds) is not int or self.rounds < 2:
             raise ConfigError(f"AdaptiveKnockoff.rounds is {self.rounds!r}; expected 2 or more")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""
-        transfer, thief = means(scene)
-        random = torch.Generator().manual_seed(scene.seed)
-        asked = Asked.nothing(transfer, scene.classes)
+        transfer, surrogate = required(knowledge)
+        random = torch.Generator().manual_seed(knowledge.seed)
+        asked = QueriedSet.nothing(transfer, knowledge.classes)
         preferences, earned = torch.zeros(transfer.classes), torch.empty(0, 3)
-        clone: nn.Module = thief.model(scene.seed)
+        clone: nn.Module = surrogate.model(knowledge.seed)
         for budget in sorted(budgets):
             end = min(budget, len(transfer))
             size = max(_LEAST, (end - len(asked)) // self.rounds)
@@ -76,14 +76,14 @@ class AdaptiveKnockoff(Attack):
                 reward = ((earned[latest] - earned.mean(0)) / spread).mean(1)
                 preferences = updated(preferences, transfer.y[asked.indices], reward)
                 if len(asked) < end:
-                    steps = max(1, thief.steps(len(asked)) // self.rounds)
-                    seed = scene.seed + len(asked)
-                    clone = thief.train(asked.examples, asked.answers, seed=seed, steps=steps, start=clone)
-            clone = thief.train(asked.examples, asked.answers, seed=scene.seed, progress=scene.progress)
-            yield Loot(queries=oracle.queries, clone=clone)
+                    steps = max(1, surrogate.steps(len(asked)) // self.rounds)
+                    seed = knowledge.seed + len(asked)
+                    clone = surrogate.train(asked.examples, asked.answers, seed=seed, steps=steps, start=clone)
+            clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed, progress=knowledge.progress)
+            yield AttackResult(queries=oracle.queries, clone=clone)
 
 
-def draw(asked: Asked, policy: Tensor, count: int, random: torch.Generator) -> Tensor:
+def draw(asked: QueriedSet, policy: Tensor, count: int, random: torch.Generator) -> Tensor:
     """Return the indices of ``count`` inputs not asked about yet: a class by the policy, then any of its inputs.
 
     Args:

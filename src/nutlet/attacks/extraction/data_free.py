@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import ask
 from nutlet.attacks.extraction.selection import entropy
-from nutlet.attacks.extraction.surrogate import Thief, fresh, soft_cross_entropy
+from nutlet.attacks.extraction.surrogate import Surrogate, fresh, soft_cross_entropy
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -59,10 +59,10 @@ class DataFree(Attack):
     directions: int = 1
     step: float = 0.1
 
-    when: ClassVar[str] = "no inputs at hand at all; takes many more queries than any attack that has some"
+    use_when: ClassVar[str] = "no inputs at hand at all; takes many more queries than any attack that has some"
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("thief",)
+    needs: ClassVar[tuple[str, ...]] = ("surrogate",)
     source: ClassVar[str] = (
         "Truong et al. 2021, arXiv:2011.14779; Kariyappa et al. 2021, arXiv:2005.03161; "
         "Sanyal et al. 2022, arXiv:2204.11022"
@@ -78,20 +78,22 @@ class DataFree(Attack):
         if not 0 < self.step < 10:
             raise ConfigError(f"DataFree.step is {self.step!r}; expected above 0 and below 10")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""
-        thief = scene.thief
-        assert thief is not None
-        duel = _Duel(oracle, scene, thief, max(budgets))
+        surrogate = knowledge.surrogate
+        assert surrogate is not None
+        duel = _Duel(oracle, knowledge, surrogate, max(budgets))
         for budget in sorted(budgets):
-            with scene.progress.task("inventing inputs", total=budget - duel.count) as task:
+            with knowledge.progress.task("inventing inputs", total=budget - duel.count) as task:
                 while duel.count < budget:
                     before = duel.count
                     duel.turn(self, budget)
                     task.advance(duel.count - before)
             examples = Examples(duel.x[: duel.count], torch.zeros(duel.count, dtype=torch.long))
-            clone = thief.train(examples, duel.answers[: duel.count], seed=scene.seed, progress=scene.progress)
-            yield Loot(queries=oracle.queries, clone=clone)
+            clone = surrogate.train(
+                examples, duel.answers[: duel.count], seed=knowledge.seed, progress=knowledge.progress
+            )
+            yield AttackResult(queries=oracle.queries, clone=clone)
 
 
 def generator_for(shape: tuple[int, ...], seed: int) -> nn.Module:
@@ -124,8 +126,8 @@ class _Duel:
     """Generator and clone as they stand, and all answers so far: the first ``count`` rows of ``x`` and ``answers``."""
 
     oracle: Oracle
-    scene: Scene
-    thief: Thief
+    knowledge: AttackerKnowledge
+    surrogate: Surrogate
     most: int
     count: int = 0
     turns: int = 0
@@ -133,18 +135,18 @@ class _Duel:
     answers: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        seed, shape = self.scene.seed, self.scene.shape
-        self.x, self.answers = torch.empty(self.most, *shape), torch.empty(self.most, self.scene.classes)
+        seed, shape = self.knowledge.seed, self.knowledge.shape
+        self.x, self.answers = torch.empty(self.most, *shape), torch.empty(self.most, self.knowledge.classes)
         self.random = torch.Generator().manual_seed(seed)
-        self.generator, self.clone = generator_for(shape, seed), self.thief.model(seed).train()
+        self.generator, self.clone = generator_for(shape, seed), self.surrogate.model(seed).train()
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=1e-3)
-        self.clone_optimizer = torch.optim.AdamW(self.clone.parameters(), lr=self.thief.lr)
+        self.clone_optimizer = torch.optim.AdamW(self.clone.parameters(), lr=self.surrogate.lr)
 
     def turn(self, attack: DataFree, budget: int) -> None:
         """Let the clone learn, then the generator; both stop at ``budget`` queries."""
         self.turns += 1
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.scene.seed * 100_003 + self.turns)  # for dropout
+            torch.manual_seed(self.knowledge.seed * 100_003 + self.turns)  # for dropout
             for _ in range(attack.clone_steps):
                 left = budget - self.count
                 if left == 0:
@@ -153,13 +155,13 @@ class _Duel:
                     x = self.invent()[:left]
                 self.learn(x, self.ask(x))
                 for _ in range(_REPLAY):
-                    old = torch.randint(self.count, (self.thief.batch_size,), generator=self.random)
+                    old = torch.randint(self.count, (self.surrogate.batch_size,), generator=self.random)
                     self.learn(self.x[old], self.answers[old])
             self.challenge(attack, budget)
 
     def invent(self) -> Tensor:
         """Return one batch of inputs."""
-        x: Tensor = self.generator(torch.randn(self.thief.batch_size, _NOISE, generator=self.random))
+        x: Tensor = self.generator(torch.randn(self.surrogate.batch_size, _NOISE, generator=self.random))
         return x
 
     def ask(self, x: Tensor) -> Tensor:
@@ -180,7 +182,7 @@ class _Duel:
     def challenge(self, attack: DataFree, budget: int) -> None:
         """Take one step of the generator; none where its queries are more than are left."""
         labels = self.oracle.answers.access == "labels"
-        if not labels and self.thief.batch_size * (1 + attack.directions) > budget - self.count:
+        if not labels and self.surrogate.batch_size * (1 + attack.directions) > budget - self.count:
             return
         x = self.invent()
         self.generator_optimizer.zero_grad()

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.extraction.queries import ask, means
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.extraction.queries import ask, required
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -48,10 +48,10 @@ class JBDA(Attack):
     steps: int = 1
     targeted: bool = False
 
-    when: ClassVar[str] = "few inputs at hand and many queries: more inputs are made along the clone's gradients"
+    use_when: ClassVar[str] = "few inputs at hand and many queries: more inputs are made along the clone's gradients"
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
+    needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Papernot et al. 2017, arXiv:1602.02697"
     costly: ClassVar[bool] = True
 
@@ -65,30 +65,32 @@ class JBDA(Attack):
         if type(self.targeted) is not bool:
             raise ConfigError(f"JBDA.targeted is {self.targeted!r}; expected True or False")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""
-        transfer, thief = means(scene)
-        generator = torch.Generator().manual_seed(scene.seed)
+        transfer, surrogate = required(knowledge)
+        generator = torch.Generator().manual_seed(knowledge.seed)
         unused = torch.randperm(len(transfer), generator=generator)
         low, high = value_range(transfer)
-        known = _Known(transfer.batch(unused[:0])[0], torch.empty(0, scene.classes))
+        known = _Known(transfer.batch(unused[:0])[0], torch.empty(0, knowledge.classes))
         clone, away = None, True
         for budget in sorted(budgets):
             seeds = math.ceil(self.seeds_share * (budget - len(known.x)))
             known, unused = known.more(oracle, transfer.batch(unused[:seeds])[0]), unused[seeds:]
             while len(known.x) < budget:
-                short = max(1, thief.steps(len(known.x)) // SHORTER)
-                clone = thief.train(known.examples, known.answers, seed=scene.seed + 1, steps=short, start=clone)
+                short = max(1, surrogate.steps(len(known.x)) // SHORTER)
+                clone = surrogate.train(
+                    known.examples, known.answers, seed=knowledge.seed + 1, steps=short, start=clone
+                )
                 chosen = torch.randperm(len(known.x), generator=generator)[: budget - len(known.x)]
                 classes, step = known.answers[chosen].argmax(1), -self.step if away else self.step
                 if self.targeted:
-                    others = torch.randint(1, scene.classes, classes.shape, generator=generator)
-                    classes, step = (classes + others) % scene.classes, self.step
+                    others = torch.randint(1, knowledge.classes, classes.shape, generator=generator)
+                    classes, step = (classes + others) % knowledge.classes, self.step
                 start = known.x[chosen]
                 known = known.more(oracle, moved(clone, start, classes, low, high, step=step, steps=self.steps))
                 away = not away
-            clone = thief.train(known.examples, known.answers, seed=scene.seed, progress=scene.progress)
-            yield Loot(queries=oracle.queries, clone=clone)
+            clone = surrogate.train(known.examples, known.answers, seed=knowledge.seed, progress=knowledge.progress)
+            yield AttackResult(queries=oracle.queries, clone=clone)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.extraction.queries import Asked, means
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.extraction.queries import QueriedSet, required
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["Knockoff"]
@@ -24,18 +24,18 @@ class Knockoff(Attack):
     alone this is Copycat CNN (Correia-Silva et al. 2018).
     """
 
-    when: ClassVar[str] = "the plain attack: inputs at hand, answers trained on"
+    use_when: ClassVar[str] = "the plain attack: inputs at hand, answers trained on"
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
+    needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Orekondy et al. 2019, arXiv:1812.02766"
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""
-        transfer, thief = means(scene)
-        order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(scene.seed))
-        asked = Asked.nothing(transfer, scene.classes)
+        transfer, surrogate = required(knowledge)
+        order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(knowledge.seed))
+        asked = QueriedSet.nothing(transfer, knowledge.classes)
         for budget in sorted(budgets):
             asked = asked.more(oracle, order[len(asked) : budget])
-            clone = thief.train(asked.examples, asked.answers, seed=scene.seed, progress=scene.progress)
-            yield Loot(queries=oracle.queries, clone=clone)
+            clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed, progress=knowledge.progress)
+            yield AttackResult(queries=oracle.queries, clone=clone)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Scene
-from nutlet.attacks.extraction.surrogate import Thief
+from nutlet.attacks.base import AttackerKnowledge
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
 
 __all__ = ["EFFORT", "finetune", "labelled"]
@@ -33,7 +33,13 @@ def labelled(transfer: Examples, seed: int, budgets: Sequence[int]) -> Iterator[
 
 
 def finetune(
-    start: nn.Module, examples: Examples, outputs: int, scene: Scene, *, lr: float, effort: float = EFFORT
+    start: nn.Module,
+    examples: Examples,
+    outputs: int,
+    knowledge: AttackerKnowledge,
+    *,
+    lr: float,
+    effort: float = EFFORT,
 ) -> nn.Module:
     """Return ``start`` trained on labels: AdamW, one-cycle, cross-entropy.
 
@@ -41,12 +47,12 @@ def finetune(
         start: gives scores ``(B, outputs)``; it is copied.
         examples: with labels below ``outputs``.
         outputs: number of classes.
-        scene: its thief, where there is one, says how long and with which batches; its seed is the only randomness.
+        knowledge: its thief, where there is one, says how long and with which batches; its seed is the only randomness.
         lr: peak learning rate.
         effort: part of the steps that a thief takes who begins with nothing.
     """
     model = copy.deepcopy(start).requires_grad_(True)
-    thief = replace(scene.thief or Thief(architecture=model), architecture=model, start="given", lr=lr)
+    surrogate = replace(knowledge.surrogate or Surrogate(architecture=model), architecture=model, start="given", lr=lr)
     answers = F.one_hot(examples.y, outputs).float()
-    steps = max(1, round(effort * thief.steps(len(examples))))
-    return thief.train(examples, answers, seed=scene.seed, steps=steps, progress=scene.progress)
+    steps = max(1, round(effort * surrogate.steps(len(examples))))
+    return surrogate.train(examples, answers, seed=knowledge.seed, steps=steps, progress=knowledge.progress)

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Scene
-from nutlet.attacks.extraction.surrogate import Thief
+from nutlet.attacks.base import AttackerKnowledge
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, as_probabilities
 
-__all__ = ["Asked", "ask", "means"]
+__all__ = ["QueriedSet", "ask", "required"]
 
 
-def means(scene: Scene) -> tuple[Examples, Thief]:
+def required(knowledge: AttackerKnowledge) -> tuple[Examples, Surrogate]:
     """Return the transfer set and the thief, which every attack that trains a clone on answers needs."""
-    assert scene.transfer is not None
-    assert scene.thief is not None
-    return scene.transfer, scene.thief
+    assert knowledge.transfer is not None
+    assert knowledge.surrogate is not None
+    return knowledge.transfer, knowledge.surrogate
 
 
 def ask(oracle: Oracle, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def ask(oracle: Oracle, x: Tensor) -> Tensor:
     Logits become probabilities. What ``top-k`` or rounding leaves out of a row is spread over the classes shown as 0.
 
     >>> from nutlet.oracle import Answers
-    >>> ask(Oracle(torch.nn.Identity(), answers=Answers("top-k")), torch.tensor([[0.75, 0.25, 0.0]]))
+    >>> ask(Oracle(torch.nn.Identity(), answers=Disclosure("top-k")), torch.tensor([[0.75, 0.25, 0.0]]))
     tensor([[0.7500, 0.1250, 0.1250]])
     """
     shown = oracle.query(x)
@@ -40,7 +40,7 @@ def ask(oracle: Oracle, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class QueriedSet:
     """The part of a transfer set that was asked about, in the order of asking.
 
     Args:
@@ -54,9 +54,9 @@ class Asked:
     answers: Tensor
 
     @staticmethod
-    def nothing(transfer: Examples, classes: int) -> Asked:
+    def nothing(transfer: Examples, classes: int) -> QueriedSet:
         """Return the state before the first question."""
-        return Asked(transfer, torch.empty(0, dtype=torch.long), torch.empty(0, classes))
+        return QueriedSet(transfer, torch.empty(0, dtype=torch.long), torch.empty(0, classes))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -73,9 +73,9 @@ class Asked:
         mask[self.indices] = False
         return mask.nonzero().flatten()
 
-    def more(self, oracle: Oracle, indices: Tensor) -> Asked:
+    def more(self, oracle: Oracle, indices: Tensor) -> QueriedSet:
         """Ask about ``indices`` too; about none where there are none, as at the end of a transfer set."""
         if len(indices) == 0:
             return self
         answers = ask(oracle, self.transfer.batch(indices)[0])
-        return Asked(self.transfer, torch.cat([self.indices, indices]), torch.cat([self.answers, answers]))
+        return QueriedSet(self.transfer, torch.cat([self.indices, indices]), torch.cat([self.answers, answers]))

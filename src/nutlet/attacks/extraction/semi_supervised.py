@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.extraction.queries import Asked, means
-from nutlet.attacks.extraction.surrogate import Thief
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.extraction.queries import QueriedSet, required
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -40,10 +40,12 @@ class SemiSupervised(Attack):
     pool: int = 8000
     share: float = 0.3
 
-    when: ClassVar[str] = "a few hundred queries and many unlabelled inputs; with more queries plain training is better"
+    use_when: ClassVar[str] = (
+        "a few hundred queries and many unlabelled inputs; with more queries plain training is better"
+    )
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
+    needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Jagielski et al. 2020, arXiv:1909.01838"
     costly: ClassVar[bool] = True
 
@@ -54,30 +56,32 @@ class SemiSupervised(Attack):
         if not 0 < self.share < 1:
             raise ConfigError(f"SemiSupervised.share is {self.share}; expected above 0 and below 1")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a student for each budget; the teacher where all of the transfer set was asked about."""
-        transfer, thief = means(scene)
-        order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(scene.seed))
-        asked = Asked.nothing(transfer, scene.classes)
+        transfer, surrogate = required(knowledge)
+        order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(knowledge.seed))
+        asked = QueriedSet.nothing(transfer, knowledge.classes)
         for budget in sorted(budgets):
             asked = asked.more(oracle, order[len(asked) : budget])
-            clone = thief.train(asked.examples, asked.answers, seed=scene.seed, progress=scene.progress)
+            clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed, progress=knowledge.progress)
             others = order[len(asked) :][: self.pool]
             if len(others):
-                clone = self._student(clone, asked, others, thief, scene)
-            yield Loot(queries=oracle.queries, clone=clone)
+                clone = self._student(clone, asked, others, surrogate, knowledge)
+            yield AttackResult(queries=oracle.queries, clone=clone)
 
-    def _student(self, teacher: nn.Module, asked: Asked, others: Tensor, thief: Thief, scene: Scene) -> nn.Module:
-        mirrored = isinstance(thief.augment, flip_and_crop) and thief.augment.flip
+    def _student(
+        self, teacher: nn.Module, asked: QueriedSet, others: Tensor, surrogate: Surrogate, knowledge: AttackerKnowledge
+    ) -> nn.Module:
+        mirrored = isinstance(surrogate.augment, flip_and_crop) and surrogate.augment.flip
         guessed = pseudo_labels(teacher, asked.transfer.subset(others), mirrored=mirrored)
         rows = max(len(asked), round(len(others) * self.share / (1 - self.share)))
         repeated = torch.arange(rows) % len(asked)
-        return thief.train(
+        return surrogate.train(
             asked.transfer.subset(torch.cat([asked.indices[repeated], others])),
             torch.cat([asked.answers[repeated], guessed]),
-            seed=scene.seed + 1,  # not the teacher's: other first weights, other mistakes
-            steps=thief.steps(len(asked)),
-            progress=scene.progress,
+            seed=knowledge.seed + 1,  # not the teacher's: other first weights, other mistakes
+            steps=surrogate.steps(len(asked)),
+            progress=knowledge.progress,
         )
 
 

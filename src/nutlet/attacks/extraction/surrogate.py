@@ -13,18 +13,18 @@ from torch.nn import functional as F
 
 from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError
-from nutlet.graph.reinit import redraw
+from nutlet.graph.reinit import reinit_modules
 from nutlet.progress import Progress
 from nutlet.training.loop import Training, train_on
 
-__all__ = ["Thief", "architecture_for", "fresh", "soft_cross_entropy"]
+__all__ = ["Surrogate", "architecture_for", "fresh", "soft_cross_entropy"]
 
 Size = Literal["smaller", "unknown", "larger"]
 _WIDTHS = {"smaller": 0.5, "unknown": 1.0, "larger": 2.0}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Thief:
+class Surrogate:
     """Who copies the victim: his architecture, where it starts, and how long he trains.
 
     The recipe is the one that won most agreement in our trials: AdamW, one-cycle, soft targets.
@@ -63,7 +63,7 @@ class Thief:
     def steps(self, examples: int) -> int:
         """Return how many training steps so many answers are worth: more answers, more steps, as their root.
 
-        >>> thief = Thief(architecture=nn.Linear(2, 2))
+        >>> thief = Surrogate(architecture=nn.Linear(2, 2))
         >>> [thief.steps(n) for n in (250, 1_000, 4_000, 10_000)]
         [979, 1359, 2118, 3000]
         """
@@ -152,7 +152,7 @@ def fresh(architecture: nn.Module, seed: int) -> nn.Module:
     True
     """
     model = copy.deepcopy(architecture)
-    redraw(model, seed)
+    reinit_modules(model, seed)
     return model.requires_grad_(True).train()
 
 

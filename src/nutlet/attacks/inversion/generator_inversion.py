@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.extraction.queries import Asked
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.extraction.queries import QueriedSet
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -45,7 +45,7 @@ class GeneratorInversion(Attack):
     steps: int = 3000
     confidence: float = 0.95
 
-    when: ClassVar[str] = "answers only, and inputs of the same kind at hand: what each class looks like"
+    use_when: ClassVar[str] = "answers only, and inputs of the same kind at hand: what each class looks like"
     goal: ClassVar[Goal] = "inversion"
     access: ClassVar[Access] = "probabilities"
     needs: ClassVar[tuple[str, ...]] = ("transfer",)
@@ -60,22 +60,22 @@ class GeneratorInversion(Attack):
         if not 0 < self.confidence < 1:
             raise ConfigError(f"GeneratorInversion.confidence is {self.confidence}; expected above 0 and below 1")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield an input for each class, for each budget."""
-        transfer = scene.transfer
+        transfer = knowledge.transfer
         assert transfer is not None
-        order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(scene.seed))
-        asked = Asked.nothing(transfer, scene.classes)
+        order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(knowledge.seed))
+        asked = QueriedSet.nothing(transfer, knowledge.classes)
         for budget in sorted(budgets):
             asked = asked.more(oracle, order[len(asked) : budget])
-            network = self._learn(asked, scene)
-            others = (1 - self.confidence) / max(scene.classes - 1, 1)
-            sure = torch.full((scene.classes, scene.classes), others).fill_diagonal_(self.confidence)
+            network = self._learn(asked, knowledge)
+            others = (1 - self.confidence) / max(knowledge.classes - 1, 1)
+            sure = torch.full((knowledge.classes, knowledge.classes), others).fill_diagonal_(self.confidence)
             with torch.no_grad():
                 images: Tensor = network(features(sure))
-            yield Loot(queries=oracle.queries, images=images)
+            yield AttackResult(queries=oracle.queries, images=images)
 
-    def _learn(self, asked: Asked, scene: Scene) -> nn.Module:
+    def _learn(self, asked: QueriedSet, knowledge: AttackerKnowledge) -> nn.Module:
         """Return the network that turns answers back, trained on those there are."""
         inputs = asked.examples
         numbered = Examples(features(asked.answers), torch.arange(len(asked)))
@@ -89,14 +89,14 @@ class GeneratorInversion(Attack):
             return F.mse_loss(outputs, inputs.batch(y.cpu())[0].to(outputs.device))
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(scene.seed)
+            torch.manual_seed(knowledge.seed)
             network = nn.Sequential(
-                nn.Linear(scene.classes, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU(),
-                nn.Linear(_HIDDEN, math.prod(scene.shape)), nn.Unflatten(1, scene.shape),
+                nn.Linear(knowledge.classes, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU(),
+                nn.Linear(_HIDDEN, math.prod(knowledge.shape)), nn.Unflatten(1, knowledge.shape),
             )  # fmt: skip
             train_on(
                 network, numbered, settings, loss,
-                seed=scene.seed, progress=scene.progress, title="training an inversion",
+                seed=knowledge.seed, progress=knowledge.progress, title="training an inversion",
             )  # fmt: skip
         return network
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle, as_probabilities
 from nutlet.tasks.predict import evaluating
@@ -44,7 +44,7 @@ class MIFace(Attack):
     lr: float = 0.1
     prior: float = 0.01
 
-    when: ClassVar[str] = "the file in his hands, and classes that are people or things worth seeing"
+    use_when: ClassVar[str] = "the file in his hands, and classes that are people or things worth seeing"
     goal: ClassVar[Goal] = "inversion"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("white_box",)
@@ -60,20 +60,20 @@ class MIFace(Attack):
         if not 0 <= self.prior < float("inf"):
             raise ConfigError(f"MIFace.prior is {self.prior}; expected a weight of 0 or more")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield once, without a query: an input for each class."""
-        victim = scene.white_box
+        victim = knowledge.white_box
         assert victim is not None
-        x = torch.zeros(scene.classes, *scene.shape)
+        x = torch.zeros(knowledge.classes, *knowledge.shape)
         speed = torch.zeros_like(x)
-        with evaluating(victim), scene.progress.task("inverting the file", total=self.steps) as task:
+        with evaluating(victim), knowledge.progress.task("inverting the file", total=self.steps) as task:
             for _ in range(self.steps):
                 x.requires_grad_(True)
                 (slope,) = torch.autograd.grad(surprise(victim, x) + self.prior * roughness(x), x)
                 speed = _MOMENTUM * speed + slope
                 x = (x.detach() - self.lr * speed).clamp(-_REACH, _REACH)
                 task.advance()
-        yield Loot(queries=oracle.queries, images=x)
+        yield AttackResult(queries=oracle.queries, images=x)
 
 
 def surprise(victim: nn.Module, x: Tensor) -> Tensor:

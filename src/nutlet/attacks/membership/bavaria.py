@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.evidence import log_ratio
 from nutlet.attacks.membership.signals import (
     check_models,
@@ -19,7 +19,7 @@ from nutlet.attacks.membership.signals import (
     scored_once,
     shadow_confidence,
 )
-from nutlet.oracle import Access, Answers, Oracle
+from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["BaVarIA"]
 
@@ -44,7 +44,7 @@ class BaVarIA(Attack):
         ConfigError: fewer than four models, or a value out of range.
     """
 
-    when: ClassVar[str] = "membership with four to sixty-four shadow models: as good as LiRA with fewer"
+    use_when: ClassVar[str] = "membership with four to sixty-four shadow models: as good as LiRA with fewer"
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
@@ -61,15 +61,15 @@ class BaVarIA(Attack):
         check_models("BaVarIA", self.models, 4, "two on each side are the fewest that show a variance; RMIA takes two")
         check_prior("BaVarIA", self.strength, self.neighbours)
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
-        yield scored_once(self.scores, oracle, scene, budgets)
+        yield scored_once(self.scores, oracle, knowledge, budgets)
 
-    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+    def scores(self, answers: Tensor, shown: Disclosure, knowledge: AttackerKnowledge) -> Tensor:
         """Return the evidence for each candidate, in nats, from the victim's answers ``(N, classes)``."""
-        assert scene.shadows is not None
-        labels = of_pool(scene).y
-        values, members = shadow_confidence(scene.shadows, self.models, labels, shown)
+        assert knowledge.shadows is not None
+        labels = of_pool(knowledge).y
+        values, members = shadow_confidence(knowledge.shadows, self.models, labels, shown)
         return log_ratio(
             confidence(answers, labels, shown)[:, None],
             values[:, :, None],

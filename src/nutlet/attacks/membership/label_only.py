@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
-from nutlet.attacks.extraction.queries import Asked, ask, means
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.extraction.queries import QueriedSet, ask, required
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 
@@ -37,10 +37,10 @@ class LabelOnly(Attack):
     copies: int = 4
     noise: float = 0.25
 
-    when: ClassVar[str] = "labels alone, more queries than inputs; with inputs to spare Knockoff is often as good"
+    use_when: ClassVar[str] = "labels alone, more queries than inputs; with inputs to spare Knockoff is often as good"
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("transfer", "thief")
+    needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Cohen et al. 2019, arXiv:1902.02918 (the estimate)"
     costly: ClassVar[bool] = True
 
@@ -51,13 +51,13 @@ class LabelOnly(Attack):
         if not 0 < self.noise < 10:
             raise ConfigError(f"LabelOnly.noise is {self.noise!r}; expected above 0 and below 10 standard deviations")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""
-        transfer, thief = means(scene)
-        random = torch.Generator().manual_seed(scene.seed)
+        transfer, surrogate = required(knowledge)
+        random = torch.Generator().manual_seed(knowledge.seed)
         order = torch.randperm(len(transfer), generator=random)
         sigma = self.noise * float(transfer.batch(order[:1000])[0].std())
-        asked, shares = Asked.nothing(transfer, scene.classes), torch.empty(0, scene.classes)
+        asked, shares = QueriedSet.nothing(transfer, knowledge.classes), torch.empty(0, knowledge.classes)
         for budget in sorted(budgets):
             inputs = min(-(-budget // 2), len(transfer))
             asked = asked.more(oracle, order[len(asked) : inputs])
@@ -67,8 +67,8 @@ class LabelOnly(Attack):
                 own = asked.answers[len(shares) : len(shares) + len(copied)]
                 shares = torch.cat([shares, (own + shown.sum(1)) / (1 + self.copies)])
             answers = torch.cat([shares, asked.answers[len(shares) :]])
-            clone = thief.train(asked.examples, answers, seed=scene.seed, progress=scene.progress)
-            yield Loot(queries=oracle.queries, clone=clone)
+            clone = surrogate.train(asked.examples, answers, seed=knowledge.seed, progress=knowledge.progress)
+            yield AttackResult(queries=oracle.queries, clone=clone)
 
     def ask_copies(self, oracle: Oracle, x: Tensor, sigma: float, random: torch.Generator) -> Tensor:
         """Return the answers ``(B, copies, classes)`` to noisy copies of ``x`` ``(B, ...)``."""

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.signals import (
     check_models,
     check_option,
@@ -18,7 +18,7 @@ from nutlet.attacks.membership.signals import (
     scored_once,
     shadow_confidence,
 )
-from nutlet.oracle import Access, Answers, Oracle
+from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["LiRA"]
 
@@ -41,7 +41,7 @@ class LiRA(Attack):
         ConfigError: fewer than four models, or an unknown option.
     """
 
-    when: ClassVar[str] = "the reference for membership: strong, and dear; dozens of shadow models"
+    use_when: ClassVar[str] = "the reference for membership: strong, and dear; dozens of shadow models"
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
@@ -57,16 +57,16 @@ class LiRA(Attack):
         check_option("LiRA.variance", self.variance, ("per-example", "fixed"))
         check_models("LiRA", self.models, 4, "two on each side are the fewest that show a variance; RMIA takes two")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
-        yield scored_once(self.scores, oracle, scene, budgets)
+        yield scored_once(self.scores, oracle, knowledge, budgets)
 
-    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+    def scores(self, answers: Tensor, shown: Disclosure, knowledge: AttackerKnowledge) -> Tensor:
         """Return a score for each candidate from the victim's answers ``(N, classes)``."""
-        assert scene.shadows is not None
-        labels = of_pool(scene).y
+        assert knowledge.shadows is not None
+        labels = of_pool(knowledge).y
         phi = confidence(answers, labels, shown)
-        values, members = shadow_confidence(scene.shadows, self.models, labels, shown)
+        values, members = shadow_confidence(knowledge.shadows, self.models, labels, shown)
         mean, deviation = _normal(values, ~members, fixed=self.variance == "fixed")
         if self.mode == "offline":
             return (phi - mean) / deviation

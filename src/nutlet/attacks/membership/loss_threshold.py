@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.signals import confidence, of_pool, scored_once
-from nutlet.oracle import Access, Answers, Oracle
+from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["LossThreshold"]
 
@@ -23,17 +23,17 @@ class LossThreshold(Attack):
     On labels alone it is their gap attack: what is classified rightly is a member.
     """
 
-    when: ClassVar[str] = "no model of one's own: what anyone finds out for nothing"
+    use_when: ClassVar[str] = "no model of one's own: what anyone finds out for nothing"
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool",)
     source: ClassVar[str] = "Yeom et al. 2018, arXiv:1709.01604"
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
-        yield scored_once(self.scores, oracle, scene, budgets)
+        yield scored_once(self.scores, oracle, knowledge, budgets)
 
-    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+    def scores(self, answers: Tensor, shown: Disclosure, knowledge: AttackerKnowledge) -> Tensor:
         """Return the confidence in each candidate's label from the victim's answers ``(N, classes)``."""
         # The order of the loss, but with more digits where it is nearly zero.
-        return confidence(answers, of_pool(scene).y, shown)
+        return confidence(answers, of_pool(knowledge).y, shown)

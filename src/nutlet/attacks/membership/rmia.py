@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.signals import (
     check_models,
     check_option,
@@ -19,7 +19,7 @@ from nutlet.attacks.membership.signals import (
     shadow_confidence,
 )
 from nutlet.errors import ConfigError
-from nutlet.oracle import Access, Answers, Oracle
+from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["RMIA"]
 
@@ -49,7 +49,7 @@ class RMIA(Attack):
         ConfigError: fewer than two models, or a value out of range.
     """
 
-    when: ClassVar[str] = "membership with two to eight shadow models: the most for the least training"
+    use_when: ClassVar[str] = "membership with two to eight shadow models: the most for the least training"
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
@@ -67,15 +67,15 @@ class RMIA(Attack):
         if self.gamma < 1 or (self.a is not None and not 0 <= self.a <= 1):
             raise ConfigError(f"RMIA has gamma={self.gamma}, a={self.a}; expected gamma of 1 or more, a from 0 to 1")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
-        yield scored_once(self.scores, oracle, scene, budgets)
+        yield scored_once(self.scores, oracle, knowledge, budgets)
 
-    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+    def scores(self, answers: Tensor, shown: Disclosure, knowledge: AttackerKnowledge) -> Tensor:
         """Return a score for each candidate from the victim's answers ``(N, classes)``."""
-        assert scene.shadows is not None
-        labels = of_pool(scene).y
-        values, members = shadow_confidence(scene.shadows, self.models, labels, shown)
+        assert knowledge.shadows is not None
+        labels = of_pool(knowledge).y
+        values, members = shadow_confidence(knowledge.shadows, self.models, labels, shown)
         ratio = confidence(answers, labels, shown).sigmoid() / self._expected(values.sigmoid(), members)
         below = torch.searchsorted(ratio.sort().values, ratio / self.gamma)
         return below.double() / len(ratio)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.classifier import learn
 from nutlet.attacks.membership.shadow_models import Shadows, nearby
 from nutlet.attacks.membership.signals import answers_to, as_shown, check_budget, check_models, check_steps, of_pool
-from nutlet.oracle import Access, Answers, Oracle
+from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["SAMIA"]
 
@@ -38,7 +38,7 @@ class SAMIA(Attack):
         ConfigError: an odd number of models, fewer than two, or no steps.
     """
 
-    when: ClassVar[str] = (
+    use_when: ClassVar[str] = (
         "membership of a pruned or otherwise compressed model, by an attacker who knows how it was made"
     )
     goal: ClassVar[Goal] = "membership"
@@ -55,32 +55,32 @@ class SAMIA(Attack):
         check_models("SAMIA", self.models, 2)
         check_steps("SAMIA", self.steps)
 
-    def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
+    def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
-        if scene.shadows is not None and not isinstance(scene.shadows, Shadows):
+        if knowledge.shadows is not None and not isinstance(knowledge.shadows, Shadows):
             return "needs shadow models that tell their sensitivity (nutlet.attacks.membership.shadow_models.Shadows)"
-        return super().obstacle(oracle, scene)
+        return super().obstacle(oracle, knowledge)
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot, after ``(1 + repeats) N`` queries."""
-        pool, shadows = of_pool(scene), scene.shadows
+        pool, shadows = of_pool(knowledge), knowledge.shadows
         assert isinstance(shadows, Shadows)
         check_budget((1 + shadows.repeats) * len(pool), budgets)
         victim = _shares(answers_to(oracle, pool), oracle.answers)
         change = torch.zeros_like(victim)
         for copy in range(shadows.repeats):
-            moved = answers_to(oracle, nearby(pool, shadows.noise, scene.seed + copy))
+            moved = answers_to(oracle, nearby(pool, shadows.noise, knowledge.seed + copy))
             change += (_shares(moved, oracle.answers) - victim).abs()
         logits, members = shadows(self.models)
         known = _tokens(
             _shares(as_shown(logits, oracle.answers), oracle.answers), shadows.sensitivity(self.models), pool.y
         )
         asked = _tokens(victim, change / shadows.repeats, pool.y)
-        scores = learn(_Attention, known, members, asked, steps=self.steps, seed=scene.seed)
-        yield Loot(queries=oracle.queries, scores=scores)
+        scores = learn(_Attention, known, members, asked, steps=self.steps, seed=knowledge.seed)
+        yield AttackResult(queries=oracle.queries, scores=scores)
 
 
-def _shares(answers: Tensor, shown: Answers) -> Tensor:
+def _shares(answers: Tensor, shown: Disclosure) -> Tensor:
     return answers.softmax(-1) if shown.kind == "logits" else answers
 
 

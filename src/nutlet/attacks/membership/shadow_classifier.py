@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.classifier import learn
 from nutlet.attacks.membership.signals import as_shown, check_models, check_steps, confidence, of_pool, scored_once
-from nutlet.oracle import Access, Answers, Oracle
+from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["ShadowClassifier"]
 
@@ -34,7 +34,7 @@ class ShadowClassifier(Attack):
         ConfigError: an odd number of models, fewer than two, or no steps.
     """
 
-    when: ClassVar[str] = "membership without a value for each candidate: what holds of all members alike"
+    use_when: ClassVar[str] = "membership without a value for each candidate: what holds of all members alike"
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
@@ -48,15 +48,15 @@ class ShadowClassifier(Attack):
         check_models("ShadowClassifier", self.models, 2)
         check_steps("ShadowClassifier", self.steps)
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
-        yield scored_once(self.scores, oracle, scene, budgets)
+        yield scored_once(self.scores, oracle, knowledge, budgets)
 
-    def scores(self, answers: Tensor, shown: Answers, scene: Scene) -> Tensor:
+    def scores(self, answers: Tensor, shown: Disclosure, knowledge: AttackerKnowledge) -> Tensor:
         """Return the log odds of each candidate from the victim's answers ``(N, classes)``."""
-        assert scene.shadows is not None
-        labels = of_pool(scene).y
-        logits, members = scene.shadows(self.models)
+        assert knowledge.shadows is not None
+        labels = of_pool(knowledge).y
+        logits, members = knowledge.shadows(self.models)
         known = _features(as_shown(logits, shown), labels, shown)
         asked = _features(answers, labels, shown)
         mean, deviation = known.mean((0, 1)), known.std((0, 1)).clamp_min(1e-3)
@@ -65,11 +65,16 @@ class ShadowClassifier(Attack):
             return nn.Sequential(nn.Linear(known.shape[-1], 64), nn.ReLU(), nn.Linear(64, 2))
 
         return learn(
-            network, (known - mean) / deviation, members, (asked - mean) / deviation, steps=self.steps, seed=scene.seed
+            network,
+            (known - mean) / deviation,
+            members,
+            (asked - mean) / deviation,
+            steps=self.steps,
+            seed=knowledge.seed,
         )
 
 
-def _features(answers: Tensor, labels: Tensor, shown: Answers) -> Tensor:
+def _features(answers: Tensor, labels: Tensor, shown: Disclosure) -> Tensor:
     """Return features ``(..., N, F)`` of answers ``(..., N, classes)``."""
     classes = answers.shape[-1]
     shares = answers.softmax(-1) if shown.kind == "logits" else answers

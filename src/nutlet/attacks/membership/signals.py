@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Loot, Scene, ShadowModels
+from nutlet.attacks.base import AttackerKnowledge, AttackResult, ShadowModels
 from nutlet.data.examples import Examples
 from nutlet.errors import BudgetError, ConfigError
-from nutlet.oracle import Answers, Oracle, as_probabilities
+from nutlet.oracle import Disclosure, Oracle, as_probabilities
 
 __all__ = [
     "answers_to",
@@ -32,10 +32,10 @@ _LARGEST = 1e4
 """The largest confidence that logits are taken for."""
 
 
-def of_pool(scene: Scene) -> Examples:
+def of_pool(knowledge: AttackerKnowledge) -> Examples:
     """Return the candidates, which every membership attack needs."""
-    assert scene.pool is not None
-    return scene.pool
+    assert knowledge.pool is not None
+    return knowledge.pool
 
 
 def check_budget(queries: int, budgets: Sequence[int]) -> None:
@@ -68,16 +68,19 @@ def answers_to(oracle: Oracle, inputs: Examples) -> Tensor:
 
 
 def scored_once(
-    scores: Callable[[Tensor, Answers, Scene], Tensor], oracle: Oracle, scene: Scene, budgets: Sequence[int]
-) -> Loot:
+    scores: Callable[[Tensor, Disclosure, AttackerKnowledge], Tensor],
+    oracle: Oracle,
+    knowledge: AttackerKnowledge,
+    budgets: Sequence[int],
+) -> AttackResult:
     """Ask about the whole pool once, and return the loot that ``scores`` makes of the answers."""
-    pool = of_pool(scene)
+    pool = of_pool(knowledge)
     check_budget(len(pool), budgets)
     answers = answers_to(oracle, pool)
-    return Loot(queries=oracle.queries, scores=scores(answers, oracle.answers, scene))
+    return AttackResult(queries=oracle.queries, scores=scores(answers, oracle.answers, knowledge))
 
 
-def as_shown(logits: Tensor, shown: Answers) -> Tensor:
+def as_shown(logits: Tensor, shown: Disclosure) -> Tensor:
     """Return logits ``(..., classes)`` of the attacker's own models as the victim would show them.
 
     A shadow model that shows more than the victim would have other values for members and others than it has.
@@ -88,7 +91,7 @@ def as_shown(logits: Tensor, shown: Answers) -> Tensor:
     return shown.show(rows.softmax(1)).reshape(logits.shape)
 
 
-def confidence(answers: Tensor, labels: Tensor, shown: Answers) -> Tensor:
+def confidence(answers: Tensor, labels: Tensor, shown: Disclosure) -> Tensor:
     r"""Return how confident answers are in the labels, on the scale of logits (Carlini et al. 2022, arXiv:2112.03570).
 
     .. math:: \varphi = \log p_y - \log \sum_{c \ne y} p_c
@@ -105,7 +108,7 @@ def confidence(answers: Tensor, labels: Tensor, shown: Answers) -> Tensor:
     Returns:
         ``(..., N)`` float64.
 
-    >>> confidence(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), Answers("logits"))
+    >>> confidence(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), Disclosure("logits"))
     tensor([2.], dtype=torch.float64)
     """
     answers = answers.double()
@@ -124,7 +127,7 @@ def confidence(answers: Tensor, labels: Tensor, shown: Answers) -> Tensor:
     return own.clamp(least, 1 - least).log() - others.clamp(least, 1 - least).log()
 
 
-def shadow_confidence(shadows: ShadowModels, models: int, labels: Tensor, shown: Answers) -> tuple[Tensor, Tensor]:
+def shadow_confidence(shadows: ShadowModels, models: int, labels: Tensor, shown: Disclosure) -> tuple[Tensor, Tensor]:
     """Return :func:`confidence` of shadow models ``(models, N)`` and what each was trained on, ``(models, N)`` bool."""
     logits, members = shadows(models)
     return confidence(as_shown(logits, shown), labels, shown), members

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.evidence import log_ratio
 from nutlet.attacks.membership.signals import (
     answers_to,
@@ -23,7 +23,7 @@ from nutlet.attacks.membership.signals import (
 )
 from nutlet.errors import ConfigError
 from nutlet.measurement.roc import logistic
-from nutlet.oracle import Access, Answers, Oracle
+from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["TwoVersion"]
 
@@ -53,7 +53,7 @@ class TwoVersion(Attack):
         ConfigError: fewer than six models, or a value out of range.
     """
 
-    when: ClassVar[str] = "membership where the original or other versions of the shipped model are public too"
+    use_when: ClassVar[str] = "membership where the original or other versions of the shipped model are public too"
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows", "companions", "companion_shadows")
@@ -70,29 +70,29 @@ class TwoVersion(Attack):
         check_models("TwoVersion", self.models, 6, "all but one pair, two on each side, have to show a variance")
         check_prior("TwoVersion", self.strength, self.neighbours)
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot; each release is asked about the whole pool once, and counts that itself."""
-        pool = of_pool(scene)
+        pool = of_pool(knowledge)
         check_budget(len(pool), budgets)
-        releases = [oracle, *scene.companions]
+        releases = [oracle, *knowledge.companions]
         answers = [answers_to(release, pool) for release in releases]
-        scores = self.scores(answers, [release.answers for release in releases], scene)
-        yield Loot(queries=oracle.queries, scores=scores)
+        scores = self.scores(answers, [release.answers for release in releases], knowledge)
+        yield AttackResult(queries=oracle.queries, scores=scores)
 
-    def scores(self, answers: Sequence[Tensor], shown: Sequence[Answers], scene: Scene) -> Tensor:
+    def scores(self, answers: Sequence[Tensor], shown: Sequence[Disclosure], knowledge: AttackerKnowledge) -> Tensor:
         """Return the evidence for each candidate, in nats.
 
         Args:
             answers: of the victim and then of each companion, ``(N, classes)``.
             shown: what each shows.
-            scene: with shadow models of each.
+            knowledge: with shadow models of each.
 
         Raises:
             ConfigError: not one kind of shadow models for each release, or they were trained on other halves.
         """
-        assert scene.shadows is not None
-        labels = of_pool(scene).y
-        kinds = [scene.shadows, *scene.companion_shadows]
+        assert knowledge.shadows is not None
+        labels = of_pool(knowledge).y
+        kinds = [knowledge.shadows, *knowledge.companion_shadows]
         if len(kinds) != len(answers):
             raise ConfigError(
                 f"found shadow models of {len(kinds)} releases; expected one kind for each of {len(answers)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.formats.onnx.packing import load_unpacked
 from nutlet.formats.onnx.session import read_onnx
 from nutlet.oracle import Access, Oracle
@@ -58,21 +58,21 @@ class FileLeaks(Attack):
     whole file. Weights are the stored tensors of floats and of integers up to 16 bits, without scales and zero points.
     """
 
-    when: ClassVar[str] = "the first thing anybody does who has the file: look into it"
+    use_when: ClassVar[str] = "the first thing anybody does who has the file: look into it"
     goal: ClassVar[Goal] = "file"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("file",)
     measure: ClassVar[str] = "what can be read in the file, of a fixed list"
     source: ClassVar[str] = "Sun et al. 2021, Mind Your Weight(s), arXiv:2002.07687"
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield once what is readable; nothing is asked.
 
         Raises:
             StorageError: see :func:`~nutlet.formats.onnx.session.read_onnx`.
         """
-        assert scene.file is not None
-        content = read_onnx(scene.file)
+        assert knowledge.file is not None
+        content = read_onnx(knowledge.file)
         model = load_unpacked(content)
         weights = _Weights.of(model)
         items = _items(model, weights)
@@ -84,7 +84,7 @@ class FileLeaks(Attack):
             "zeros": weights.zeros / max(1, weights.parameters),
             "bytes_zstd": packed_size(content),
         }
-        yield Loot(queries=oracle.queries, facts=facts)
+        yield AttackResult(queries=oracle.queries, facts=facts)
 
 
 def _items(model: onnx.ModelProto, weights: _Weights) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle, as_probabilities
 
@@ -38,7 +38,9 @@ class LastLayerWidth(Attack):
 
     drop: float = 10.0
 
-    when: ClassVar[str] = "logits of a model with more outputs than hidden units: how wide it is, and its last layer"
+    use_when: ClassVar[str] = (
+        "logits of a model with more outputs than hidden units: how wide it is, and its last layer"
+    )
     goal: ClassVar[Goal] = "width"
     access: ClassVar[Access] = "logits"
     measure: ClassVar[str] = "hidden width found"
@@ -49,23 +51,23 @@ class LastLayerWidth(Attack):
         if not self.drop > 1:
             raise ConfigError(f"LastLayerWidth.drop is {self.drop}; expected a ratio above 1")
 
-    def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
+    def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why it cannot run: too few outputs show nothing, whatever the layer before them is."""
-        if scene.classes <= _FEW:
-            return f"vacuous: {scene.classes} outputs cannot show a wider hidden layer"
-        return super().obstacle(oracle, scene)
+        if knowledge.classes <= _FEW:
+            return f"vacuous: {knowledge.classes} outputs cannot show a wider hidden layer"
+        return super().obstacle(oracle, knowledge)
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield once: the width, or None where no end of the spectrum shows."""
-        generator = torch.Generator().manual_seed(scene.seed)
-        count = min(4 * scene.classes, max(budgets))
-        if scene.transfer is None:
-            x = torch.randn(count, *scene.shape, generator=generator)
+        generator = torch.Generator().manual_seed(knowledge.seed)
+        count = min(4 * knowledge.classes, max(budgets))
+        if knowledge.transfer is None:
+            x = torch.randn(count, *knowledge.shape, generator=generator)
         else:
-            x, _ = scene.transfer.batch(torch.randperm(len(scene.transfer), generator=generator)[:count])
+            x, _ = knowledge.transfer.batch(torch.randperm(len(knowledge.transfer), generator=generator)[:count])
         logits = oracle.query(x)
         values, span = read_last_layer(logits, self.drop)
-        yield Loot(
+        yield AttackResult(
             queries=oracle.queries,
             facts={
                 "width": None if span is None else span.shape[1],

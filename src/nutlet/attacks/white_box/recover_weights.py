@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.line import Ask, Line
 from nutlet.errors import ConfigError, ModelError
 from nutlet.oracle import Access, Oracle
@@ -62,7 +62,7 @@ class RecoverWeights(Attack):
         ConfigError: a value out of range.
     """
 
-    when: ClassVar[str] = "the victim may be a two-layer ReLU network that shows logits in full precision"
+    use_when: ClassVar[str] = "the victim may be a two-layer ReLU network that shows logits in full precision"
     goal: ClassVar[Goal] = "weights"
     access: ClassVar[Access] = "logits"
     source: ClassVar[str] = "Carlini et al. 2020, arXiv:2003.04884; Jagielski et al. 2020, arXiv:1909.01838"
@@ -77,12 +77,12 @@ class RecoverWeights(Attack):
                 f"RecoverWeights has lines={self.lines}, checks={self.checks}; expected 1 or more of each"
             )
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield once, however many budgets there are: the network if it was found, and what is known of it."""
-        generator = torch.Generator().manual_seed(scene.seed)
-        victim = _Victim(oracle, scene.shape, max(budgets) - self.checks)
-        size = math.prod(scene.shape)
-        neurons, complete, eps = _Neurons.none(size, scene.classes), False, 1.0
+        generator = torch.Generator().manual_seed(knowledge.seed)
+        victim = _Victim(oracle, knowledge.shape, max(budgets) - self.checks)
+        size = math.prod(knowledge.shape)
+        neurons, complete, eps = _Neurons.none(size, knowledge.classes), False, 1.0
         try:
             eps = precision(victim.ask(_draw(4, size, generator)))
             for _ in range(self.lines):
@@ -101,7 +101,7 @@ class RecoverWeights(Attack):
             "digits": int(-math.log10(eps)),
             **_held(clone, victim, _draw(self.checks, size, generator)),
         }
-        yield Loot(queries=oracle.queries, clone=clone, facts=facts)
+        yield AttackResult(queries=oracle.queries, clone=clone, facts=facts)
 
 
 class _Spent(Exception):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.labelled import finetune, labelled
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -28,7 +28,7 @@ class Refine(Attack):
 
     lr: float = 1e-3
 
-    when: ClassVar[str] = "the file is compressed, and the thief has a few labels and wants the original back"
+    use_when: ClassVar[str] = "the file is compressed, and the thief has a few labels and wants the original back"
     goal: ClassVar[Goal] = "file"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("white_box", "transfer")
@@ -41,11 +41,11 @@ class Refine(Attack):
         if not 0 < self.lr < 1:
             raise ConfigError(f"Refine.lr is {self.lr}; expected a learning rate above 0 and below 1")
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield the refined model for each number of labels."""
-        white_box, transfer = scene.white_box, scene.transfer
+        white_box, transfer = knowledge.white_box, knowledge.transfer
         assert white_box is not None
         assert transfer is not None
-        for examples in labelled(transfer, scene.seed, budgets):
-            clone = finetune(white_box, examples, scene.classes, scene, lr=self.lr)
-            yield Loot(queries=oracle.queries, clone=clone, facts={"labels": len(examples)})
+        for examples in labelled(transfer, knowledge.seed, budgets):
+            clone = finetune(white_box, examples, knowledge.classes, knowledge, lr=self.lr)
+            yield AttackResult(queries=oracle.queries, clone=clone, facts={"labels": len(examples)})

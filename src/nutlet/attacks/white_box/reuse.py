@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.base import Attack, Goal, Loot, Scene, register_attack
+from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.labelled import EFFORT, finetune, labelled
 from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.errors import ConfigError
@@ -40,7 +40,7 @@ class Reuse(Attack):
     start: Literal["stolen", "random"] = "stolen"
     lr: float = 3e-3
 
-    when: ClassVar[str] = "the file is to spare labels and training on a task of the thief's own"
+    use_when: ClassVar[str] = "the file is to spare labels and training on a task of the thief's own"
     goal: ClassVar[Goal] = "reuse"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("white_box", "transfer")
@@ -57,33 +57,34 @@ class Reuse(Attack):
         if not 0 < self.lr < 1:
             raise ConfigError(f"Reuse.lr is {self.lr}; expected a learning rate above 0 and below 1")
 
-    def obstacle(self, oracle: Oracle, scene: Scene) -> str | None:
+    def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
-        missing = super().obstacle(oracle, scene)
-        if missing is None and scene.classes <= self.groups:
-            return f"needs more than {self.groups} classes to make {self.groups} groups; the victim has {scene.classes}"
+        missing = super().obstacle(oracle, knowledge)
+        if missing is None and knowledge.classes <= self.groups:
+            found = knowledge.classes
+            return f"needs more than {self.groups} classes to make {self.groups} groups; the victim has {found}"
         if missing is None and self.start == "random":
-            assert scene.white_box is not None
-            if not any(hasattr(module, "reset_parameters") for module in scene.white_box.modules()):
+            assert knowledge.white_box is not None
+            if not any(hasattr(module, "reset_parameters") for module in knowledge.white_box.modules()):
                 return "needs layers that can be drawn anew; the file as a module has none"
         return missing
 
-    def run(self, oracle: Oracle, scene: Scene, budgets: Sequence[int]) -> Iterator[Loot]:
+    def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a model ``(B, ...) -> (B, groups)`` for each number of labels."""
-        white_box, transfer = scene.white_box, scene.transfer
+        white_box, transfer = knowledge.white_box, knowledge.transfer
         assert white_box is not None
         assert transfer is not None
-        generator = torch.Generator().manual_seed(scene.seed)
-        group = torch.empty(scene.classes, dtype=torch.long)
-        group[torch.randperm(scene.classes, generator=generator)] = torch.arange(scene.classes) % self.groups
+        generator = torch.Generator().manual_seed(knowledge.seed)
+        group = torch.empty(knowledge.classes, dtype=torch.long)
+        group[torch.randperm(knowledge.classes, generator=generator)] = torch.arange(knowledge.classes) % self.groups
         regrouped = replace(transfer, y=group[transfer.y])
-        body = white_box if self.start == "stolen" else fresh(white_box, scene.seed)
-        start = _with_head(body, transfer.batch(slice(0, 2))[0], scene.classes, self.groups, scene.seed)
+        body = white_box if self.start == "stolen" else fresh(white_box, knowledge.seed)
+        start = _with_head(body, transfer.batch(slice(0, 2))[0], knowledge.classes, self.groups, knowledge.seed)
         effort = EFFORT if self.start == "stolen" else 4 * EFFORT  # who begins with nothing has further to go
-        for examples in labelled(regrouped, scene.seed, budgets):
-            clone = finetune(start, examples, self.groups, scene, lr=self.lr, effort=effort)
+        for examples in labelled(regrouped, knowledge.seed, budgets):
+            clone = finetune(start, examples, self.groups, knowledge, lr=self.lr, effort=effort)
             facts = {"labels": len(examples), "groups": group.tolist()}
-            yield Loot(queries=oracle.queries, clone=clone, facts=facts)
+            yield AttackResult(queries=oracle.queries, clone=clone, facts=facts)
 
 
 def _with_head(module: nn.Module, x: Tensor, classes: int, outputs: int, seed: int) -> nn.Module:

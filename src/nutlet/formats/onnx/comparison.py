@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nutlet.errors import ExportError, first_line
 from nutlet.graph.comparison import answers, difference, plain, run
 from nutlet.graph.finalize import finalize
-from nutlet.graph.trace import Edited, Record, walk
+from nutlet.graph.trace import InstrumentedModel, Record, trace
 
 __all__ = ["agreeing", "disagreement"]
 
@@ -56,7 +56,7 @@ def agreeing(model: nn.Module, x: Tensor, export: Export) -> bytes:
             return content
         site, apart = _first_apart(model, x, export)
         around = _quantizers_at(model, site)
-        if not around or not isinstance(model, Edited):
+        if not around or not isinstance(model, InstrumentedModel):
             break
         warnings.warn(
             f"{problem}, first at {site} ({apart}): the activations at {', '.join(around)} are left in floating "
@@ -89,7 +89,7 @@ def disagreement(content: bytes, model: nn.Module, x: Tensor) -> str:
 def _allowed(model: nn.Module, x: Tensor, expected: Tensor) -> float:
     """Return the root mean square of what rounding may move the answers by."""
     exact = plain(model, quantized=True)
-    noise = NOISE * _size(run(exact, x) - expected) if isinstance(model, Edited) else 0.0
+    noise = NOISE * _size(run(exact, x) - expected) if isinstance(model, InstrumentedModel) else 0.0
     return noise + FLOATS * answers(exact, x).tolerance * float(expected.abs().max())
 
 
@@ -136,12 +136,12 @@ class _Until(nn.Module):
 
     def __init__(self, model: nn.Module, record: Record, site: str) -> None:
         super().__init__()
-        edits = dict(model.by_site) if isinstance(model, Edited) else {}
-        body = model.take_off() if isinstance(model, Edited) else model
+        edits = dict(model.by_site) if isinstance(model, InstrumentedModel) else {}
+        body = model.unwrap() if isinstance(model, InstrumentedModel) else model
         kept: list[Tensor] = []
         self.values: Callable[[], Tensor] = kept.pop
         edits[site] = _Tap(edits.get(site), kept.append)
-        self.model = Edited(body, record, edits)
+        self.model = InstrumentedModel(body, record, edits)
 
     def forward(self, x: Tensor) -> Tensor:
         self.model(x)
@@ -151,7 +151,7 @@ class _Until(nn.Module):
 def _first_apart(model: nn.Module, x: Tensor, export: Export) -> tuple[str, str]:
     """Return the first call whose result differs in a file of the model up to it, by bisection, and how."""
     final = finalize(model)
-    record = walk(final, x)
+    record = trace(final, x)
     sites = [name for name, site in record.sites.items() if site.op != "input" and len(site.shape) > 1]
     told = {}
 
@@ -162,7 +162,7 @@ def _first_apart(model: nn.Module, x: Tensor, export: Export) -> tuple[str, str]
         except ExportError:  # what cannot stand at the end of a file says nothing
             return False
         told[k] = difference(found.double(), run(short, x).double())
-        return told[k] > APART[isinstance(model, Edited)]
+        return told[k] > APART[isinstance(model, InstrumentedModel)]
 
     low, high = -1, len(sites) - 1
     while high - low > 1:
@@ -175,7 +175,7 @@ def _first_apart(model: nn.Module, x: Tensor, export: Export) -> tuple[str, str]
 
 def _quantizers_at(model: nn.Module, site: str) -> list[str]:
     """Return the sites with activation quantizers on the result of ``site``, or else on what it reads."""
-    if not isinstance(model, Edited):
+    if not isinstance(model, InstrumentedModel):
         return []
     quantized = model.by_site
     todo, found = [site], []
@@ -188,7 +188,7 @@ def _quantizers_at(model: nn.Module, site: str) -> list[str]:
     return sorted(set(found))
 
 
-def _without(model: Edited, sites: Iterable[str]) -> nn.Module:
+def _without(model: InstrumentedModel, sites: Iterable[str]) -> nn.Module:
     trial, gone = copy.deepcopy(model), set(sites)
     kept = {name: edit for name, edit in trial.by_site.items() if name not in gone}
-    return Edited(trial.take_off(), trial.record, kept).eval()
+    return InstrumentedModel(trial.unwrap(), trial.record, kept).eval()

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints import FewValues, formats
+from nutlet.constraints import Quantizer, formats
 from nutlet.constraints.stack import (
-    alive,
     constrained_layers,
     constrained_weight,
     constraints,
     has_own_weight,
+    keep_mask,
     raw_weight,
 )
 from nutlet.formats.packed.bits import (
@@ -34,7 +34,7 @@ from nutlet.formats.packed.bits import (
 )
 from nutlet.storage import digest
 
-__all__ = ["Packed", "most_bytes", "pack", "settle", "unpack"]
+__all__ = ["Packed", "most_bytes", "pack", "sync_dense", "unpack"]
 
 _PLAIN, _KEPT, _CODES = range(3)
 """How a weight under constraints is stored: whole; where its mask is true; as codes, where its mask is true."""
@@ -56,7 +56,7 @@ class Packed:
     sizes: dict[str, int]
 
 
-def settle(model: nn.Module) -> None:
+def sync_dense(model: nn.Module) -> None:
     """Make the dense weights equal to the constrained ones, so that nothing lies below a constraint that it removes.
 
     The outputs stay the same bit for bit; training goes on from the weights that are in force. A weight that layers
@@ -66,7 +66,7 @@ def settle(model: nn.Module) -> None:
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> nn.utils.parametrize.register_parametrization(layer, "weight", Mask(torch.tensor([[True, False]])))
     ParametrizedLinear(...)
-    >>> settle(layer)
+    >>> sync_dense(layer)
     >>> raw_weight(layer).tolist()[0][1]
     0.0
     """
@@ -158,7 +158,7 @@ def _signature(state: dict[str, Tensor]) -> bytes:
 
 
 def _pack_weight(layer: nn.Module, weight: Tensor) -> bytes:
-    mask, few = alive(layer).flatten(), _few_values(layer)
+    mask, few = keep_mask(layer).flatten(), _few_values(layer)
     kept = weight.flatten()[mask]
     plain = bytes([_PLAIN]) + pack_tensor(weight)
     if not same_bits(_spread(kept, mask).view(weight.shape), weight):  # see settle(): it is not as its constraints say
@@ -177,7 +177,7 @@ def _unpack_weight(layer: nn.Module, weight: Tensor, reader: Reader) -> Tensor:
     (form,) = reader.take(1)
     if form == _PLAIN:
         return unpack_tensor(reader, weight.dtype, weight.numel())
-    mask, few = alive(layer).flatten(), _few_values(layer)
+    mask, few = keep_mask(layer).flatten(), _few_values(layer)
     count = int(mask.sum())
     if form == _KEPT:
         return _spread(unpack_tensor(reader, weight.dtype, count), mask)
@@ -188,12 +188,12 @@ def _unpack_weight(layer: nn.Module, weight: Tensor, reader: Reader) -> Tensor:
     raise ValueError(f"found form {form} of a weight; expected one that its constraints allow")
 
 
-def _few_values(layer: nn.Module) -> FewValues | None:
+def _few_values(layer: nn.Module) -> Quantizer | None:
     """Return the constraint that leaves the fewest values."""
     return min(formats(layer), key=lambda few: len(few.levels), default=None)
 
 
-def _from_codes(layer: nn.Module, few: FewValues, places: Tensor, mask: Tensor) -> Tensor:
+def _from_codes(layer: nn.Module, few: Quantizer, places: Tensor, mask: Tensor) -> Tensor:
     codes = torch.full(mask.shape, few.levels[0], dtype=torch.int16, device=mask.device)
     codes[mask] = torch.tensor(few.levels, dtype=torch.int16, device=mask.device)[places.to(mask.device)]
     stack = constraints(layer)

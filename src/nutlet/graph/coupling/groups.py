@@ -19,7 +19,7 @@ from nutlet.constraints.stack import (
     constrained_layers,
     constrained_weight,
     refit,
-    take_off,
+    remove_constraints,
 )
 from nutlet.graph.channels import by_group
 from nutlet.graph.coupling.channels import Channels, Family, Place, followed
@@ -397,4 +397,4 @@ def _key(place: Place) -> str:
 
 def _bare(model: nn.Module) -> tuple[nn.Module, dict[str, list[Constraint]]]:
     """Take the constraints off, in place, and return them by layer."""
-    return model, {name: take_off(layer) for name, layer in list(constrained_layers(model))}
+    return model, {name: remove_constraints(layer) for name, layer in list(constrained_layers(model))}

@@ -15,20 +15,20 @@ from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import training_only
 from nutlet.methods.base import Method, register
 from nutlet.methods.distillation.features import Features
-from nutlet.training.context import Answering, Context
+from nutlet.training.context import BlackBoxTeacher, Context
 from nutlet.training.loop import check_labelled, cross_entropy, fit
-from nutlet.training.losses import SoftTraining, decoupled, divergence, mixed, teaching
+from nutlet.training.losses import DistillationTraining, decoupled, divergence, mixed, teaching
 
 __all__ = ["Distill"]
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Distill(SoftTraining, Method):
+class Distill(DistillationTraining, Method):
     """Train on the answers of a teacher, mixed with the labels, and on its hidden features if you like.
 
-    ``loss = soft L + (1 - soft) CE(s, y) + hints H + attention A + relations R``, where L compares the outputs s of the
-    model with those t of the teacher: the original, or what ``compress(..., teacher=)`` was given.
+    ``loss = kd_weight L + (1 - kd_weight) CE(s, y) + hints H + attention A + relations R``, where L compares the
+    outputs s of the model with those t of the teacher: the original, or what ``compress(..., teacher=)`` was given.
 
     ========== ==================================================================================================
     targets    L
@@ -40,7 +40,7 @@ class Distill(SoftTraining, Method):
     ========== ==================================================================================================
 
     Hidden features are those of the last block at each resolution that both models have, or of the modules named in
-    ``sites``. With ``soft`` 1 no labels are needed, but for ``decoupled``.
+    ``sites``. With ``kd_weight`` 1 no labels are needed, but for ``decoupled``.
 
     A teacher of which only answers are known is asked about each training example once, as it is: the model then
     learns from just these inputs, without augmentation.
@@ -66,7 +66,7 @@ class Distill(SoftTraining, Method):
     """
 
     effect: ClassVar[str] = "training"
-    when: ClassVar[str] = "recover accuracy after any other method; nearly always better than labels alone"
+    use_when: ClassVar[str] = "recover accuracy after any other method; nearly always better than labels alone"
 
     targets: Literal["kl", "logits", "decoupled"] = "kl"
     alpha: float = 1.0
@@ -84,9 +84,9 @@ class Distill(SoftTraining, Method):
                 raise ConfigError(f"Distill.{option} is {getattr(self, option)}; expected a weight of 0 or more")
         if (self.alpha, self.beta) != (1.0, 8.0) and self.targets != "decoupled":
             raise ConfigError(f"Distill.alpha and beta weigh targets='decoupled'; found them with {self.targets!r}")
-        if self.targets == "logits" and self.temperature != SoftTraining.temperature:
+        if self.targets == "logits" and self.temperature != DistillationTraining.temperature:
             raise ConfigError("Distill.temperature softens distributions; found it with targets='logits', without any")
-        if self.targets != "kl" and self.soft == 0:
+        if self.targets != "kl" and self.kd_weight == 0:
             raise ConfigError(f"Distill.targets is {self.targets!r}; found it with soft=0, which compares no outputs")
         if self.sites and not self._looks_inside:
             raise ConfigError("Distill.sites are given, but hints, attention and relations are all 0; expected one > 0")
@@ -97,12 +97,12 @@ class Distill(SoftTraining, Method):
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with what the teacher gives as targets."""
-        if self.soft < 1 or self.targets == "decoupled":
+        if self.kd_weight < 1 or self.targets == "decoupled":
             check_labelled(context.data.train.y, "Distill with these options", "expected labels, or soft=1.0 with kl")
-        if self.soft == 0 and not self._looks_inside:
+        if self.kd_weight == 0 and not self._looks_inside:
             with training_only(model, self):
                 return fit(model, context, self, cross_entropy, title="distilling")
-        source = context.teacher.source if isinstance(context.teacher, Answering) else None
+        source = context.teacher.source if isinstance(context.teacher, BlackBoxTeacher) else None
         if source is not None:
             self._check_answers_suffice(context.teacher)
             # It is asked about an example once, and so the example must stay as it is.
@@ -111,7 +111,7 @@ class Distill(SoftTraining, Method):
             self._ask(context)
         teacher = teaching(context, folded=not self._looks_inside)
         features = self._features(model, teacher, context) if self._looks_inside else None
-        outputs = mixed(teacher, self.soft, self._compare)
+        outputs = mixed(teacher, self.kd_weight, self._compare)
 
         def loss(x: Tensor, s: Tensor, y: Tensor) -> Tensor:
             return outputs(x, s, y) + features.loss() if features else outputs(x, s, y)
@@ -156,13 +156,13 @@ class Distill(SoftTraining, Method):
             )
 
     def _check_answers_suffice(self, teacher: nn.Module) -> None:
-        assert isinstance(teacher, Answering)
+        assert isinstance(teacher, BlackBoxTeacher)
         if self._looks_inside:
             raise ModelError(
                 "Distill compares hidden features, and this teacher only answers; expected hints, attention and "
                 "relations of 0, or a module as the teacher"
             )
-        if self.targets == "logits" and self.soft and not teacher.logits:
+        if self.targets == "logits" and self.kd_weight and not teacher.logits:
             raise ModelError(
                 "Distill.targets is 'logits', and this teacher gives probabilities; expected targets='kl', or a "
                 "teacher that gives its logits"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, NutletError
-from nutlet.graph.reinit import redraw
+from nutlet.graph.reinit import reinit_modules
 from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.drop_blocks import DropBlocks, blocks_in_scope
@@ -45,7 +45,9 @@ class Student(Method):
 
     effect: ClassVar[str] = "student"
     sample: ClassVar[Mapping[str, Any]] = {"width": 0.5}
-    when: ClassVar[str] = "much smaller is asked for and there is time to train: a thinner, shallower net, then Distill"
+    use_when: ClassVar[str] = (
+        "much smaller is asked for and there is time to train: a thinner, shallower net, then Distill"
+    )
     recoverable: ClassVar[bool] = True
 
     width: float = 1.0
@@ -66,16 +68,16 @@ class Student(Method):
         if self.multiple_of > 1 and self.width == 1:
             raise ConfigError("Student.multiple_of rounds widths; found it with width 1, which leaves them as they are")
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
-        """Return why layers are left alone; a model that :meth:`decide` refuses is refused here already."""
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are left alone; a model that :meth:`plan` refuses is refused here already."""
         weighted_layers(model, self)
         if self.depth < 1:
             blocks_in_scope(model, example, self)
         elif self.start == "inherited":
-            return self._thinner.reasons(model, example)
+            return self._thinner.skip_reasons(model, example)
         else:
-            self._thinner.reasons(model, example)  # or it says that nothing can be thinner
-        return super().reasons(model, example)
+            self._thinner.skip_reasons(model, example)  # or it says that nothing can be thinner
+        return super().skip_reasons(model, example)
 
     @property
     def _thinner(self) -> PruneChannels:
@@ -83,7 +85,7 @@ class Student(Method):
             ratio=1 - self.width, multiple_of=self.multiple_of, include=self.include, exclude=self.exclude
         )
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks and channels that go, and new weights for a fresh start."""
         weighted_layers(model, self)  # or it says, in the name of this method, why there are none
         trial, example = copy.deepcopy(model), context.example
@@ -91,19 +93,19 @@ class Student(Method):
         if self.depth < 1:
             blocks = blocks_in_scope(model, example, self)
             gone = max(1, round((1 - self.depth) * len(blocks)))
-            _take_over(plan, DropBlocks(drop=gone, include=self.include, exclude=self.exclude).decide(trial, context))
-            trial = DropBlocks.execute(trial, plan, example)
+            _take_over(plan, DropBlocks(drop=gone, include=self.include, exclude=self.exclude).plan(trial, context))
+            trial = DropBlocks.apply(trial, plan, example)
         if self.width < 1:
             try:
-                _take_over(plan, self._thinner.decide(trial, context))
+                _take_over(plan, self._thinner.plan(trial, context))
             except NutletError as error:
                 if not plan["dropped"]:
                     raise
                 plan["notes"].append(f"no thinner where blocks are gone: {error}")
-            trial = PruneChannels.execute(trial, plan, example)
+            trial = PruneChannels.apply(trial, plan, example)
         if self.start == "fresh":
             names = [name for name, _ in trial.named_modules()]
-            kept = redraw(trial, context.seed, set(in_scope(names, self, names)))
+            kept = reinit_modules(trial, context.seed, set(in_scope(names, self, names)))
             plan["notes"] += [
                 f"{name or 'the model itself'}: has no reset_parameters; keeps its values" for name in kept
             ]
@@ -111,9 +113,9 @@ class Student(Method):
         return plan
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Take out the blocks, then the channels of what is left."""
-        return PruneChannels.execute(DropBlocks.execute(model, plan, example), plan, example)
+        return PruneChannels.apply(DropBlocks.apply(model, plan, example), plan, example)
 
 
 def _take_over(plan: Plan, part: Plan) -> None:

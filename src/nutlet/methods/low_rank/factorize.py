@@ -10,15 +10,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints.stack import constrain, constrained_weight, constraints, raw_weight, take_off
+from nutlet.constraints.stack import constrain, constrained_weight, constraints, raw_weight, remove_constraints
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph import modules
 from nutlet.graph.finalize import stored_numbers
 from nutlet.graph.macs import macs
-from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import input_moments, observing
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import ITERATIVE, Decomposed, Piece, Ranks, chain, fits, limits, pieces
@@ -95,9 +94,9 @@ class Factorize(Method):
 
     separable: ClassVar[tuple[str, ...]] = ("ranks",)
     effect: ClassVar[str] = "rank"
-    when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
+    use_when: ClassVar[str] = "large dense layers or wide convolutions carry most of the bytes"
     recoverable: ClassVar[bool] = True
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
     decomposition: Literal["svd", "whitened", "spatial", "tucker", "cp", "nmf"] = "svd"
     energy: float | None = None
@@ -134,7 +133,7 @@ class Factorize(Method):
     def _energy(self) -> float:
         return 0.9 if self.energy is None else self.energy
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the ranks of each layer that gets cheaper, and the values of the factors."""
         notes: list[str] = []
         layers = self._layers(model, context, notes)
@@ -154,11 +153,11 @@ class Factorize(Method):
         ranks = {name: list(choice.ranks) for name, choice in chosen.items()}
         return {"decomposition": self.decomposition, "ranks": ranks, "notes": notes, "values": values}
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers are not factorized, as far as their shape and their neighbours tell."""
-        found = super().reasons(model, example)
+        found = super().skip_reasons(model, example)
         free = {name: model.get_submodule(name) for name, reason in found.items() if not reason}
-        shared = shared_parameters(model)
+        shared = modules.shared_parameters(model)
         read = _read_by_others(model, free, example)
         for name, layer in free.items():
             if getattr(layer, "groups", 1) > 1:
@@ -177,7 +176,7 @@ class Factorize(Method):
                 found[name] = f"rank at most {most}"
         return found
 
-    def gentler(self) -> Factorize:
+    def milder(self) -> Factorize:
         """Return it with twice the rank, with half of what would be lost, or with half of the drop allowed."""
         if self.rank is not None:
             return replace(self, rank=2 * self.rank)
@@ -204,7 +203,7 @@ class Factorize(Method):
         return unlike_weights(model, plan)
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Replace each layer of the plan by its chain; the weights in it are set after."""
         for name, ranks in plan["ranks"].items():
             modules.replace(model, name, _factors(model.get_submodule(name), plan["decomposition"], tuple(ranks)))
@@ -239,7 +238,7 @@ class Factorize(Method):
 
     def _free(self, model: nn.Module, context: Context, notes: list[str]) -> Iterator[tuple[str, nn.Module]]:
         """Yield the layers that nothing speaks against."""
-        reasons = self.reasons(model, context.example)
+        reasons = self.skip_reasons(model, context.example)
         for name, layer in weighted_layers(model, self).items():
             if reasons[name]:
                 notes.append(f"{name}: {reasons[name]}, left as it is")
@@ -315,7 +314,7 @@ class Factorize(Method):
         context: Context,
         notes: list[str],
     ) -> dict[str, Choice]:
-        total = macs(walk(model, context.example)) if what == "macs" else stored_numbers(model)
+        total = macs(trace(model, context.example)) if what == "macs" else stored_numbers(model)
         wanted = total * (1 - share)
         chosen, saved = within(choices, what, wanted)
         if saved < wanted:
@@ -352,7 +351,7 @@ class Factorize(Method):
 
 def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decomposed | None = None) -> nn.Sequential:
     """Return the chain for ``layer``, which loses its constraints; without ``taken`` the weights mean nothing."""
-    earlier = take_off(layer, bake=True)
+    earlier = remove_constraints(layer, bake=True)
     shape = tuple(raw_weight(layer).shape)
     kind = fits(decomposition, shape)
     most = limits(kind, shape)
@@ -364,7 +363,7 @@ def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decompos
             for factor, weight in zip(factors, taken.cut(ranks), strict=True):
                 raw_weight(factor).copy_(weight.reshape(raw_weight(factor).shape))
     for factor in factors:
-        again = (constraint.anew(raw_weight(factor).detach()) for constraint in earlier)
+        again = (constraint.fit_like(raw_weight(factor).detach()) for constraint in earlier)
         constrain(factor, [constraint for constraint in again if constraint is not None])
     return factors.train(layer.training)
 

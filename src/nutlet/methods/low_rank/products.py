@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints.stack import constrained_weight, raw_weight, take_off
+from nutlet.constraints.stack import constrained_weight, raw_weight, remove_constraints
 from nutlet.methods.low_rank.decompositions import Shape, fits, pieces
 
 __all__ = ["multiplied_out", "product", "products", "unlike_weights"]
@@ -93,7 +93,7 @@ def multiplied_out(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
     dense = copy.deepcopy(model)
     for name, weight in products(model, plan).items():
         layer = dense.get_submodule(name)
-        take_off(layer, bake=True)
+        remove_constraints(layer, bake=True)
         with torch.no_grad():
             raw_weight(layer).copy_(weight)
     return dense

@@ -42,7 +42,7 @@ class DropBlocks(Method):
 
     separable: ClassVar[tuple[str, ...]] = ("dropped",)
     effect: ClassVar[str] = "depth"
-    when: ClassVar[str] = "the model must be fast at batch 1: latency follows depth more than work"
+    use_when: ClassVar[str] = "the model must be fast at batch 1: latency follows depth more than work"
     recoverable: ClassVar[bool] = True
     sample: ClassVar[Mapping[str, Any]] = {"drop": 1}
 
@@ -53,7 +53,7 @@ class DropBlocks(Method):
         if self.drop < 1:
             raise ConfigError(f"DropBlocks.drop is {self.drop}; expected the number of blocks to remove, 1 or more")
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks to drop, in the order in which they were chosen."""
         candidates = blocks_in_scope(model, context.example, self)
         notes: list[str] = []
@@ -82,7 +82,7 @@ class DropBlocks(Method):
                 notes.append(f"dropped {least}: loss on calibration data without it {costs[least]:.3f}")
         return {"dropped": dropped, "notes": notes}
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return the layers that are inside no block which can go."""
         candidates = blocks_in_scope(model, example, self)
         self._check_enough(candidates, [])
@@ -90,12 +90,12 @@ class DropBlocks(Method):
         inside = {name: f"{name}.".startswith(blocks) for name in layers_with_values(model)}
         return {name: "" if within else "in no block that can go" for name, within in inside.items()}
 
-    def passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+    def calibration_passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
         """Return the passes of the greedy search; one that cannot go is tried once in vain."""
         trials = _trials(len(blocks_in_scope(model, example, self)), self.drop)
         return trials, trials
 
-    def gentler(self) -> DropBlocks | None:
+    def milder(self) -> DropBlocks | None:
         """Return it with one block fewer to drop."""
         return dataclasses.replace(self, drop=self.drop - 1) if self.drop > 1 else None
 
@@ -112,7 +112,7 @@ class DropBlocks(Method):
         return silenced
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put an identity in the place of each block; constraints inside go with it."""
         for name in plan["dropped"]:
             replace(model, name, Passthrough())

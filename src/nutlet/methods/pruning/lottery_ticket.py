@@ -49,7 +49,7 @@ class LotteryTicket(MovingMasks):
     """
 
     effect: ClassVar[str] = "mask"
-    when: ClassVar[str] = "to study which weights a model needs, or at extreme sparsity with much time to train"
+    use_when: ClassVar[str] = "to study which weights a model needs, or at extreme sparsity with much time to train"
 
     rounds: int = 3
     rewind: int = 0
@@ -68,7 +68,7 @@ class LotteryTicket(MovingMasks):
         layers = self.layers(model)
         start = sparsity_of(layers)
         rounds = 0 if self.reached(layers) else self.rounds
-        loss = softened(context, self.temperature, self.soft)
+        loss = softened(context, self.temperature, self.kd_weight)
         notes: list[str] = []
         came_with = {name: value.clone() for name, value in _values(model).items()}
         with training_only(model, self), remembering(model, came_with) as early:

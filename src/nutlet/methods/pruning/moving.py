@@ -18,13 +18,13 @@ from nutlet.methods.base import Plan
 from nutlet.methods.pruning.masks import DENSE
 from nutlet.methods.pruning.sparsifying import Sparsifying
 from nutlet.training.context import Context
-from nutlet.training.losses import SoftTraining
+from nutlet.training.losses import DistillationTraining
 
 __all__ = ["Memory", "MovingMasks", "masks_of", "remembering", "sparsities", "sparsity_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovingMasks(SoftTraining, Sparsifying):
+class MovingMasks(DistillationTraining, Sparsifying):
     """Base of the methods that prune while they train: the plan puts masks on, the training moves them.
 
     Args:
@@ -47,7 +47,7 @@ class MovingMasks(SoftTraining, Sparsifying):
                 "FineTune or Distill with patience after it"
             )
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return which layers get a mask that training will move."""
         layers, notes = self.fitting(weighted_layers(model, self))
         return {"masked": list(layers), "notes": [DENSE, *notes]}

@@ -15,7 +15,7 @@ from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_chann
 from nutlet.graph.macs import macs
 from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.graph.skip_reasons import EXCLUDED, layers_with_values
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores
 from nutlet.training.context import Context
@@ -55,7 +55,7 @@ class PruneChannels(Method):
 
     effect: ClassVar[str] = "width"
     sample: ClassVar[Mapping[str, Any]] = {"ratio": 0.25}
-    when: ClassVar[str] = "the model must be smaller and faster on any runtime, and you can fine-tune after"
+    use_when: ClassVar[str] = "the model must be smaller and faster on any runtime, and you can fine-tune after"
     recoverable: ClassVar[bool] = True
 
     ratio: float | None = None
@@ -77,7 +77,7 @@ class PruneChannels(Method):
         if self.multiple_of < 1:
             raise ConfigError(f"PruneChannels.multiple_of is {self.multiple_of}; expected 1 or more")
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the channels each group loses."""
         coupling = Coupling(model, context.example)
         groups, notes = self._free(model, coupling)
@@ -95,7 +95,9 @@ class PruneChannels(Method):
         removed, attributes, refused = coupling.tried(removed)
         notes += [f"{root}: {reason}; left alone" for root, reason in refused.items()]
         if refused and self.macs is not None:
-            left = macs(walk(coupling.thinner(removed), context.example)) / macs(walk(coupling.model, context.example))
+            left = macs(trace(coupling.thinner(removed), context.example)) / macs(
+                trace(coupling.model, context.example)
+            )
             notes.append(
                 f"{left:.3f} of the work is left, and {self.macs} was asked for: lower `macs` to make up for it"
             )
@@ -170,10 +172,10 @@ class PruneChannels(Method):
         """Bisect for the smallest ratio that leaves at most the asked share of the work."""
         assert self.macs is not None
         example = coupling.example
-        budget = self.macs * macs(walk(coupling.model, example))
+        budget = self.macs * macs(trace(coupling.model, example))
 
         def work(ratio: float) -> int:
-            return macs(walk(coupling.thinner(self._removed(groups, scores, ratio)), example))
+            return macs(trace(coupling.thinner(self._removed(groups, scores, ratio)), example))
 
         low, high = 0.0, 1.0
         least = work(high)
@@ -190,7 +192,7 @@ class PruneChannels(Method):
             low, high = (low, middle) if work(middle) <= budget else (middle, high)
         return high
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers keep their channels and those they read: how they are coupled decides."""
         coupling = Coupling(model, example)
         thinner = coupling.touched(self._free(model, coupling)[0])
@@ -203,7 +205,7 @@ class PruneChannels(Method):
             for name in layers_with_values(model)
         }
 
-    def gentler(self) -> PruneChannels:
+    def milder(self) -> PruneChannels:
         """Return it with half of the channels, or half of the work, given back."""
         if self.ratio is not None:
             return replace(self, ratio=round(self.ratio / 2, 3))
@@ -219,7 +221,7 @@ class PruneChannels(Method):
         return silenced(model, example, plan["removed"])
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Remove the channels of the plan; constraints are carried."""
         if plan["removed"]:
             remove_channels(model, example, plan["removed"], plan.get("attributes", {}))

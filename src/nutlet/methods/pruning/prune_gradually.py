@@ -44,7 +44,7 @@ class PruneGradually(MovingMasks):
     """
 
     effect: ClassVar[str] = "mask"
-    when: ClassVar[str] = "the download must be small and you have time to train: keeps more accuracy than one blow"
+    use_when: ClassVar[str] = "the download must be small and you have time to train: keeps more accuracy than one blow"
 
     ramp: Literal["cubic", "iterative"] = "cubic"
     criterion: Literal["magnitude", "movement"] = "magnitude"
@@ -64,7 +64,7 @@ class PruneGradually(MovingMasks):
         path = sparsities(self.ramp, start, max(start, self.goal))
         moves = self.criterion == "movement"
         sums = {name: torch.zeros_like(raw_weight(layer)).detach() for name, layer in layers.items()} if moves else {}
-        loss = softened(context, self.temperature, self.soft)
+        loss = softened(context, self.temperature, self.kd_weight)
         with training_only(model, self), remembering(model, sums) as memory:
 
             def before_step(step: int, steps: int) -> None:

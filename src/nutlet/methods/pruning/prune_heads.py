@@ -55,7 +55,7 @@ class PruneHeads(Method):
 
     effect: ClassVar[str] = "width"
     sample: ClassVar[Mapping[str, Any]] = {"ratio": 0.25}
-    when: ClassVar[str] = "a transformer whose attention is a good part of the work; many heads are never missed"
+    use_when: ClassVar[str] = "a transformer whose attention is a good part of the work; many heads are never missed"
     recoverable: ClassVar[bool] = True
 
     ratio: float
@@ -67,7 +67,7 @@ class PruneHeads(Method):
         if not 0 < self.ratio < 1:
             raise ConfigError(f"PruneHeads.ratio is {self.ratio}; expected a share above 0 and below 1")
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the heads that each attention loses."""
         opened, notes = _opened(model, context.example)
         coupling = Coupling(opened, context.example, heads=True)
@@ -83,7 +83,7 @@ class PruneHeads(Method):
         plan = {"removed": removed, "attributes": attributes, "notes": notes}
         return plan | refitted(opened, plan, context.example, heads=True)
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return the layers that are inside no attention whose heads may go."""
         opened, notes = _opened(model, example)
         coupling = Coupling(opened, example, heads=True)
@@ -155,7 +155,7 @@ class PruneHeads(Method):
         return silenced(_with_opened(copy.deepcopy(model), plan), example, plan["removed"], heads=True)
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Open the attention of the plan and remove its heads; constraints are carried."""
         model = _with_opened(model, plan)
         if plan["removed"]:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import (
     Constraint,
     Mask,
-    alive,
     constrained_weight,
     constraints,
+    expand_range,
+    keep_mask,
     raw_weight,
-    widen,
 )
 from nutlet.errors import ConfigError
 from nutlet.graph.modules import shared_parameters
@@ -62,7 +62,7 @@ class PruneSecondOrder(Sparsifying):
     """
 
     effect: ClassVar[str] = "mask"
-    when: ClassVar[str] = "weights are to become zero and there is no time for training, only some examples"
+    use_when: ClassVar[str] = "weights are to become zero and there is no time for training, only some examples"
     recoverable: ClassVar[bool] = True
 
     distribution: Distribution = "uniform"
@@ -73,7 +73,7 @@ class PruneSecondOrder(Sparsifying):
         if not 0 < self.damping < 1:
             raise ConfigError(f"PruneSecondOrder.damping is {self.damping}; expected above 0 and below 1, as 0.01")
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that are masked; masks and changed weights are values."""
         layers, notes = self.fitting(weighted_layers(model, self))
         shared = shared_parameters(model)
@@ -98,7 +98,7 @@ class PruneSecondOrder(Sparsifying):
                 else:
                     _solve(layers[name], trial.get_submodule(name), damped(moments[name], self.damping), mask)
                 task.advance()
-        widen(trial)
+        expand_range(trial)
         values = {
             f"{name}.{key}": tensor
             for name in factors
@@ -126,7 +126,7 @@ def _prune(model: nn.Module, name: str, factor: Tensor, pattern: Pattern, keep: 
     layer = model.get_submodule(name)
     weight = as_matrix(layer, constrained_weight(layer))
     choice = _Choice(
-        pattern, as_matrix(layer, alive(layer)), pattern.choose(_cost(layer, factor), keep), _onto_grid(layer)
+        pattern, as_matrix(layer, keep_mask(layer)), pattern.choose(_cost(layer, factor), keep), _onto_grid(layer)
     )
     groups = weight.reshape(len(factor), -1, weight.shape[1])
     changed = eliminate(groups, factor, choice, choice.block).view_as(weight)

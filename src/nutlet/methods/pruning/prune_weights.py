@@ -41,12 +41,12 @@ class PruneWeights(Sparsifying):
     """
 
     effect: ClassVar[str] = "mask"
-    when: ClassVar[str] = "the file is compressed for download (zstd); no runtime gets faster by it"
+    use_when: ClassVar[str] = "the file is compressed for download (zstd); no runtime gets faster by it"
     recoverable: ClassVar[bool] = True
 
     criterion: Criterion = "magnitude"
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that are masked; the masks are values."""
         layers, notes = self.fitting(weighted_layers(model, self))
         saliency, unseen = saliencies(model, layers, self.criterion, context.data.calibration, context.loss)

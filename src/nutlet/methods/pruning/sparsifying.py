@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.constraints import formats
-from nutlet.constraints.stack import Mask, constrain, constrained_weight, raw_weight, take_off
+from nutlet.constraints.stack import Mask, constrain, constrained_weight, raw_weight, remove_constraints
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Method, Plan
@@ -80,7 +80,7 @@ class Sparsifying(Method):
         """Where zeros may lie."""
         return parse_pattern(type(self).__name__, self.pattern, self.block)
 
-    def gentler(self) -> Sparsifying | None:
+    def milder(self) -> Sparsifying | None:
         """Return it with twice as many weights kept; None for a pattern, and where that would keep all."""
         sparsity = 0.0 if self.sparsity is None or self.positions.of else round(1 - 2 * (1 - self.sparsity), 4)
         return dataclasses.replace(self, sparsity=sparsity) if sparsity > 0 else None
@@ -101,9 +101,9 @@ class Sparsifying(Method):
         chosen = {name: layer for name, layer in layers.items() if name not in misfits}
         return chosen, [f"{name}: {reason}, left alone" for name, reason in misfits.items()]
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers are left alone, those that cannot take the pattern among them."""
-        found = super().reasons(model, example)
+        found = super().skip_reasons(model, example)
         layers = {name: layer for name, layer in weighted_layers(model, self).items() if not found.get(name)}
         self.fitting(layers)  # or it says that none can
         return found | {name: self.positions.misfit(layer) for name, layer in layers.items()}
@@ -159,10 +159,10 @@ class Sparsifying(Method):
             def cost(name: str, keep: int) -> float:
                 layer = trial.get_submodule(name)
                 mask = pattern.mask(layer, saliency[name], keep) & (saliency[name] > 0)
-                earlier = take_off(layer)
+                earlier = remove_constraints(layer)
                 constrain(layer, [*(c for c in earlier if not isinstance(c, Mask)), Mask(mask)])
                 after = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
-                take_off(layer)
+                remove_constraints(layer)
                 constrain(layer, earlier)
                 task.advance()
                 return float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
@@ -181,7 +181,7 @@ class Sparsifying(Method):
             masks = [v for k, v in values.items() if k.startswith(f"{name}.parametrizations.") and k.endswith(".mask")]
             for mask in masks:
                 weight = weight * self.remaining(layer, mask)
-            take_off(layer, bake=True)
+            remove_constraints(layer, bake=True)
             with torch.no_grad():
                 raw_weight(layer).copy_(weight)
         return expected
@@ -191,7 +191,7 @@ class Sparsifying(Method):
         return mask
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put a mask on each layer of the plan, in the place of an earlier one."""
         put_masks(model, plan["masked"])
         return model

@@ -18,7 +18,7 @@ from nutlet.graph.trace import body_of
 from nutlet.methods.base import Method, Plan, register
 from nutlet.training.context import Context
 from nutlet.training.loop import fit
-from nutlet.training.losses import SoftTraining, softened
+from nutlet.training.losses import DistillationTraining, softened
 
 __all__ = ["TrainSparse", "group_norms"]
 
@@ -28,7 +28,7 @@ Group = Mapping[str, tuple[Tensor, Tensor]]
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class TrainSparse(SoftTraining, Method):
+class TrainSparse(DistillationTraining, Method):
     """Train with a penalty on the weights, so that the pruning step after it finds many that hardly matter.
 
     ``l1`` adds ``strength`` times the sum of ``|w|``; ``group`` adds ``strength`` times the sum of the L2 norms of the
@@ -57,7 +57,7 @@ class TrainSparse(SoftTraining, Method):
     """
 
     effect: ClassVar[str] = "training"
-    when: ClassVar[str] = "before pruning, when there is time to train: decides by training what can go"
+    use_when: ClassVar[str] = "before pruning, when there is time to train: decides by training what can go"
 
     penalty: Literal["l1", "group"] = "l1"
     strength: float = 1e-4
@@ -73,15 +73,15 @@ class TrainSparse(SoftTraining, Method):
                 f"TrainSparse.threshold is {self.threshold}; expected a share from 0 up to but not including 1"
             )
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return nothing to do: values alone change; a model without weights to penalize is refused."""
         weighted_layers(model, self)
         return {}
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers are left alone; a weight that something else makes is refused here already."""
         weighted_layers(model, self)
-        return super().reasons(model, example)
+        return super().skip_reasons(model, example)
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with the penalty, and make zero what is small then."""
@@ -89,7 +89,7 @@ class TrainSparse(SoftTraining, Method):
         named = {name: layer for name, layer in weighted_layers(body, self).items() if raw_weight(layer).requires_grad}
         layers = list(named.values())
         groups = self._groups(body, named, context.example) if self.penalty == "group" else []
-        targets = softened(context, self.temperature, self.soft)
+        targets = softened(context, self.temperature, self.kd_weight)
 
         def penalty() -> Tensor:
             if self.penalty == "l1":

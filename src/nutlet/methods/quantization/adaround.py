@@ -52,7 +52,7 @@ class AdaRound(OnIntegers):
     """
 
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = "weights of 2 to 4 bits where nothing is trained: seconds for each layer, few examples"
+    use_when: ClassVar[str] = "weights of 2 to 4 bits where nothing is trained: seconds for each layer, few examples"
 
     bits: int = 4
     steps: int = 1000
@@ -63,7 +63,7 @@ class AdaRound(OnIntegers):
         if self.steps < 1:
             raise ConfigError(f"AdaRound.steps is {self.steps}; expected 1 or more, as 1000")
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""
         grids = dict.fromkeys(weighted_layers(model, self), usual_grid(self.bits))
         return rounding_plan(self, model, context, grids, self._learned)

@@ -36,19 +36,19 @@ class Binarize(Coding):
 
     separable: ClassVar[tuple[str, ...]] = ("signs",)
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = "one bit for a weight on disk; only with long training after it, and wide layers"
+    use_when: ClassVar[str] = "one bit for a weight on disk; only with long training after it, and wide layers"
     recoverable: ClassVar[bool] = True
 
     granularity: Literal["channel", "tensor", "none"] = "channel"
     edges: bool = False
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that become binary."""
         layers, notes = layers_to_code(self, model, context, 2, Binarizer.order, edges=self.edges)
         return {"signs": dict.fromkeys(layers, self.granularity), "notes": notes}
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put a binarizer on each layer of the plan."""
         for name, granularity in plan["signs"].items():
             fit = partial(Binarizer.fit, granularity=granularity)

@@ -41,7 +41,7 @@ class Cluster(Coding):
 
     separable: ClassVar[tuple[str, ...]] = ("codebooks",)
     effect: ClassVar[str] = "shared values"
-    when: ClassVar[str] = "3 to 5 bits for a weight on disk at less loss than a uniform grid of so many bits"
+    use_when: ClassVar[str] = "3 to 5 bits for a weight on disk at less loss than a uniform grid of so many bits"
     recoverable: ClassVar[bool] = True
 
     values: int = 16
@@ -53,7 +53,7 @@ class Cluster(Coding):
         if not 2 <= self.values <= 256:
             raise ConfigError(f"Cluster.values is {self.values}; expected 2 to 256, so that an index fits a byte")
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return how many values each layer gets."""
         layers, notes = layers_to_code(self, model, context, self.values, Codebook.order, edges=self.edges)
         plan: Plan = {"codebooks": {}, "keep_zeros": self.keep_zeros, "notes": notes}
@@ -63,7 +63,7 @@ class Cluster(Coding):
         return plan
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put a codebook on each layer of the plan."""
         for name, count in plan["codebooks"].items():
             fit = partial(Codebook.fit, count=count, keep_zero=plan["keep_zeros"])

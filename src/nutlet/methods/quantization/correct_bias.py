@@ -15,7 +15,7 @@ from nutlet.data.examples import Examples
 from nutlet.graph.fold import foldable
 from nutlet.graph.scope import Layer, weighted_layers
 from nutlet.graph.statistics import observing
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
@@ -45,11 +45,11 @@ class CorrectBias(Method):
     """
 
     effect: ClassVar[str] = "values"
-    when: ClassVar[str] = (
+    use_when: ClassVar[str] = (
         "after Quantize with 4 bits or so, not after harsher steps, where nothing is trained; a pass per layer"
     )
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the modules whose biases change, those that get one, and the biases as values."""
         plan: Plan = {"corrected": [], "made": [], "values": {}, "notes": []}
         calibration = context.data.calibration
@@ -77,7 +77,7 @@ class CorrectBias(Method):
         return plan
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Make the biases that were absent."""
         for name in plan["made"]:
             _make_bias(model.get_submodule(name))
@@ -86,7 +86,7 @@ class CorrectBias(Method):
 
 def _places(model: nn.Module, scope: Iterable[str], context: Context) -> dict[str, str]:
     """Return the modules whose outputs can be compared and shifted, each with that of the original to compare with."""
-    norms = dict(foldable(context.teacher, walk(context.teacher, context.example)))
+    norms = dict(foldable(context.teacher, trace(context.teacher, context.example)))
     modules, scope, places = dict(model.named_modules()), set(scope), {}
     for name, layer in context.teacher.named_modules():
         if not isinstance(layer, Layer):

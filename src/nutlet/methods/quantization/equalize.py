@@ -39,9 +39,11 @@ class Equalize(Method):
     """
 
     effect: ClassVar[str] = "values"
-    when: ClassVar[str] = "before a Quantize that costs accuracy, where the channels of a layer differ much in range"
+    use_when: ClassVar[str] = (
+        "before a Quantize that costs accuracy, where the channels of a layer differ much in range"
+    )
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return ``[layer, its batch norm or None, readers]`` for each group of channels that can be scaled."""
         plan: Plan = {"links": [], "notes": []}
         layers = weighted_layers(model, self)
@@ -64,7 +66,7 @@ class Equalize(Method):
         return copy.deepcopy(model)
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Scale both sides of every link."""
         found = [Link(layer, norm, tuple(readers)) for layer, norm, readers in plan["links"]]
         for _ in range(SWEEPS):

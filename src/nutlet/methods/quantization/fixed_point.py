@@ -37,7 +37,7 @@ class FixedPoint(OnIntegers):
     """
 
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = "hardware that shifts instead of multiplying; elsewhere Quantize loses less"
+    use_when: ClassVar[str] = "hardware that shifts instead of multiplying; elsewhere Quantize loses less"
 
     bits: int = 8
     granularity: Literal["tensor", "channel"] = "tensor"
@@ -47,7 +47,7 @@ class FixedPoint(OnIntegers):
         super().__post_init__()
         check_bits("FixedPoint", "bits", self.bits)
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         grid = replace(usual_grid(self.bits), granularity=self.granularity, power_of_two=True)
         activations = ActivationGrid(power_of_two=True) if self.activations else None

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nutlet.constraints import FewValues, WeightQuantizer, formats
-from nutlet.constraints.stack import constrain, constrained_weight, output_axis, take_off
+from nutlet.constraints import Quantizer, WeightQuantizer, formats
+from nutlet.constraints.stack import constrain, constrained_weight, output_axis, remove_constraints
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan
 from nutlet.training.context import Context
 
 __all__ = ["Coding", "Fit", "edge_layers", "layers_to_code", "put_format"]
 
-Fit = Callable[[Tensor, int], FewValues]
+Fit = Callable[[Tensor, int], Quantizer]
 """``(weight, axis of the output channels) -> constraint``."""
 
 
@@ -39,7 +39,7 @@ class Coding(Method):
 
 def edge_layers(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> set[str]:
     """Return the first and the last of ``layers`` to run: few weights, and the errors there cost most."""
-    order = [site.module for site in walk(model, example).sites.values() if site.module in layers]
+    order = [site.module for site in trace(model, example).sites.values() if site.module in layers]
     return {order[0], order[-1]} if order else set()
 
 
@@ -84,8 +84,8 @@ def put_format(layer: nn.Module, fit: Fit, levels: int, order: int) -> None:
         levels: how many values it has.
         order: its place in the stack.
     """
-    stack, axis = take_off(layer), output_axis(layer)
-    constrain(layer, [c for c in stack if not isinstance(c, FewValues) or (c.order < order and len(c.levels) < levels)])
+    stack, axis = remove_constraints(layer), output_axis(layer)
+    constrain(layer, [c for c in stack if not isinstance(c, Quantizer) or (c.order < order and len(c.levels) < levels)])
     constrain(layer, [fit(constrained_weight(layer), axis)])
     weight = constrained_weight(layer)
     # Those of a higher order: integers, which few free values now lie on.

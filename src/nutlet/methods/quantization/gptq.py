@@ -47,7 +47,7 @@ class GPTQ(OnIntegers):
     """
 
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = "weights of 2 to 4 bits without training, in seconds; large dense layers"
+    use_when: ClassVar[str] = "weights of 2 to 4 bits without training, in seconds; large dense layers"
 
     bits: int = 4
     group_size: int = 32
@@ -61,7 +61,7 @@ class GPTQ(OnIntegers):
         if not 0 < self.damping < 1:
             raise ConfigError(f"GPTQ.damping is {self.damping}; expected a share above 0 and below 1, as 0.01")
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""
         grids, notes = {}, []
         for name, layer in weighted_layers(model, self).items():

@@ -30,17 +30,17 @@ class HalfPrecision(Coding):
 
     separable: ClassVar[tuple[str, ...]] = ("halves",)
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = "half the size at no loss, where integers lose too much"
+    use_when: ClassVar[str] = "half the size at no loss, where integers lose too much"
 
     dtype: Literal["float16", "bfloat16"] = "float16"
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that are stored in 16 bits."""
         layers, notes = layers_to_code(self, model, context, 2**16, HalfFloat.order)
         return {"halves": dict.fromkeys(layers, self.dtype), "notes": notes}
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put the format on each layer of the plan."""
         for name, dtype in plan["halves"].items():
             put_format(model.get_submodule(name), partial(HalfFloat.fit, dtype=dtype), 2**16, HalfFloat.order)

@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints import Grid, WeightQuantizer, formats
-from nutlet.constraints.stack import constrained_weight, raw_weight, take_off
+from nutlet.constraints import QuantScheme, WeightQuantizer, formats
+from nutlet.constraints.stack import constrained_weight, raw_weight, remove_constraints
 from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationGrid, attach, calibrate
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import read_exactly, runs_on_integers
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.trace import Record, walk
+from nutlet.graph.trace import Record, trace
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.methods.base import Method, Plan
 from nutlet.methods.quantization.formats import put_format
@@ -26,12 +26,12 @@ from nutlet.training.context import Context
 
 __all__ = [
     "OnIntegers",
+    "attach_quantizer",
     "calibrated",
     "check_bits",
     "grid_for",
     "grouped",
     "integer_plan",
-    "put_grid",
     "usual_grid",
     "with_integers",
 ]
@@ -61,7 +61,7 @@ class OnIntegers(Method):
             if name in norms:  # it was chosen for after the folding
                 factor = norm_factor(expected.get_submodule(norms[name]))
                 weight = scaled(layer, weight, torch.where(factor == 0, factor, 1 / factor))
-            take_off(layer, bake=True)
+            remove_constraints(layer, bake=True)
             with torch.no_grad():
                 raw_weight(layer).copy_(weight)
         return expected
@@ -76,18 +76,18 @@ class OnIntegers(Method):
         return left
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Fold, put the weights on their grids, and quantizers on the activations at their sites."""
         model = with_integers(model, plan)
         return attach(model, plan["activations"], example) if "activations" in plan else model
 
 
-def usual_grid(bits: int) -> Grid:
+def usual_grid(bits: int) -> QuantScheme:
     """Return the grid for so many bits, with one scale per channel: at 8 bits it covers every weight."""
-    return Grid(bits=bits, ranges="minmax" if bits == 8 else "mse")
+    return QuantScheme(bits=bits, ranges="minmax" if bits == 8 else "mse")
 
 
-def grouped(name: str, layer: nn.Module, grid: Grid, size: int) -> tuple[Grid, list[str]]:
+def grouped(name: str, layer: nn.Module, grid: QuantScheme, size: int) -> tuple[QuantScheme, list[str]]:
     """Return ``grid`` by groups of ``size`` weights, or by channel where they do not divide one, and a note on that."""
     width = constrained_weight(layer).shape[1:].numel()
     if width % size == 0:
@@ -109,7 +109,7 @@ def integer_plan(
     method: Method,
     model: nn.Module,
     context: Context,
-    grids: dict[str, Grid],
+    grids: dict[str, QuantScheme],
     *,
     activations: ActivationGrid | None = None,
 ) -> Plan:
@@ -123,14 +123,14 @@ def integer_plan(
         activations: how they are quantized; None leaves them in floating point.
     """
     scope = weighted_layers(model, method)
-    pairs = foldable(model, walk(model, context.example)) if method.folds_norms else []
+    pairs = foldable(model, trace(model, context.example)) if method.folds_norms else []
     plan: Plan = {"fold": [list(pair) for pair in pairs if pair[0] in scope], "weights": {}, "notes": []}
     for name, layer in scope.items():
         grid, notes = grid_for(name, layer, grids[name])
         plan["notes"] += notes
         if grid is not None:
             plan["weights"][name] = grid.changes()
-    packed = sorted({Grid(**changes).bits for changes in plan["weights"].values()} - {8})
+    packed = sorted({QuantScheme(**changes).bits for changes in plan["weights"].values()} - {8})
     if packed:
         widths = " and ".join(map(str, packed))
         plan["notes"].append(
@@ -167,7 +167,7 @@ def calibrated(
         activations: how they are quantized.
     """
     trial = with_integers(copy.deepcopy(model), plan)
-    record = walk(trial, context.example)
+    record = trace(trial, context.example)
     inputs = (x for x, _ in context.data.calibration.batches())
     return calibrate(trial, record, inputs, activations), record, trial
 
@@ -176,16 +176,16 @@ def with_integers(model: nn.Module, plan: Plan) -> nn.Module:
     """Fold, and put the weights on their grids."""
     fold(model, plan["fold"])
     for name, changes in plan["weights"].items():
-        put_grid(model.get_submodule(name), Grid(**changes))
+        attach_quantizer(model.get_submodule(name), QuantScheme(**changes))
     return model
 
 
-def put_grid(layer: nn.Module, grid: Grid) -> None:
+def attach_quantizer(layer: nn.Module, grid: QuantScheme) -> None:
     """Put the weight of ``layer`` on a grid."""
     put_format(layer, partial(WeightQuantizer.fit, grid=grid), len(grid.levels), WeightQuantizer.order)
 
 
-def grid_for(name: str, layer: nn.Module, grid: Grid) -> tuple[Grid | None, list[str]]:
+def grid_for(name: str, layer: nn.Module, grid: QuantScheme) -> tuple[QuantScheme | None, list[str]]:
     """Return the grid that a layer gets, if any, and why it is another one than was asked for."""
     kinds = formats(layer)
     levels = len(grid.levels)

@@ -9,12 +9,19 @@ from typing import ClassVar
 from torch import nn
 from torch.nn import functional as F
 
-from nutlet.constraints.stack import constrain, constrained_weight, constraints, take_off
+from nutlet.constraints.stack import constrain, constrained_weight, constraints, remove_constraints
 from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationGrid
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Plan, register
-from nutlet.methods.quantization.integers import OnIntegers, check_bits, grid_for, integer_plan, put_grid, usual_grid
+from nutlet.methods.quantization.integers import (
+    OnIntegers,
+    attach_quantizer,
+    check_bits,
+    grid_for,
+    integer_plan,
+    usual_grid,
+)
 from nutlet.tasks.outputs import to_logits
 from nutlet.tasks.predict import predict
 from nutlet.training.context import Context
@@ -45,7 +52,7 @@ class MixedPrecision(OnIntegers):
     """
 
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = "one width for all layers loses too much, and a saved file of fewer than 8 bits is wanted"
+    use_when: ClassVar[str] = "one width for all layers loses too much, and a saved file of fewer than 8 bits is wanted"
 
     bits: float = 4.0
     choices: tuple[int, ...] = (2, 4, 8)
@@ -61,7 +68,7 @@ class MixedPrecision(OnIntegers):
                 "budget between the smallest and the largest"
             )
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         scope = weighted_layers(model, self)
         widths = sorted(set(self.choices))
@@ -95,10 +102,10 @@ class MixedPrecision(OnIntegers):
                 lost[name] = {}
                 for width in widths:
                     stack = copy.deepcopy(constraints(layer))
-                    put_grid(layer, usual_grid(width))
+                    attach_quantizer(layer, usual_grid(width))
                     outputs = F.log_softmax(to_logits(predict(trial, examples), context.outputs), 1)
                     lost[name][width] = float(F.kl_div(outputs, wanted, reduction="batchmean", log_target=True))
-                    take_off(layer)
+                    remove_constraints(layer)
                     constrain(layer, stack)
                     task.advance(note=f"{name} at {width} bits")
         return lost

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from nutlet.constraints import Grid
+from nutlet.constraints import QuantScheme
 from nutlet.constraints.stack import constrained_weight
 from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationGrid
@@ -63,14 +63,14 @@ class Quantize(OnIntegers):
 
     Raises:
         ConfigError: bits outside 2 to 8, a group size without groups or that divides no layer, a ``tolerance`` that is
-            not positive, ``portable`` where no integer kernel computes with 8-bit weights.
+            not positive, ``reduce_range`` where no integer kernel computes with 8-bit weights.
 
     >>> Quantize(activations=False).to_dict()
     {'Quantize': {'activations': False}}
     """
 
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = (
+    use_when: ClassVar[str] = (
         "try it first: far smaller at once, no training; often faster (small layers only where the CPU has VNNI)"
     )
 
@@ -85,7 +85,7 @@ class Quantize(OnIntegers):
     activation_ranges: RangeKind | None = None
     learn: bool = False
     fold: bool | None = None
-    portable: bool | None = None
+    reduce_range: bool | None = None
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Quantize(OnIntegers):
 
         if self.tolerance is not None and not self.tolerance > 0:
             raise ConfigError(f"Quantize.tolerance is {self.tolerance}; expected a share of the outputs above 0")
-        if self.portable is not None and not self._saturates:
+        if self.reduce_range is not None and not self._saturates:
             raise ConfigError(
                 "Quantize.portable chooses scales for integer kernels with 8-bit weights; found none here (bits below "
                 "8, activations: false, groups or zero points); expected it to be left out"
@@ -132,18 +132,18 @@ class Quantize(OnIntegers):
         asked = {self.bits, self.edge_bits or 8, self.activation_bits or 8} != {8} or self.learn
         return None if asked else TOLERANCE if self.activations else WEIGHT_TOLERANCE
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
-        """Return why layers are left alone; groups that :meth:`decide` refuses are refused here already."""
-        found = super().reasons(model, example)
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+        """Return why layers are left alone; groups that :meth:`plan` refuses are refused here already."""
+        found = super().skip_reasons(model, example)
         self._check_groups(weighted_layers(model, self))
         return found
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         layers = weighted_layers(model, self)
         self._check_groups(layers)
         edges = edge_layers(model, layers, context.example) if self.edge_bits is not None else set()
-        grids: dict[str, Grid] = {}
+        grids: dict[str, QuantScheme] = {}
         notes: list[str] = []
         for name, layer in layers.items():
             grids[name] = self._grid(self.edge_bits if name in edges and self.edge_bits else self.bits)
@@ -170,7 +170,7 @@ class Quantize(OnIntegers):
                 f" of one of {', '.join(map(str, widths))}"
             )
 
-    def _grid(self, bits: int) -> Grid:
+    def _grid(self, bits: int) -> QuantScheme:
         usual = usual_grid(bits)
         return replace(
             usual,
@@ -178,14 +178,14 @@ class Quantize(OnIntegers):
             symmetric=self.symmetric,
             ranges=self.ranges or ("mean" if self.learn and bits < 8 else usual.ranges),
             learn=self.learn,
-            portable=self._saturates if self.portable is None else self.portable,
+            reduce_range=self._saturates if self.reduce_range is None else self.reduce_range,
         )
 
-    def gentler(self) -> Quantize | None:
+    def milder(self) -> Quantize | None:
         """Return it with activations in floating point."""
         return (
             replace(
-                self, activations=False, activation_bits=None, activation_ranges=None, portable=None, tolerance=None
+                self, activations=False, activation_bits=None, activation_ranges=None, reduce_range=None, tolerance=None
             )
             if self.activations
             else None

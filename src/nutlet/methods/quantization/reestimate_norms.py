@@ -39,7 +39,9 @@ class ReestimateNorms(Method):
     """
 
     effect: ClassVar[str] = "values"
-    when: ClassVar[str] = "after pruning or factorizing a model with batch norms, where nothing is trained afterwards"
+    use_when: ClassVar[str] = (
+        "after pruning or factorizing a model with batch norms, where nothing is trained afterwards"
+    )
 
     examples: int = 5000
     batch_size: int = 250
@@ -50,12 +52,12 @@ class ReestimateNorms(Method):
             if getattr(self, option) < 2:
                 raise ConfigError(f"ReestimateNorms.{option} is {getattr(self, option)}; expected 2 or more")
 
-    def reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
         """Return why layers are left alone; a scope without a norm is refused here already."""
         in_scope(_norms(model), self, dict(model.named_modules()))
-        return super().reasons(model, example)
+        return super().skip_reasons(model, example)
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the names of the norms, and their new statistics as values."""
         if not any(True for _ in model.parameters()):
             raise ModelError("ReestimateNorms found no parameters; expected a model with batch norms")

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nutlet.constraints import Grid, WeightQuantizer, formats
-from nutlet.constraints.stack import alive, constrained_weight, dense_weight, raw_weight
+from nutlet.constraints import QuantScheme, WeightQuantizer, formats
+from nutlet.constraints.stack import constrained_weight, dense_weight, keep_mask, raw_weight
 from nutlet.graph.fold import foldable
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import WITH_ROWS, input_moments
-from nutlet.graph.trace import walk
+from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan
 from nutlet.methods.quantization.integers import with_integers
 from nutlet.training.context import Context
@@ -62,7 +62,9 @@ Choose = Callable[[Rounding], Tensor]
 """Returns the codes of the weights, whole numbers."""
 
 
-def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dict[str, Grid], choose: Choose) -> Plan:
+def rounding_plan(
+    method: Method, model: nn.Module, context: Context, grids: dict[str, QuantScheme], choose: Choose
+) -> Plan:
     """Return the plan that puts layers on grids, with weights that are rounded by ``choose``.
 
     No row of weights becomes worse than rounded to the nearest code, as far as the moments tell.
@@ -80,7 +82,7 @@ def rounding_plan(method: Method, model: nn.Module, context: Context, grids: dic
         # What its weights were before they came onto so few values is gone: there is nothing to round.
         if fewer := [c for c in formats(layer) if len(c.levels) <= len(grids[name].levels)]:
             kept[name] = f"{name}: has {len(fewer[-1].levels)} values already and keeps them"
-    pairs = foldable(model, walk(model, context.example))
+    pairs = foldable(model, trace(model, context.example))
     plan: Plan = {
         "fold": [list(pair) for pair in pairs if pair[0] in scope and pair[0] not in kept],
         "weights": {name: grids[name].changes() for name in scope if name not in kept},
@@ -140,7 +142,7 @@ def _rounding(layer: nn.Module, quantizer: WeightQuantizer, moments: Tensor) -> 
     codes = torch.zeros_like(weight, dtype=torch.int16)
     zero = quantizer.values(codes).detach()
     step = quantizer.values(codes + 1).detach() - zero
-    shaped = (t.reshape(len(moments), -1, moments.shape[-1]) for t in (weight, zero, step, alive(layer)))
+    shaped = (t.reshape(len(moments), -1, moments.shape[-1]) for t in (weight, zero, step, keep_mask(layer)))
     weight, zero, step, left = shaped
     return Rounding(weight, moments, zero, step, quantizer.levels, left)
 
@@ -148,9 +150,9 @@ def _rounding(layer: nn.Module, quantizer: WeightQuantizer, moments: Tensor) -> 
 def _representable(quantizer: WeightQuantizer, weight: Tensor, nearest: Tensor) -> Tensor:
     """Return ``weight`` exactly on the grid, channels whose neighbours could saturate rounded to the nearest."""
     with torch.no_grad():
-        if quantizer.portable:
+        if quantizer.reduce_range:
             wider = copy.deepcopy(quantizer)
-            wider.widen(weight)
+            wider.expand_range(weight)
             over = (wider.step > quantizer.step * (1 + 1e-6)).expand(len(weight))
             weight = torch.where(over.view(-1, *[1] * (weight.ndim - 1)), nearest, weight)
         kept = quantizer.values(quantizer.codes(weight)).detach()

@@ -45,7 +45,7 @@ class Smooth(Method):
     """
 
     effect: ClassVar[str] = "values"
-    when: ClassVar[str] = "before a Quantize of a transformer, whose activations have a few channels of huge values"
+    use_when: ClassVar[str] = "before a Quantize of a transformer, whose activations have a few channels of huge values"
 
     alpha: float = 0.5
 
@@ -54,7 +54,7 @@ class Smooth(Method):
         if not 0 <= self.alpha <= 1:
             raise ConfigError(f"Smooth.alpha is {self.alpha}; expected a share from 0 to 1, as 0.5")
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return ``[layer or None, norm or None, readers]`` of the scaled channels, and what they become as values."""
         plan: Plan = {"links": [], "notes": []}
         layers = weighted_layers(model, self)

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from nutlet.constraints import Grid, TrainedTernarizer, WeightQuantizer
+from nutlet.constraints import QuantScheme, TrainedTernarizer, WeightQuantizer
 from nutlet.errors import ConfigError
 from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
-from nutlet.methods.quantization.integers import put_grid
+from nutlet.methods.quantization.integers import attach_quantizer
 from nutlet.training.context import Context
 
 __all__ = ["Ternarize"]
@@ -41,7 +41,7 @@ class Ternarize(Coding):
 
     separable: ClassVar[tuple[str, ...]] = ("ternary",)
     effect: ClassVar[str] = "grid"
-    when: ClassVar[str] = "less than two bits for a weight on disk, with training after it"
+    use_when: ClassVar[str] = "less than two bits for a weight on disk, with training after it"
     recoverable: ClassVar[bool] = True
 
     scales: Literal[1, 2] = 1
@@ -55,7 +55,7 @@ class Ternarize(Coding):
                 f"Ternarize.granularity is {self.granularity!r}, for one scale; with scales=2 a layer has both of them"
             )
 
-    def decide(self, model: nn.Module, context: Context) -> Plan:
+    def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that become ternary."""
         order = (WeightQuantizer if self.scales == 1 else TrainedTernarizer).order
         layers, notes = layers_to_code(self, model, context, 3, order, edges=self.edges)
@@ -65,12 +65,12 @@ class Ternarize(Coding):
         }
 
     @staticmethod
-    def execute(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
         """Put a ternary constraint on each layer of the plan."""
         for name, scale in plan["ternary"].items():
             layer = model.get_submodule(name)
             if scale == "signs":
                 put_format(layer, TrainedTernarizer.fit, 3, TrainedTernarizer.order)
             else:
-                put_grid(layer, Grid(bits=2, granularity=scale, ranges="mse", learn=True))
+                attach_quantizer(layer, QuantScheme(bits=2, granularity=scale, ranges="mse", learn=True))
         return model

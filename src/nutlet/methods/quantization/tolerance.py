@@ -13,7 +13,7 @@ from nutlet.graph.activation_quantizers import ActivationGrid, attach, with_scal
 from nutlet.graph.comparison import plain, run
 from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
-from nutlet.graph.trace import Edited, walk
+from nutlet.graph.trace import InstrumentedModel, trace
 from nutlet.methods.base import Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
 from nutlet.training.context import Context
@@ -90,7 +90,7 @@ def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: T
     kept = {name: values for name, values in changed.pop("activations", {}).items() if name not in in_float}
     if kept and any(name in plan["weights"] for name in in_float):
         trial = with_integers(copy.deepcopy(model), changed)
-        placed = place(trial, walk(trial, example))
+        placed = place(trial, trace(trial, example))
         kept = {name: values for name, values in kept.items() if name in placed}
     kept = with_scales(kept)
     return {**changed, "activations": kept} if kept else changed
@@ -99,11 +99,11 @@ def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: T
 def _by_effect(model: nn.Module, plan: Plan, x: Tensor, example: Tensor) -> list[str]:
     """Return all layers and all sites with a scale of their own, first what moves the outputs most when it is alone."""
     trial = _executed(model, plan, example)
-    quantizers = trial.by_site if isinstance(trial, Edited) else {}
-    body = trial.take_off() if isinstance(trial, Edited) else trial
+    quantizers = trial.by_site if isinstance(trial, InstrumentedModel) else {}
+    body = trial.unwrap() if isinstance(trial, InstrumentedModel) else trial
     bare = plain(model, quantized=True)
     fold(bare, plan["fold"])
-    record, expected = walk(bare, example), run(bare, x)
+    record, expected = trace(bare, example), run(bare, x)
     effects = {}
     for name in plan["weights"]:
         weight = bare.get_submodule(name).get_parameter("weight").data
@@ -113,9 +113,9 @@ def _by_effect(model: nn.Module, plan: Plan, x: Tensor, example: Tensor) -> list
         weight.copy_(before)
     for name, quantizer in quantizers.items():
         if "same_as" not in plan["activations"][name]:
-            alone = Edited(bare, record, {name: quantizer})
+            alone = InstrumentedModel(bare, record, {name: quantizer})
             effects[name] = _relative(run(alone, x), expected)
-            alone.take_off()
+            alone.unwrap()
     return sorted(effects, key=lambda name: -effects[name])
 
 
