@@ -118,7 +118,7 @@ def attack_job(
         "attack": attack,
         "source": source,
         "answers": answers,
-        "scene": knowledge,
+        "knowledge": knowledge,
         "budgets": tuple(sorted(budgets)),
         "evaluation": evaluation,
     }
@@ -130,7 +130,7 @@ def baseline_job(
 ) -> Job:
     """Return the job that trains the thief on his own labels."""
     arguments = {
-        "thief": surrogate,
+        "surrogate": surrogate,
         "transfer": transfer,
         "budgets": tuple(sorted(budgets)),
         "seed": seed,

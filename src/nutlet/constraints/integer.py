@@ -30,7 +30,7 @@ class QuantScheme:
             ``mean`` what Esser et al. 2020 (arXiv:1902.08153) begin learning from, ``2 mean|w| / sqrt(limit)``.
         learn: the scale is trained (learned step size, the same paper).
         power_of_two: scales are powers of two, so that a shift does what a multiplication would.
-        portable: two neighbouring codes sum to at most 128 in either direction; see :class:`WeightQuantizer`.
+        reduce_range: two neighbouring codes sum to at most 128 in either direction; see :class:`WeightQuantizer`.
     """
 
     bits: int = 8

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nutlet.errors import ModelError
+from nutlet.formats.onnx import probe
 from nutlet.formats.onnx.session import Runtime
 
 __all__ = ["Memory", "peak_memory"]
@@ -54,7 +55,7 @@ def peak_memory(runtime: Runtime, shape: Sequence[int], *, batches: Sequence[int
         "batches": list(batches),
     }
     # -P: the folder of the script is not searched for modules, or ours would shadow others of the same name.
-    command = [sys.executable, "-P", str(Path(__file__).with_name("probe.py")), json.dumps(wanted)]
+    command = [sys.executable, "-P", str(Path(probe.__file__)), json.dumps(wanted)]
     trouble = f"measuring the peak memory of {runtime.path} failed"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)

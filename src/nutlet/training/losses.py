@@ -30,7 +30,7 @@ class DistillationTraining(Training):
 
     Args:
         temperature: T, softens both distributions; only where they are compared as such.
-        soft: share of the teacher's term, 0 to 1; with 0 the labels alone are learnt.
+        kd_weight: share of the teacher's term, 0 to 1; with 0 the labels alone are learnt.
 
     Raises:
         ConfigError: a temperature that is not positive, or ``kd_weight`` outside [0, 1].

@@ -315,9 +315,8 @@ class Factorize(Method):
         notes: list[str],
     ) -> dict[str, Choice]:
         total = macs(trace(model, context.example)) if what == "macs" else stored_numbers(model)
-        wanted = total * (1 - share)
-        chosen, saved = within(choices, what, wanted)
-        if saved < wanted:
+        chosen, saved = within(choices, what, total * (1 - share))
+        if saved < total * (1 - share):
             raise ConfigError(
                 f"Factorize.{what} is {share}, but the lowest ranks leave {1 - saved / total:.2f} of the {what}; "
                 f"raise `{what}`, widen the scope, or remove structure first"

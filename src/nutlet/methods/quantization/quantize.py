@@ -52,7 +52,7 @@ class Quantize(OnIntegers):
         fold: fold batch norms at once; otherwise when a file with integer activations is made, and training goes on
             with them (without norms it may diverge at the usual learning rates). By default at once, but for scales to
             be learned.
-        portable: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
+        reduce_range: choose scales with which 16-bit intermediate sums cannot saturate, so that the file gives the same
             answers on x86 processors without VNNI; costs a little precision. By default where it matters: integer
             kernels with weights of 8 bits.
         tolerance: the largest relative L2 error of the outputs, ``|after - before| / |before|`` of this step on 16
