@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.attention import open_attention
 from nutlet.graph.constraints import constrained_weight, output_axis
-from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
+from nutlet.graph.coupling.group import Group
+from nutlet.graph.coupling.groups import Coupling, refitted, remove_channels, silenced
 from nutlet.graph.modules import replace
 from nutlet.graph.reasons import layers_with_values
 from nutlet.graph.scope import in_scope
