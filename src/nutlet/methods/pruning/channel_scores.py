@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.data.examples import Examples
+from nutlet.graph.coupling.group import as_shares
 from nutlet.graph.statistics import Loss, observing, weight_gradients
 from nutlet.methods.pruning.criteria import SMALL_BATCH
 from nutlet.tasks.predict import evaluating
 
-__all__ = ["ChannelCriterion", "channel_scores"]
+__all__ = ["ChannelCriterion", "channel_scores", "relative_to_left"]
 
 ChannelCriterion = Literal["magnitude", "activation", "taylor", "second-order"]
 
@@ -25,9 +26,9 @@ def channel_scores(
     """Return one score, zero or more, for each output channel of each layer; without meaning for ``magnitude``.
 
     ``activation``
-        The mean of ``|a|`` over examples and positions, a the output of the layer before any norm or non-linearity,
-        divided by its mean over the channels: layers that are added differ in scale (Hu et al. 2016, arXiv:1607.03250,
-        count the zeros of it).
+        The mean of ``|a|`` over examples and positions, a the output of the layer before any norm or non-linearity, as
+        share of all channels together: layers that are added differ in scale (Hu et al. 2016, arXiv:1607.03250, count
+        the zeros of it).
     ``taylor``
         The mean over small batches of ``(sum of w g)^2`` over the weights that make the channel: the square of the
         first-order change of the loss without it (Molchanov et al. 2019, arXiv:1906.10771, equations 8 and 9).
@@ -75,4 +76,18 @@ def _sizes_of_outputs(model: nn.Module, layers: dict[str, nn.Module], examples: 
     with observing(model, layers, note), evaluating(model), torch.no_grad():
         for x, _ in examples.batches():
             model(x)
-    return {name: total / total.mean().clamp_min(1e-12) for name, total in sums.items()}
+    return {name: as_shares(total) for name, total in sums.items()}
+
+
+def relative_to_left(score: Tensor) -> Tensor:
+    """Return scores relative to what is left once all weaker ones are gone, times their sum; their order stays.
+
+    ``s_c sum_k s_k / sum of all s_k >= s_c`` (LAMP: Lee et al. 2021, arXiv:2010.07611, equation 4, there of weights):
+    where channels of many groups are ranked together, the fewer a group has left, the more each of them counts.
+
+    >>> relative_to_left(torch.tensor([1.0, 2.0, 1.0])).tolist()
+    [1.0, 4.0, 1.3333333730697632]
+    """
+    weakest = score.argsort(stable=True)
+    left = score[weakest].flip(0).cumsum(0).flip(0).clamp_min(1e-12)
+    return torch.zeros_like(score).index_copy_(0, weakest, score[weakest] / left * score.sum())
