@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.random_projection import GaussianRandomProjection
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
@@ -20,7 +25,6 @@ __all__ = [
     "claimable",
     "curve",
     "difference",
-    "logistic",
     "roc",
     "sequential",
     "settled",
@@ -31,6 +35,8 @@ Array = npt.NDArray[Any]
 
 _DIRECTIONS = 256
 """Numbers of an input that the blind baseline looks at."""
+_PENALTY = 0.02
+"""Of its squared weights, for each candidate."""
 
 
 def roc(scores: npt.ArrayLike, members: npt.ArrayLike) -> tuple[Array, Array]:
@@ -195,21 +201,21 @@ def blind_scores(pool: Examples, members: npt.ArrayLike, seed: int = 0, folds: i
 
     Args:
         pool: candidates ``(N,)``.
-        members: who is one, ``(N,)`` bool.
+        members: who is one, ``(N,)`` bool; at least two, and two others.
         seed: of the folds.
-        folds: parts that are scored in turn.
+        folds: parts that are scored in turn; fewer where there are not as many members, or others.
     """
-    random = np.random.default_rng(seed)
     x = np.concatenate([inputs.flatten(1).numpy() for inputs, _ in pool.batches()]).astype("float64")
     if x.shape[1] > _DIRECTIONS:  # a random projection keeps what is linear in few directions
-        x = x @ random.normal(size=(x.shape[1], _DIRECTIONS))
+        x = GaussianRandomProjection(_DIRECTIONS, random_state=seed).fit_transform(x)
     x = np.hstack([x, np.eye(pool.classes)[pool.y.numpy()]])
-    x = np.hstack([(x - x.mean(0)) / (x.std(0) + 1e-6), np.ones((len(x), 1))])
-    wanted = np.asarray(members, dtype="float64")
-    part = random.permutation(len(x)) % folds
-    scores = np.empty(len(x))
-    for fold in range(folds):
-        scores[part == fold] = x[part == fold] @ logistic(x[part != fold], wanted[part != fold])
+    classifier = make_pipeline(
+        StandardScaler(), LogisticRegression(C=1 / (_PENALTY * len(x)), solver="newton-cholesky")
+    )
+    # As many members in each part: a part with fewer would teach the classifier to expect more of them in it.
+    wanted = np.asarray(members, dtype=int)
+    parts = StratifiedKFold(min(folds, *np.bincount(wanted)), shuffle=True, random_state=seed)
+    scores: Array = cross_val_predict(classifier, x, wanted, cv=parts, method="decision_function")
     return scores
 
 
@@ -281,22 +287,3 @@ def _found(inside: Array, outside: Array, allowed: int) -> Array:
     threshold = np.partition(outside, -allowed - 1, axis=-1)[..., -allowed - 1]
     found: Array = (inside > threshold[..., None]).sum(-1)
     return found
-
-
-def logistic(x: Array, wanted: Array, penalty: float = 0.02, steps: int = 8) -> Array:
-    """Return the weights of a logistic regression with a ridge penalty, ``(F,)``, by Newton's method.
-
-    Args:
-        x: features ``(N, F)``; a column of ones for an intercept.
-        wanted: ones and zeros, ``(N,)``.
-        penalty: of the squared weights, for each row.
-        steps: of Newton's method.
-    """
-    weights = np.zeros(x.shape[1])
-    ridge = penalty * len(x)
-    for _ in range(steps):
-        chance = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        gradient = x.T @ (wanted - chance) - ridge * weights
-        hessian = (x * (chance * (1 - chance))[:, None]).T @ x
-        weights += np.linalg.solve(hessian + ridge * np.eye(len(weights)), gradient)
-    return weights
