@@ -8,12 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_curve
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.random_projection import GaussianRandomProjection
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
@@ -53,6 +47,8 @@ def roc(scores: npt.ArrayLike, members: npt.ArrayLike) -> tuple[Array, Array]:
     >>> fpr.tolist(), tpr.tolist()
     ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
     """
+    from sklearn.metrics import roc_curve
+
     scores, members = _checked(scores, members)
     # Ranks in place of scores: scikit-learn refuses infinity, which a log-likelihood ratio may be.
     fpr, tpr, _ = roc_curve(members, stats.rankdata(scores, method="dense"), drop_intermediate=False)
@@ -162,6 +158,7 @@ def difference(
         rate: Array = _found(scores[inside], scores[outside], _allowed(fpr, outside.shape[-1])) / inside.shape[-1]
         return rate
 
+    # The bootstrap says which axis is that of the candidates: always the last.
     def gap(inside: Array, outside: Array, axis: int = -1) -> Array:
         return figure(other, inside, outside) - figure(one, inside, outside)
 
@@ -205,6 +202,12 @@ def blind_scores(pool: Examples, members: npt.ArrayLike, seed: int = 0, folds: i
         seed: of the folds.
         folds: parts that are scored in turn; fewer where there are not as many members, or others.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.random_projection import GaussianRandomProjection
+
     x = np.concatenate([inputs.flatten(1).numpy() for inputs, _ in pool.batches()]).astype("float64")
     if x.shape[1] > _DIRECTIONS:  # a random projection keeps what is linear in few directions
         x = GaussianRandomProjection(_DIRECTIONS, random_state=seed).fit_transform(x)
