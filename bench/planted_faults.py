@@ -319,7 +319,7 @@ FAULTS = {
         "nutlet.constraints.integer:WeightQuantizer._set", first(lambda q, s, z: (q, s.roll(1), z)), "int8"
     ),
     "scale of the next channel after a late fold": Fault(
-        "nutlet.constraints.integer:WeightQuantizer.times",
+        "nutlet.constraints.integer:WeightQuantizer.scale_outputs",
         first(lambda q, factor: (q, factor.roll(1))),
         "trained",
     ),
@@ -366,10 +366,10 @@ FAULTS = {
         "nutlet.methods.quantization.integers:calibrate", after(_elsewhere), "int8"
     ),
     "activation quantizers carried to other sites": Fault(
-        "nutlet.methods.base:carry", after(_moved_quantizers), "int8, masked"
+        "nutlet.methods.base:reattach", after(_moved_quantizers), "int8, masked"
     ),
     "activation quantizers carried with half the scale": Fault(
-        "nutlet.methods.base:carry", after(_halved_quantizers), "int8, masked"
+        "nutlet.methods.base:reattach", after(_halved_quantizers), "int8, masked"
     ),
     "equalization not compensated": Fault(
         "nutlet.methods.quantization.equalize:Link", lambda _: _Uncompensated, "equalized"
@@ -382,9 +382,9 @@ FAULTS = {
         "nutlet.methods.low_rank.decompositions:tucker", after(_reordered), "factorized kernels"
     ),
     "another block dropped": Fault(
-        "nutlet.methods.pruning.drop_blocks:DropBlocks.execute", first(_another_block), "shallower"
+        "nutlet.methods.pruning.drop_blocks:DropBlocks.apply", first(_another_block), "shallower"
     ),
-    "learned scale lost after training": Fault("nutlet.compression.verify:settle", after(_halved_learned), "trained"),
+    "learned scale lost after training": Fault("nutlet.compression.verify:sync_dense", after(_halved_learned), "trained"),
     "mask lost in training": Fault(
         "nutlet.methods.fine_tune:FineTune.train", after(lambda r, s, model, c: _unmasked(r, model)), "trained"
     ),

@@ -42,7 +42,7 @@ IMAGES = AttackerKnowledge(classes=6, shape=(1, 6, 6), white_box=stripes())
 
 
 def test_recognised_is_the_share_named_right() -> None:
-    judge = world.evaluate_uncounted()
+    judge = world.judge()
     assert share(world.centres(), judge) == 1.0
     half = world.centres().clone()
     half[:8] = half[:8].roll(1, 0)
@@ -50,7 +50,7 @@ def test_recognised_is_the_share_named_right() -> None:
 
 
 def test_noise_and_the_mean_are_recognised_by_chance() -> None:
-    judge, generator = world.evaluate_uncounted(), torch.Generator().manual_seed(0)
+    judge, generator = world.judge(), torch.Generator().manual_seed(0)
     mean = world.rows(500, seed=9).x.mean(0).expand(world.CLASSES, -1)
     assert share(mean, judge) == 1 / world.CLASSES
     noise = [share(torch.randn(world.CLASSES, world.FEATURES, generator=generator), judge) for _ in range(100)]
@@ -107,4 +107,4 @@ def test_generator_inversion_makes_images() -> None:
 @pytest.mark.parametrize("shown", ["top-3", "rounded-2"])
 def test_generator_inversion_works_on_part_of_the_answers(shown: str) -> None:
     found = images(GeneratorInversion(steps=200), world.knowledge(world.victim()), world.victim(), shown)
-    assert share(found, world.evaluate_uncounted()) > 0.5
+    assert share(found, world.judge()) > 0.5

@@ -61,7 +61,7 @@ class Disclosure:
             ConfigError: it is none of these.
 
         >>> Disclosure.parse("top-3")
-        Answers(kind='top-k', k=3, digits=2)
+        Disclosure(kind='top-k', k=3, digits=2)
         """
         name, _, number = text.partition("-")
         if name == "top" and _short_number(number):

@@ -98,7 +98,7 @@ class Distill(DistillationTraining, Method):
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with what the teacher gives as targets."""
         if self.kd_weight < 1 or self.targets == "decoupled":
-            check_labelled(context.data.train.y, "Distill with these options", "expected labels, or kd_weight=1 with kl")
+            check_labelled(context.data.train.y, "Distill with these options", "expected some, or kd_weight=1 with kl")
         if self.kd_weight == 0 and not self._looks_inside:
             with training_only(model, self):
                 return fit(model, context, self, cross_entropy, title="distilling")
