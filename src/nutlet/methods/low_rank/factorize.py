@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import constrain, constrained_weight, constraints, raw_weight, remove_constraints
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph import modules
+from nutlet.graph.comparison import run
 from nutlet.graph.finalize import stored_numbers
 from nutlet.graph.macs import macs
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.statistics import input_moments, observing
+from nutlet.graph.statistics import input_moments, observe
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.low_rank import decompositions
@@ -35,7 +36,7 @@ from nutlet.methods.low_rank.ranks import (
     spread,
     within,
 )
-from nutlet.tasks.predict import evaluate, evaluating
+from nutlet.tasks.predict import evaluate
 from nutlet.training.context import Context
 
 __all__ = ["Factorize"]
@@ -217,8 +218,7 @@ class Factorize(Method):
         def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
             calls.setdefault(name, []).append((tuple(x.shape), tuple(output.shape)))
 
-        with observing(model, found, note), evaluating(model), torch.no_grad():
-            model(context.example)
+        observe(model, found, note, [context.data.calibration.batch(slice(0, 2))])
         ranks = {}
         for name, layer in found.items():
             if name not in calls:
@@ -270,7 +270,7 @@ class Factorize(Method):
         for some in portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
             moments = {}
             if self.decomposition == "whitened":
-                moments = input_moments(model, some, context.data.calibration.batches())
+                moments = input_moments(model, some, context.calibration("moments of inputs"))
             for name, layer in some.items():
                 weight = constrained_weight(layer)
                 kind = fits(self.decomposition, tuple(weight.shape))
@@ -373,8 +373,7 @@ def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> 
     watched = {name: _Watched(trial.get_submodule(name)) for name in names}
     for name, layer in watched.items():
         modules.replace(trial, name, layer)
-    with evaluating(trial), torch.no_grad():
-        trial(example)
+    run(trial, example)
     return [name for name, layer in watched.items() if layer.read]
 
 

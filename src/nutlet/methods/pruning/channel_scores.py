@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.data.examples import Examples
-from nutlet.graph.statistics import Loss, observing, weight_gradients
+from nutlet.graph.statistics import Loss, batch_gradients, channels_first, observe, weight_gradients
 from nutlet.methods.pruning.criteria import SMALL_BATCH
-from nutlet.tasks.predict import evaluating
 
 __all__ = ["ChannelCriterion", "channel_scores"]
 
@@ -51,11 +50,11 @@ def channel_scores(
             n: _by_channel(layer, constrained_weight(layer).square() * squares[n][1]) / 2 for n, layer in layers.items()
         }
     scores = {name: torch.zeros(constrained_weight(layer).shape[output_axis(layer)]) for name, layer in layers.items()}
-    batches = list(examples.batches(SMALL_BATCH))
-    for batch in batches:
-        for name, (gradient, _) in weight_gradients(model, layers, [batch], loss).items():
+    count = -(-len(examples) // SMALL_BATCH)
+    for gradients in batch_gradients(model, layers, examples.batches(SMALL_BATCH), loss):
+        for name, gradient in gradients.items():
             change = _by_channel(layers[name], constrained_weight(layers[name]) * gradient)
-            scores[name] += change.square() / len(batches)
+            scores[name] += change.square() / count
     return scores
 
 
@@ -67,12 +66,10 @@ def _sizes_of_outputs(model: nn.Module, layers: dict[str, nn.Module], examples: 
     sums: dict[str, Tensor] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        sizes = output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1).abs().mean(1)
+        sizes = channels_first(layer, output).abs().mean(1)
         # A transposed convolution holds its outputs within a group: all groups lose the same.
         sizes = sizes.view(-1, constrained_weight(layer).shape[output_axis(layer)]).sum(0)
         sums[name] = sums.get(name, 0) + sizes * len(output)
 
-    with observing(model, layers, note), evaluating(model), torch.no_grad():
-        for x, _ in examples.batches():
-            model(x)
+    observe(model, layers, note, examples.batches())
     return {name: total / total.mean().clamp_min(1e-12) for name, total in sums.items()}
