@@ -366,10 +366,10 @@ FAULTS = {
         "nutlet.methods.quantization.integers:calibrate", after(_elsewhere), "int8"
     ),
     "activation quantizers carried to other sites": Fault(
-        "nutlet.methods.base:carry", after(_moved_quantizers), "int8, masked"
+        "nutlet.methods.base:reattach", after(_moved_quantizers), "int8, masked"
     ),
     "activation quantizers carried with half the scale": Fault(
-        "nutlet.methods.base:carry", after(_halved_quantizers), "int8, masked"
+        "nutlet.methods.base:reattach", after(_halved_quantizers), "int8, masked"
     ),
     "equalization not compensated": Fault(
         "nutlet.methods.quantization.equalize:Link", lambda _: _Uncompensated, "equalized"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from nutlet.compression.pipeline import compress
 from nutlet.errors import ModelError
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.methods import PruneChannels
-from nutlet.methods.pruning.channel_scores import channel_scores
+from nutlet.methods.pruning.channel_scores import channel_scores, relative_to_left
 from nutlet.training.context import Context
 
 
@@ -40,7 +42,9 @@ def test_taylor_is_the_square_of_the_first_order_change() -> None:
     weight = model[0].weight.detach().clone().requires_grad_(True)
     logits = model[2](F.relu(F.linear(x, weight, model[0].bias)))
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), weight)
-    found = channel_scores(model, ["0"], "taylor", data.calibration)["0"]  # 32 examples: one small batch
+    found = channel_scores(model, ["0"], "taylor", Context(data=data, teacher=model))[
+        "0"
+    ]  # 32 examples: one small batch
     torch.testing.assert_close(found, (weight.detach() * gradient).sum(1).square())
 
 
@@ -65,6 +69,35 @@ def test_global_takes_most_from_the_group_that_matters_least() -> None:
     counts = {root: len(gone) for root, gone in plan["removed"].items()}
     assert counts["block1.fc1"] == max(counts.values()) == 14
     assert sum(counts.values()) <= round(0.3 * 48)
+
+
+def test_a_budget_of_work_ranks_all_channels_and_one_of_channels_each_group() -> None:
+    model, data = tiny.tiny("cnn")
+    context = Context(data=data, teacher=model)
+
+    def plan(**options: Any) -> dict[str, Any]:
+        return PruneChannels(**options).plan(model, context)
+
+    assert plan(macs=0.6) == plan(macs=0.6, distribution="global") != plan(macs=0.6, distribution="uniform")
+    assert plan(ratio=0.5) == plan(ratio=0.5, distribution="uniform") != plan(ratio=0.5, distribution="global")
+
+
+def test_of_channels_that_matter_alike_those_go_that_cost_more() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, tiny.CLASSES),
+    )  # fmt: skip
+    data = tiny.tiny_data((3, 8, 8))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.1)
+    plan = PruneChannels(ratio=0.2, distribution="global").plan(model, Context(data=data, teacher=model))
+    assert set(plan["removed"]) == {"0", "2"}
+
+
+def test_ranked_together_no_group_is_left_with_next_to_nothing() -> None:
+    weak = torch.tensor([0.01, 0.01, 0.01, 0.01])
+    torch.testing.assert_close(relative_to_left(weak), 0.04 / torch.tensor([4.0, 3.0, 2.0, 1.0]))
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "activation", "taylor", "second-order"])

@@ -25,68 +25,19 @@ from nutlet.graph.channels import by_group
 from nutlet.graph.coupling.channels import Channels, Family, Place, followed
 from nutlet.graph.coupling.cut import Attributes, cut, put_attributes
 from nutlet.graph.coupling.follow import RETURNED
+from nutlet.graph.coupling.group import Group, as_shares
 from nutlet.graph.coupling.silence import Silenced
 from nutlet.graph.coupling.trial import OffenceError, Trial
+from nutlet.graph.macs import site_macs
 from nutlet.graph.quantization_error import carried_problem
 from nutlet.graph.scope import Layer
+from nutlet.graph.trace import trace
 
-__all__ = ["Coupling", "Group", "refitted", "remove_channels", "silenced"]
+__all__ = ["Coupling", "refitted", "remove_channels", "silenced"]
 
-FORCED = 10.0
 ONE = "all of its channels go together"
 Removed = Mapping[str, list[int]]
 """Output channels by the layer that makes them (by the weight, where it has several); heads by their attention."""
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Output channels of which any can go, with all that is coupled to it.
-
-    Args:
-        root: the layer whose output channels number the group.
-        channels: number of channels.
-        width: number of outputs of ``root`` that they are; of a head many.
-        places: for each channel where it lies among the outputs of ``root``, the first place of those it has.
-        producers: names of all modules that make these channels.
-        importance: ``(channels,)`` sum over all coupled weights of the L2 norm of what would go, each divided by its
-            mean over the channels, so that layers of different scale have an equal say.
-        made: for each of the producing layers, which of its own output channels go with which channels of the group.
-        read: the same of the input channels of layers that read them.
-        labels: of the channels.
-        own: L2 norms of the weights by which the root makes its part of the channels, each with the channel.
-        tie: the root of the first of those groups that have to lose the same share of their channels, itself included;
-            its own where no other has to.
-    """
-
-    root: str
-    channels: int
-    width: int
-    places: list[int]
-    producers: tuple[str, ...]
-    importance: Tensor
-    made: Mapping[str, tuple[list[int], list[int]]]
-    read: Mapping[str, tuple[list[int], list[int]]]
-    labels: Tensor
-    own: tuple[Tensor, Tensor]
-    tie: str
-
-    def forced(self, gone: list[int]) -> bool:
-        """Whether the group loses more than ``FORCED`` times the norm that a free choice of as many outputs would.
-
-        Every group of a convolution loses the same channels: that costs much where one group holds all the weak ones.
-        """
-        norms, channel = self.own
-        if len(norms) == self.channels:
-            return False
-        chosen = norms[torch.isin(channel, torch.tensor(gone))]
-        return float(chosen.sum()) > FORCED * float(norms.sort().values[: len(chosen)].sum())
-
-    def summed(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """Return ``(channels,)`` the sum over all producers of the scores of their output channels."""
-        total = torch.zeros(self.channels)
-        for name, (own, ours) in self.made.items():
-            total.index_add_(0, torch.tensor(ours), scores[name][own])
-        return total
 
 
 @dataclass(eq=False)
@@ -203,6 +154,26 @@ class Coupling:
         lying += channels.elements.items()
         return {name.rpartition(".")[0] for name, labels in lying if bool(torch.isin(labels, gone).any())}
 
+    def work(self, groups: Iterable[Group]) -> list[float]:
+        """Return the multiply-accumulates that go with one channel of each group, while all others stay.
+
+        A layer spends as much on each of its outputs, and on each of its inputs; what lies at an output and an input
+        that are one channel counts twice. Where a call takes several weights, each has its share by size.
+        """
+        axes = self._channels.axes
+        sizes = {name: _tensor(self._trial.model, name).numel() for name in axes}
+        spent = dict.fromkeys(axes, 0.0)
+        record = trace(self._trial.model, self.example)
+        for site in record.sites.values():
+            weights = [name for name in site.parameters if name in axes]
+            for name in weights:
+                spent[name] += site_macs(site, record.batch) * sizes[name] / sum(sizes[other] for other in weights)
+        work = torch.zeros(len(self._channels.labels))
+        for name, dims in axes.items():
+            for labels in dims.values():
+                work.index_add_(0, labels, torch.full((len(labels),), spent[name] / len(labels)))
+        return [float(work[group.labels].mean()) for group in groups]
+
     def _chosen(self, removed: Removed) -> dict[Family, set[int]]:
         gone = labels_of(self._channels, removed)
         return {family: found for family in self._channels.families if (found := gone & set(family.labels.tolist()))}
@@ -262,8 +233,7 @@ class Coupling:
             for constraint in self._stacks.get(owner, []) if parameter == "weight" else []:
                 weight = constraint(weight).detach()
             norms = weight.movedim(dim, 0).flatten(1).norm(dim=1)[own]
-            sums = torch.zeros(len(labels)).index_add_(0, torch.tensor(ours), norms)
-            score += sums / sums.mean().clamp_min(1e-12)
+            score += as_shares(torch.zeros(len(labels)).index_add_(0, torch.tensor(ours), norms.square()))
             if isinstance(layer, Layer):
                 (made if (name, dim) in family.makers else read)[owner] = own, ours
                 if (name, dim) == family.root:

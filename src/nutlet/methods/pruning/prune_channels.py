@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError
-from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
+from nutlet.graph.coupling.group import Group
+from nutlet.graph.coupling.groups import Coupling, refitted, remove_channels, silenced
 from nutlet.graph.macs import macs
 from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.graph.skip_reasons import EXCLUDED, layers_with_values
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
-from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores
+from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores, relative_to_left
 from nutlet.training.context import Context
 
 __all__ = ["PruneChannels"]
@@ -37,14 +38,16 @@ class PruneChannels(Method):
         ratio: share of the channels that goes, 0 up to but not including 1.
         macs: share of the multiply-accumulates to keep; the ratio is searched.
         multiple_of: widths are rounded up to a multiple of this (runtimes like 8 or 16; FLOPs are not latency).
-        criterion: ``magnitude`` is the norm of the weights that make and read a channel, summed over what is coupled
-            (Fang et al. 2023, arXiv:2301.12900); ``activation`` the mean size of what the channel gives; ``taylor``
-            what the loss changes by to first order (Molchanov et al. 2019, arXiv:1906.10771); ``second-order`` to
-            second order, with the diagonal of the Fisher information. All but the first look at the calibration
-            examples. The last two chose worse than ``magnitude`` on a ResNet-20 whose training data it knew by heart:
-            measure before use.
-        distribution: ``uniform`` takes the same share of every group of coupled channels, ``global`` ranks the channels
-            of all groups together (sizes relative to the mean of their group; changes of the loss as they are).
+        criterion: ``magnitude`` is the square of the weights that make and read a channel, as share of each layer and
+            summed over what is coupled (Fang et al. 2023, arXiv:2301.12900, sum the squares alone); ``activation`` the
+            mean size of what the channel gives, as share; ``taylor`` what the loss changes by to first order (Molchanov
+            et al. 2019, arXiv:1906.10771); ``second-order`` to second order, with the diagonal of the Fisher
+            information. All but the first look at the calibration examples. The last two chose worse than
+            ``magnitude`` on a ResNet-20 whose training data it knew by heart: measure before use.
+        distribution: ``uniform`` takes the same share of every group of coupled channels; ``global`` ranks the channels
+            of all groups together, by score for each multiply-accumulate that goes with them, shares relative to those
+            of channels that are no weaker (LAMP: Lee et al. 2021, arXiv:2010.07611). Without it, ``global`` for
+            ``macs`` and ``uniform`` for ``ratio``.
 
     Raises:
         ConfigError: not exactly one of ``ratio`` and ``macs``, or a value out of range.
@@ -62,7 +65,7 @@ class PruneChannels(Method):
     macs: float | None = None
     multiple_of: int = 1
     criterion: ChannelCriterion = "magnitude"
-    distribution: Literal["uniform", "global"] = "uniform"
+    distribution: Literal["uniform", "global"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +84,7 @@ class PruneChannels(Method):
         """Return the channels each group loses."""
         coupling = Coupling(model, context.example)
         groups, notes = self._free(model, coupling)
-        scores = self._scores(model, groups, context)
+        scores = self._scores(model, coupling, groups, context)
         ratio = self.ratio if self.ratio is not None else self._ratio_for_macs(coupling, groups, scores)
         removed = self._removed(groups, scores, ratio)
         notes += [
@@ -129,16 +132,22 @@ class PruneChannels(Method):
             )
         return groups, notes
 
-    def _scores(self, model: nn.Module, groups: list[Group], context: Context) -> list[Tensor]:
+    @property
+    def _ranks_all(self) -> bool:
+        return self.distribution == "global" or (self.distribution is None and self.macs is not None)
+
+    def _scores(self, model: nn.Module, coupling: Coupling, groups: list[Group], context: Context) -> list[Tensor]:
         if self.criterion == "magnitude":
             scores = [group.importance for group in groups]
         else:
             producers = dict.fromkeys(name for group in groups for name in group.made)
-            own = channel_scores(model, producers, self.criterion, context.data.calibration, context.loss)
+            own = channel_scores(model, producers, self.criterion, context)
             scores = [group.summed(own) for group in groups]
+        if not self._ranks_all:
+            return scores
         if self.criterion in ("magnitude", "activation"):
-            return [score / score.mean().clamp_min(1e-12) for score in scores]
-        return scores
+            scores = [relative_to_left(score) for score in scores]
+        return [score / max(work, 1.0) for score, work in zip(scores, coupling.work(groups), strict=True)]
 
     def _weakest(self, groups: list[Group], scores: list[Tensor], ratio: float) -> Iterator[tuple[Group, list[int]]]:
         """Yield the channels that each group would lose, the weakest first."""
@@ -146,7 +155,7 @@ class PruneChannels(Method):
         # Below this score a channel goes, where all are ranked together.
         bar = float(weakest[min(round(len(weakest) * ratio), len(weakest) - 1)])
         wanted = {
-            group: float((score >= bar).float().mean()) if self.distribution == "global" else 1 - ratio
+            group: float((score >= bar).float().mean()) if self._ranks_all else 1 - ratio
             for group, score in zip(groups, scores, strict=True)
         }
         for group, score in zip(groups, scores, strict=True):

@@ -14,7 +14,8 @@ from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.attention import open_attention
 from nutlet.graph.comparison import run
-from nutlet.graph.coupling.groups import Coupling, Group, refitted, remove_channels, silenced
+from nutlet.graph.coupling.group import Group
+from nutlet.graph.coupling.groups import Coupling, refitted, remove_channels, silenced
 from nutlet.graph.modules import replace
 from nutlet.graph.scope import in_scope
 from nutlet.graph.skip_reasons import layers_with_values
