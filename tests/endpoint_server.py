@@ -38,6 +38,7 @@ class Server:
     requests: list[Tensor] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
 
     @property
     def inputs(self) -> int:
@@ -57,6 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         state.bodies.append(body)
         state.requests.append(inputs)
         state.headers.append(dict(self.headers))
+        state.targets.append(self.path)
         deed = state.deeds.pop(0) if state.deeds else answer
         deed(self, inputs)
 

@@ -167,7 +167,7 @@ def test_methods() -> None:
 
 def test_one_method() -> None:
     shown = invoke("methods", "Quantize").stdout
-    assert "portable=None" in shown
+    assert "reduce_range=None" in shown
     assert "Post-training" not in shown
     assert "portable: choose scales" in shown
     assert "PruneWeights" not in shown

@@ -108,6 +108,10 @@ def test_folders_are_at_most_two_levels_deep() -> None:
     assert max(len(path.relative_to(SOURCE).parts) for path in FILES) == 4  # nutlet/folder/folder/module.py
 
 
+def test_contributors_are_told_the_order_of_the_folders() -> None:
+    assert f"`{' < '.join(FOLDERS)}`" in " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
+
+
 def test_no_import_cycle() -> None:
     graphlib.TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names the modules
 

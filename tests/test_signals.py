@@ -35,7 +35,7 @@ sys.meta_path.insert(0, Finder())
 @pytest.mark.parametrize("module", ["typer", "nutlet.cli.chain", "torch", "nutlet.methods.base"])
 @pytest.mark.parametrize(("how", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 def test_a_signal_while_modules_load(module: str, how: str, code: int, word: str) -> None:
-    script = SLOW.format(use_when=AT_IMPORT.format(module=module, send=SEND.format(how=how)))
+    script = SLOW.format(when=AT_IMPORT.format(module=module, send=SEND.format(how=how)))
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

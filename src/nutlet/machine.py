@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -11,7 +12,7 @@ from typing import Any
 __all__ = ["cores", "environment"]
 
 _CPUINFO = Path("/proc/cpuinfo")
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 INT8_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Instruction sets that decide how fast 8-bit integers run (x86, then Arm)."""
@@ -47,17 +48,15 @@ def cores() -> int:
 
     Two threads of one core share its arithmetic units, so a thread per physical core is what runtimes start.
     """
+    from joblib import cpu_count
+
+    count: int = cpu_count(only_physical_cores=True)
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    allowed = set(affinity(0)) if affinity is not None else set(range(os.cpu_count() or 1))
-    physical = {place for cpu, place in _physical_places().items() if cpu in allowed}
-    count = len(physical) or len(allowed)
-    try:
-        quota, period = _QUOTA.read_text().split()
-        if quota != "max":
-            count = min(count, int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        pass  # no container, or an older kind of one
-    return max(count, 1)
+    if affinity is not None:
+        # Where affinity or a quota binds, joblib takes the two threads of a core for two cores.
+        with contextlib.suppress(OSError):
+            count = min(count, len({Path(_SIBLINGS.format(cpu)).read_text() for cpu in affinity(0)}))
+    return count
 
 
 def _processors() -> list[dict[str, str]]:
@@ -83,15 +82,6 @@ def _processor() -> tuple[str, frozenset[str] | None]:
             name = fields.get("model name") or platform.processor() or platform.machine()
             return name, frozenset(flags.split())
     return platform.processor() or platform.machine() or "unknown", None
-
-
-def _physical_places() -> dict[int, tuple[str, str]]:
-    """Map each logical CPU to its (package, core); empty where the system does not say."""
-    places = {}
-    for fields in _processors():
-        if "physical id" in fields and "core id" in fields and fields.get("processor", "").isdigit():
-            places[int(fields["processor"])] = (fields["physical id"], fields["core id"])
-    return places
 
 
 def _version(package: str) -> str:

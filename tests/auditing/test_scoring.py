@@ -35,6 +35,16 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says(seeds: int) -> N
     assert 0.93 < held / 300 <= 1
 
 
+@pytest.mark.parametrize(("seeds", "quantile"), [(1, 1.959964), (2, 12.706205), (5, 2.776445), (40, 2.022691)])
+def test_the_quantile_is_students_for_the_seeds(seeds: int, quantile: float) -> None:
+    # Every seed right on one example more than the last: all variance but that of the examples is theirs.
+    hits = np.arange(1000) < 500 + np.arange(seeds)[:, None]
+    shares, chance = hits.mean(1), hits.mean(0)
+    variance = chance.var(ddof=1) / 1000 + (shares.var(ddof=1) / seeds if seeds > 1 else 0)
+    estimate = over_seeds(hits)
+    assert estimate.high - estimate.value == pytest.approx(quantile * np.sqrt(variance), rel=1e-6)
+
+
 def test_a_paired_difference_sees_what_two_intervals_would_not() -> None:
     rng = np.random.default_rng(1)
     before = rng.random((3, 2000)) < 0.8

@@ -394,7 +394,7 @@ WIDTH = Case(
 @cache
 def real_inversion() -> World:
     victim = inversion_world.victim()
-    return World(source_of(victim), inversion_world.knowledge(victim), truth=inversion_world.evaluate_uncounted())
+    return World(source_of(victim), inversion_world.knowledge(victim), truth=inversion_world.judge())
 
 
 @cache
@@ -402,7 +402,7 @@ def null_inversion() -> World:
     return World(
         lambda x: noise(x, inversion_world.CLASSES),
         inversion_world.knowledge(inversion_world.untrained()),
-        truth=inversion_world.evaluate_uncounted(),
+        truth=inversion_world.judge(),
     )
 
 

@@ -130,7 +130,6 @@ def test_environment_tells_the_int8_instructions(
     assert here["cpu"] == "Some CPU"
     assert here["int8_dot_product"] is fast
     assert (flag in here["instruction_sets"]) is fast
-    assert cores() == 1  # two threads of one core
 
 
 def test_environment_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +140,18 @@ def test_environment_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert here["cores"] >= 1
 
 
-@pytest.mark.parametrize(("text", "expected"), [("150000 100000", 1), ("max 100000", None), ("nonsense", None)])
-def test_a_container_quota_bounds_the_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: int | None
+@pytest.mark.parametrize(("siblings", "expected"), [(("0-1", "0-1", "2-3"), 2), (("0", "1", "2"), 3)])
+def test_two_threads_of_one_core_are_one_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, siblings: tuple[str, ...], expected: int
 ) -> None:
-    unbounded = cores()
-    (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(machine, "_QUOTA", tmp_path / "cpu.max")
-    assert cores() == (expected or unbounded)
+    for cpu, text in enumerate(siblings):
+        (tmp_path / str(cpu)).write_text(text)
+    monkeypatch.setattr(machine, "_SIBLINGS", f"{tmp_path}/{{}}")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(len(siblings))), raising=False)
+    monkeypatch.setattr("joblib.cpu_count", lambda only_physical_cores: 3)
+    assert cores() == expected
+
+
+def test_a_limit_bounds_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert cores() == 1

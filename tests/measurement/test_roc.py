@@ -93,6 +93,12 @@ def test_rates_that_so_few_candidates_cannot_show_are_refused() -> None:
     assert tpr_at(scores, members, 1.0).value == 1
 
 
+def test_a_rate_is_not_missed_by_rounding() -> None:
+    assert 0.29 * 100 < 29  # of a hundred others, 29 may pass
+    scores, members = np.arange(101), np.arange(101) == 71
+    assert tpr_at(scores, members, 0.29).value == 1
+
+
 def test_the_difference_of_two_models_is_paired() -> None:
     before, members = drawn(1.0)
     after = before + 0.1 * drawn(0.0, seed=1)[0] - 0.15 * members
@@ -103,6 +109,11 @@ def test_the_difference_of_two_models_is_paired() -> None:
     assert difference(before, after, members) == found
     same = difference(before, before, members)
     assert (same.low, same.value, same.high) == (0, 0, 0)
+
+
+def test_one_member_is_too_few_for_a_difference() -> None:
+    with pytest.raises(DataError, match="found 1 members and 2 others; expected at least two of each"):
+        difference([3, 2, 1], [1, 2, 3], [True, False, False])
 
 
 def test_the_difference_at_a_false_positive_rate() -> None:
@@ -167,6 +178,12 @@ def test_no_model_is_needed_where_the_split_itself_tells(features: int) -> None:
     scores = blind_scores(pool, members)
     assert auc(scores, members).value > 0.9
     np.testing.assert_array_equal(scores, blind_scores(pool, members))
+
+
+def test_few_candidates_have_blind_scores_too() -> None:
+    pool, members = blind_pool(3.0)
+    some = np.r_[0, 2, 1, 3, 5]
+    assert blind_scores(pool.subset(torch.from_numpy(some)), members[some]).shape == (5,)
 
 
 def test_models_are_added_until_they_are_enough() -> None:

@@ -57,10 +57,15 @@ class Candidates:
 
 
 def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
-    """Return members from the training split and as many others from the evaluation set; None without splits."""
+    """Return members from the training split and as many others from the evaluation set.
+
+    None without splits, or where either has less than two examples: one of each shows no spread.
+    """
     if not isinstance(m.data, Data):
         return None
     size = min(MOST_CANDIDATES, len(m.data.train), len(m.evaluation))
+    if size < 2:
+        return None
     random = torch.Generator().manual_seed(m.protocol.first_seed)
     inside = m.data.train.subset(torch.randperm(len(m.data.train), generator=random)[:size])
     outside = m.evaluation.subset(torch.randperm(len(m.evaluation), generator=random)[:size])

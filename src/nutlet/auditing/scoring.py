@@ -9,18 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from nutlet.measurement import Estimate
 
 __all__ = ["CloneHits", "Difference", "clone_hits", "over_seeds", "paired_difference", "queries_to", "summary"]
 
 Hits = npt.NDArray[np.bool_]
-
-# 97.5 % points of Student's t for 1 to 30 degrees of freedom.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +107,9 @@ def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     if examples == 0:
         return float("nan"), 0.0
     variance = float(values.mean(0).var(ddof=1)) / examples if examples > 1 else 0.0
-    quantile = 1.96
     if seeds > 1:
         variance += float(values.mean(1).var(ddof=1)) / seeds
-        quantile = _T[seeds - 2] if seeds - 2 < len(_T) else 1.96
+    quantile = float(stats.t.ppf(0.975, seeds - 1 if seeds > 1 else math.inf))
     return float(values.mean()), quantile * math.sqrt(variance)
 
 

@@ -19,8 +19,6 @@ __all__ = ["Estimate", "agreement", "difference", "predict_module", "top1", "wil
 
 Array = npt.NDArray[Any]
 
-_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: two-sided 95 %
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -32,17 +30,15 @@ class Estimate:
     examples: int
 
 
-def wilson(successes: int, total: int, z: float = _Z) -> tuple[float, float]:
-    r"""Return the Wilson score interval of a proportion (Wilson 1927).
-
-    .. math:: \frac{p + z^2/2n \pm z\sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}
+def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion (Wilson 1927).
 
     Unlike the textbook interval it stays within [0, 1] and does not shrink to nothing at 0 % or 100 %.
 
     Args:
         successes: how many of ``total``.
         total: number of trials, at least 1.
-        z: quantile of the normal distribution; the default gives 95 %.
+        confidence: share of such intervals that hold the true proportion.
 
     Raises:
         DataError: there are no trials, or more successes than trials.
@@ -51,16 +47,14 @@ def wilson(successes: int, total: int, z: float = _Z) -> tuple[float, float]:
     >>> f"{low:.4f} {high:.4f}"
     '0.2553 0.3662'
     """
+    from scipy.stats import binomtest  # takes half a second to import
+
     if total < 1 or not 0 <= successes <= total:
         raise DataError(
             f"found {successes} successes in {total} trials; expected 0 <= successes <= trials, trials >= 1"
         )
-    p = successes / total
-    centre = p + z * z / (2 * total)
-    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # Rounding must not put the estimate outside its own interval at 0 % and 100 %.
-    return max(min((centre - spread) / scale, p), 0.0), min(max((centre + spread) / scale, p), 1.0)
+    low, high = binomtest(successes, total).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 def top1(outputs: Array, labels: Array) -> Estimate:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
@@ -18,7 +19,6 @@ __all__ = [
     "claimable",
     "curve",
     "difference",
-    "logistic",
     "roc",
     "sequential",
     "settled",
@@ -27,10 +27,10 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-_Z = 1.959963984540054  # the 97.5 % point of the normal distribution: two-sided 95 %
-_Z_HALF = 2.241402727604945  # the 98.75 % point: two such intervals hold together at 95 %
 _DIRECTIONS = 256
 """Numbers of an input that the blind baseline looks at."""
+_PENALTY = 0.02
+"""Of its squared weights, for each candidate."""
 
 
 def roc(scores: npt.ArrayLike, members: npt.ArrayLike) -> tuple[Array, Array]:
@@ -47,11 +47,12 @@ def roc(scores: npt.ArrayLike, members: npt.ArrayLike) -> tuple[Array, Array]:
     >>> fpr.tolist(), tpr.tolist()
     ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
     """
+    from sklearn.metrics import roc_curve
+
     scores, members = _checked(scores, members)
-    order, last = _thresholds(scores)
-    true = np.cumsum(members[order])[last]
-    false = last + 1 - true
-    return np.append(0, false) / false[-1], np.append(0, true) / true[-1]
+    # Ranks in place of scores: scikit-learn refuses infinity, which a log-likelihood ratio may be.
+    fpr, tpr, _ = roc_curve(members, stats.rankdata(scores, method="dense"), drop_intermediate=False)
+    return fpr, tpr
 
 
 def auc(scores: npt.ArrayLike, members: npt.ArrayLike) -> Estimate:
@@ -69,16 +70,17 @@ def auc(scores: npt.ArrayLike, members: npt.ArrayLike) -> Estimate:
     """
     scores, members = _checked(scores, members)
     inside, outside = scores[members], scores[~members]
-    ranks = _midranks(scores)
+    ranks = stats.rankdata(scores)
     # Of each member, the share of others that score lower; of each other candidate, the share of members above it.
-    above = (ranks[members] - _midranks(inside)) / len(outside)
-    below = 1 - (ranks[~members] - _midranks(outside)) / len(inside)
+    above = (ranks[members] - stats.rankdata(inside)) / len(outside)
+    below = 1 - (ranks[~members] - stats.rankdata(outside)) / len(inside)
     value = float(above.mean())
     if value in (0.0, 1.0) or min(len(inside), len(outside)) < 2:
         fewer = min(len(inside), len(outside))
         return Estimate(value, *wilson(round(value * fewer), fewer), len(scores))
-    deviation = float(np.sqrt(above.var(ddof=1) / len(inside) + below.var(ddof=1) / len(outside)))
-    return Estimate(value, max(value - _Z * deviation, 0.0), min(value + _Z * deviation, 1.0), len(scores))
+    variance = above.var(ddof=1) / len(inside) + below.var(ddof=1) / len(outside)
+    low, high = stats.norm.interval(0.95, value, np.sqrt(variance))
+    return Estimate(value, max(float(low), 0.0), min(float(high), 1.0), len(scores))
 
 
 def claimable(members: npt.ArrayLike, rates: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1)) -> tuple[float, ...]:
@@ -113,18 +115,12 @@ def tpr_at(scores: npt.ArrayLike, members: npt.ArrayLike, fpr: float) -> Estimat
             f"{others:,} non-members cannot show a false positive rate of {fpr:g}; expected a rate of at least "
             f"{1 / others:.2g}, or {int(np.ceil(1 / fpr)):,} candidates that are no members"
         )
-    order, last = _thresholds(scores)
-    true = np.cumsum(members[order])[last]
-    false = last + 1 - true
-
-    def hits(passed: float) -> int:
-        allowed = int((false <= passed).sum())
-        return int(true[allowed - 1]) if allowed else 0
-
-    fewest, most = _binomial_interval(others, fpr)
-    total, value = int(members.sum()), hits(fpr * others)
-    low, high = wilson(hits(fewest), total, _Z_HALF)[0], wilson(hits(most), total, _Z_HALF)[1]
-    return Estimate(value / total, low, high, len(scores))
+    fewest, most = stats.binom.ppf((0.0125, 0.9875), others, fpr)
+    total = int(members.sum())
+    least, found, greatest = (
+        int(_found(scores[members], scores[~members], int(passed))) for passed in (fewest, _allowed(fpr, others), most)
+    )
+    return Estimate(found / total, wilson(least, total, 0.975)[0], wilson(greatest, total, 0.975)[1], len(scores))
 
 
 def difference(
@@ -150,25 +146,32 @@ def difference(
         seed: of the draws.
 
     Raises:
-        DataError: see :func:`roc` and :func:`tpr_at`.
+        DataError: see :func:`roc` and :func:`tpr_at`; or a single member or other, from which nothing can be drawn.
     """
     (one, members_), (other, _) = _checked(first, members), _checked(second, members)
     if fpr is not None:
         tpr_at(one, members_, fpr)  # refuses what cannot be shown
-    random = np.random.default_rng(seed)
 
-    def gap(weights: Array) -> Array:
-        return _weighted(other, members_, weights, fpr) - _weighted(one, members_, weights, fpr)
+    def figure(scores: Array, inside: Array, outside: Array) -> Array:
+        if fpr is None:
+            return _area(scores[inside], scores[outside])
+        rate: Array = _found(scores[inside], scores[outside], _allowed(fpr, outside.shape[-1])) / inside.shape[-1]
+        return rate
 
-    draws = []
-    for start in range(0, repeats, 100):
-        weights = np.empty((min(100, repeats - start), len(one)))
-        for side in (members_, ~members_):
-            count = int(side.sum())
-            weights[:, side] = random.multinomial(count, np.full(count, 1 / count), size=len(weights))
-        draws.append(gap(weights))
-    low, high = np.quantile(np.concatenate(draws), (0.025, 0.975))
-    value = float(gap(np.ones((1, len(one))))[0])
+    # The bootstrap says which axis is that of the candidates: always the last.
+    def gap(inside: Array, outside: Array, axis: int = -1) -> Array:
+        return figure(other, inside, outside) - figure(one, inside, outside)
+
+    candidates = np.flatnonzero(members_), np.flatnonzero(~members_)
+    if min(map(len, candidates)) < 2:
+        raise DataError(
+            f"found {len(candidates[0])} members and {len(candidates[1])} others; expected at least two of each: "
+            "the interval is that of draws from them"
+        )
+    value = float(gap(*candidates))
+    low, high = stats.bootstrap(
+        candidates, gap, n_resamples=repeats, batch=100, vectorized=True, method="percentile", rng=seed
+    ).confidence_interval
     return Estimate(value, min(float(low), value), max(float(high), value), len(one))
 
 
@@ -195,21 +198,27 @@ def blind_scores(pool: Examples, members: npt.ArrayLike, seed: int = 0, folds: i
 
     Args:
         pool: candidates ``(N,)``.
-        members: who is one, ``(N,)`` bool.
+        members: who is one, ``(N,)`` bool; at least two, and two others.
         seed: of the folds.
-        folds: parts that are scored in turn.
+        folds: parts that are scored in turn; fewer where there are not as many members, or others.
     """
-    random = np.random.default_rng(seed)
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.random_projection import GaussianRandomProjection
+
     x = np.concatenate([inputs.flatten(1).numpy() for inputs, _ in pool.batches()]).astype("float64")
     if x.shape[1] > _DIRECTIONS:  # a random projection keeps what is linear in few directions
-        x = x @ random.normal(size=(x.shape[1], _DIRECTIONS))
+        x = GaussianRandomProjection(_DIRECTIONS, random_state=seed).fit_transform(x)
     x = np.hstack([x, np.eye(pool.classes)[pool.y.numpy()]])
-    x = np.hstack([(x - x.mean(0)) / (x.std(0) + 1e-6), np.ones((len(x), 1))])
-    wanted = np.asarray(members, dtype="float64")
-    part = random.permutation(len(x)) % folds
-    scores = np.empty(len(x))
-    for fold in range(folds):
-        scores[part == fold] = x[part == fold] @ logistic(x[part != fold], wanted[part != fold])
+    classifier = make_pipeline(
+        StandardScaler(), LogisticRegression(C=1 / (_PENALTY * len(x)), solver="newton-cholesky")
+    )
+    # As many members in each part: a part with fewer would teach the classifier to expect more of them in it.
+    wanted = np.asarray(members, dtype=int)
+    parts = StratifiedKFold(min(folds, *np.bincount(wanted)), shuffle=True, random_state=seed)
+    scores: Array = cross_val_predict(classifier, x, wanted, cv=parts, method="decision_function")
     return scores
 
 
@@ -262,61 +271,22 @@ def _checked(scores: npt.ArrayLike, members: npt.ArrayLike) -> tuple[Array, Arra
     return found, inside
 
 
-def _thresholds(scores: Array) -> tuple[Array, Array]:
-    """Return the order from the highest score down, and where in it each run of equal scores ends."""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.diff(scores[order]))
-    return order, np.append(ends, len(scores) - 1)
+def _area(inside: Array, outside: Array) -> Array:
+    """Return the area under the curve ``(...)`` of members' scores ``(..., M)`` and others' ``(..., O)``."""
+    count = inside.shape[-1]
+    ranks = stats.rankdata(np.concatenate([inside, outside], axis=-1), axis=-1)[..., :count]
+    area: Array = (ranks.mean(-1) - (count + 1) / 2) / outside.shape[-1]
+    return area
 
 
-def _midranks(values: Array) -> Array:
-    """Return ranks from 1 up, the mean rank for equal values."""
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Array = (np.cumsum(counts) - (counts - 1) / 2)[where]
-    return ranks
+def _allowed(fpr: float, others: int) -> int:
+    return int(fpr * others + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 
-def _weighted(scores: Array, members: Array, weights: Array, fpr: float | None) -> Array:
-    """Return area, or true positive rate at ``fpr``, of each row of weights ``(B, N)``."""
-    order, last = _thresholds(scores)
-    inside = np.cumsum(weights[:, order] * members[order], axis=1)[:, last]
-    outside = np.cumsum(weights[:, order] * ~members[order], axis=1)[:, last]
-    start = np.zeros((len(weights), 1))
-    true, false = np.hstack([start, inside]) / inside[:, -1:], np.hstack([start, outside]) / outside[:, -1:]
-    if fpr is None:
-        area: Array = np.trapezoid(true, false, axis=1)
-        return area
-    # A share of whole numbers must not miss its bound by rounding.
-    passed = (false <= fpr + 1e-12).sum(1) - 1
-    at: Array = true[np.arange(len(true)), passed]
-    return at
-
-
-def _binomial_interval(trials: int, share: float) -> tuple[int, int]:
-    """Return the 97.5 % central interval of the number of successes."""
-    if share == 1:
-        return trials, trials
-    k = np.arange(trials)
-    steps = np.log((trials - k) / (k + 1)) + np.log(share / (1 - share))
-    cumulative = np.cumsum(np.exp(trials * np.log1p(-share) + np.append(0.0, np.cumsum(steps))))
-    low, high = np.searchsorted(cumulative, (0.0125, 0.9875))
-    return int(low), min(int(high), trials)
-
-
-def logistic(x: Array, wanted: Array, penalty: float = 0.02, steps: int = 8) -> Array:
-    """Return the weights of a logistic regression with a ridge penalty, ``(F,)``, by Newton's method.
-
-    Args:
-        x: features ``(N, F)``; a column of ones for an intercept.
-        wanted: ones and zeros, ``(N,)``.
-        penalty: of the squared weights, for each row.
-        steps: of Newton's method.
-    """
-    weights = np.zeros(x.shape[1])
-    ridge = penalty * len(x)
-    for _ in range(steps):
-        chance = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        gradient = x.T @ (wanted - chance) - ridge * weights
-        hessian = (x * (chance * (1 - chance))[:, None]).T @ x
-        weights += np.linalg.solve(hessian + ridge * np.eye(len(weights)), gradient)
-    return weights
+def _found(inside: Array, outside: Array, allowed: int) -> Array:
+    """Return how many members ``(..., M)`` score above all others ``(..., O)`` but ``allowed`` of them, ``(...)``."""
+    if allowed == outside.shape[-1]:
+        return np.full(inside.shape[:-1], inside.shape[-1])
+    threshold = np.partition(outside, -allowed - 1, axis=-1)[..., -allowed - 1]
+    found: Array = (inside > threshold[..., None]).sum(-1)
+    return found

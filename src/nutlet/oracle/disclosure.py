@@ -60,7 +60,7 @@ class Disclosure:
         Raises:
             ConfigError: it is none of these.
 
-        >>> Answers.parse("top-3")
+        >>> Disclosure.parse("top-3")
         Answers(kind='top-k', k=3, digits=2)
         """
         name, _, number = text.partition("-")

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
 import math
-import socket
+import os
 import ssl
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+import anyio
+import httpx2
+from anyio.from_thread import start_blocking_portal
 
 from nutlet.errors import OracleError, printable
 from nutlet.redaction import without_secrets
 
 __all__ = ["Transient", "beginning", "send"]
 
-_CHUNK = 2**16
 _COMPLAINT = 2**12
 """Bytes read of a body that only explains an error."""
 _SHOWN = 200
@@ -35,87 +34,6 @@ class Transient(Exception):
     def __init__(self, found: str, wait: float = 0.0) -> None:
         super().__init__(found)
         self.wait = wait
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Inputs and secrets go to the address that was given, and to no other."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-class _Deadline:
-    """Hangs up when the time for a request is over, however short each wait was: in headers too, or in `100 Continue`.
-
-    Connecting and the handshake of TLS are bounded by the timeout of the socket.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.over = False
-        self._socket: socket.socket | None = None
-        self._turn = threading.Lock()
-        self._timer = threading.Timer(seconds, self._hang_up)
-        self._timer.daemon = True
-
-    def watch(self, connected: socket.socket) -> None:
-        with self._turn:
-            self._socket = connected
-        if self.over:
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        self.over = True
-        with self._turn:
-            if self._socket is not None:
-                with contextlib.suppress(OSError):  # it is closed already
-                    # Not by the method of an SSL socket, which would drop its state under who reads from it.
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-
-    def __enter__(self) -> _Deadline:
-        self._timer.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._timer.cancel()
-        # What the end of the connection looked like, a short body among others, is no matter then.
-        if self.over and (error is None or isinstance(error, Exception)):
-            raise TimeoutError from error
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection that a deadline watches."""
-
-    def __init__(self, *args: Any, deadline: _Deadline, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._deadline = deadline
-
-    def connect(self) -> None:
-        super().connect()
-        self._deadline.watch(self.sock)
-
-
-class _SecureConnection(_Connection, http.client.HTTPSConnection):
-    """The same with TLS."""
-
-
-class _Handler(urllib.request.HTTPHandler):
-    def __init__(self, deadline: _Deadline) -> None:
-        super().__init__()
-        self._connection: Any = functools.partial(_Connection, deadline=deadline)
-
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, req)
-
-
-class _SecureHandler(urllib.request.HTTPSHandler):
-    def __init__(self, deadline: _Deadline) -> None:
-        super().__init__()
-        self._connection: Any = functools.partial(
-            _SecureConnection, deadline=deadline, context=ssl.create_default_context()
-        )
-
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, req)
 
 
 def send(
@@ -143,64 +61,75 @@ def send(
         Transient: no response, none that is whole, one that is too large, or the status 429 or 5xx.
         OracleError: a redirect, another status than 2xx, or a certificate that cannot be verified.
     """
-    request = urllib.request.Request(url, data=body, headers=dict(headers), method=method)
-    deadline = _Deadline(timeout)
-    handler = _SecureHandler(deadline) if url.startswith("https:") else _Handler(deadline)
-    opener = urllib.request.build_opener(_NoRedirect, handler)
+    parts = urlsplit(url)
+    # Path and query apart: the query may hold a signature, and httpx logs addresses. They are sent as written, too.
+    address = f"{parts.scheme}://{parts.netloc}"
+    target = {"target": urlunsplit(("", "", parts.path or "/", parts.query, "")).encode()}
+    headers = {"Accept-Encoding": "identity", **headers}  # packed content could unpack to more than the limit
+
+    async def exchange() -> bytes:
+        # One deadline over all: the timeouts of httpx begin anew with each byte, in headers and in `100 Continue`.
+        with anyio.fail_after(timeout):
+            async with (
+                httpx2.AsyncClient(verify=_trust(os.environ.get("SSL_CERT_FILE")), timeout=None) as client,
+                client.stream(method, address, content=body, headers=headers, extensions=target) as response,
+            ):
+                if not response.is_success:
+                    await _complain(response, secrets)
+                return await _read(response, limit)
+
     try:
-        with deadline:
-            try:
-                with opener.open(request, timeout=timeout) as response:
-                    return _read(response, limit)
-            except urllib.error.HTTPError as error:
-                with error:
-                    _complain(error, secrets)
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise OracleError(
-                "shows a certificate that cannot be verified "
-                f"({beginning(error.reason.verify_message, secrets)}); expected one of a known "
-                "authority: name the file of yours in the environment variable SSL_CERT_FILE"
-            ) from error
-        raise Transient(f"cannot be reached: {_reason(error.reason, secrets)}") from error
+        with start_blocking_portal() as portal:  # a notebook has an event loop of its own in this thread
+            return portal.call(exchange)
     except TimeoutError as error:
         raise Transient(f"gave no whole answer within {timeout:g} s") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except httpx2.ConnectError as error:
+        first = _first_cause(error)
+        if isinstance(first, ssl.SSLCertVerificationError):
+            raise OracleError(
+                f"shows a certificate that cannot be verified ({beginning(first.verify_message, secrets)}); expected "
+                "one of a known authority: name the file of yours in the environment variable SSL_CERT_FILE"
+            ) from error
+        raise Transient(f"cannot be reached ({type(first).__name__}): {_reason(first, secrets)}") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise Transient(f"broke the connection off: {_reason(error, secrets)}") from error
 
 
-def _read(response: http.client.HTTPResponse, limit: int) -> bytes:
-    declared, parts, size = response.length, [], 0
-    if declared is not None and declared > limit:
+@functools.lru_cache(1)
+def _trust(certificates: str | None) -> ssl.SSLContext:
+    """Return what verifies certificates, which takes long to load; ``SSL_CERT_FILE`` decides whom it trusts."""
+    return ssl.create_default_context(cafile=certificates)
+
+
+async def _read(response: httpx2.Response, limit: int) -> bytes:
+    declared = int(response.headers.get("Content-Length", 0))
+    if declared > limit:
         raise Transient(f"announces {declared:,} bytes; expected at most {limit:,}")
-    while part := response.read1(_CHUNK):
-        size += len(part)
-        if size > limit:
+    read = b""
+    async for part in response.aiter_raw():
+        read += part
+        if len(read) > limit:
             raise Transient(f"gave more than {limit:,} bytes; expected no more")
-        parts.append(part)
-    if declared is not None and size < declared:
-        raise Transient(f"gave {size:,} of {declared:,} bytes")
-    return b"".join(parts)
+    return read
 
 
-def _complain(error: urllib.error.HTTPError, secrets: Iterable[str]) -> NoReturn:
-    if 300 <= error.code < 400:
+async def _complain(response: httpx2.Response, secrets: Iterable[str]) -> NoReturn:
+    if response.is_redirect:
+        address = response.headers.get("Location", "nowhere").partition("?")[0]
         raise OracleError(
-            f"redirects to {beginning(_address(error), secrets)}; expected an "
+            f"redirects to {beginning(address, secrets)}; expected an "
             "answer, redirects are not followed: if that is yours too, give its address as the url"
-        ) from error
-    try:
-        said = beginning(error.read(_COMPLAINT), secrets)
-    except (OSError, http.client.HTTPException):
-        said = "nothing"
-    found = f"answers with status {error.code}: {said}"
-    if error.code == 429 or error.code >= 500:
-        raise Transient(found, _wait(error.headers.get("Retry-After"))) from error
-    raise OracleError(f"{found}; expected status 200: check url, method, headers and request") from error
-
-
-def _address(error: urllib.error.HTTPError) -> str:
-    return (error.headers.get("Location") or "nowhere").partition("?")[0]
+        )
+    said = b""
+    with contextlib.suppress(httpx2.TransportError):
+        async for part in response.aiter_raw():
+            said += part
+            if len(said) > _COMPLAINT:
+                break
+    found = f"answers with status {response.status_code}: {beginning(said[:_COMPLAINT], secrets)}"
+    if response.status_code == 429 or response.is_server_error:
+        raise Transient(found, _wait(response.headers.get("Retry-After")))
+    raise OracleError(f"{found}; expected status 200: check url, method, headers and request")
 
 
 def _wait(asked: str | None) -> float:
@@ -215,6 +144,12 @@ def _wait(asked: str | None) -> float:
         except (ValueError, TypeError, OverflowError):  # a date of the year 0, or 10^6
             return 0.0
     return max(0.0, seconds) if not math.isnan(seconds) else 0.0
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return error
 
 
 def _reason(reason: object, secrets: Iterable[str]) -> str:

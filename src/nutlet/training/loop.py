@@ -248,7 +248,7 @@ def cross_entropy(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
     Raises:
         DataError: an example has no label.
     """
-    check_labelled(y, "cross entropy", "expected a label for each, or Distill(soft=1.0), which needs none")
+    check_labelled(y, "cross entropy", "expected a label for each, or Distill(kd_weight=1.0), which needs none")
     return class_loss(outputs, y)
 
 

@@ -45,9 +45,9 @@ class DistillationTraining(Training):
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"{owner}.temperature is {self.temperature}; expected a positive number")
         if not 0 <= self.kd_weight <= 1:
-            raise ConfigError(f"{owner}.soft is {self.kd_weight}; expected a share from 0 to 1")
+            raise ConfigError(f"{owner}.kd_weight is {self.kd_weight}; expected a share from 0 to 1")
         if self.kd_weight == 0 and self.temperature != DistillationTraining.temperature:
-            raise ConfigError(f"{owner}.temperature is for the teacher's outputs; found it with soft=0, which has none")
+            raise ConfigError(f"{owner}.temperature is for the teacher's outputs; found it with kd_weight=0, which has none")
 
 
 def softened(context: Context, temperature: float, kd_weight: float) -> LossTerm:

@@ -22,7 +22,6 @@ from nutlet.attacks.membership.signals import (
     shadow_confidence,
 )
 from nutlet.errors import ConfigError
-from nutlet.measurement.roc import logistic
 from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["TwoVersion"]
@@ -111,6 +110,10 @@ class TwoVersion(Attack):
 
     def _weighed(self, phi: Tensor, values: Tensor, members: Tensor) -> Tensor:
         """Return weighed evidence ``(N,)`` of confidences ``(N, D)``, from those of shadow models ``(M, N, D)``."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         models = len(values)
         pairs = torch.arange(models) // 2
         features, wanted = [], []
@@ -118,11 +121,11 @@ class TwoVersion(Attack):
             others = pairs != pair
             features.append(self._evidence(values[2 * pair], values[others], members[others]))
             wanted.append(members[2 * pair])
-        known = torch.cat(features)
-        mean, deviation = known.mean(0), known.std(0).clamp_min(1e-9)
-        x = torch.cat([(known - mean) / deviation, torch.ones(len(known), 1, dtype=known.dtype)], 1)
-        weights = torch.from_numpy(logistic(x.numpy(), torch.cat(wanted).numpy(), penalty=1e-4))
-        return ((self._evidence(phi, values, members) - mean) / deviation) @ weights[:-1]
+        classifier = make_pipeline(
+            StandardScaler(), LogisticRegression(C=1e4 / sum(map(len, features)), solver="newton-cholesky")
+        )
+        classifier.fit(torch.cat(features).numpy(), torch.cat(wanted).numpy())
+        return torch.from_numpy(classifier.decision_function(self._evidence(phi, values, members).numpy()))
 
     def _evidence(self, phi: Tensor, values: Tensor, members: Tensor) -> Tensor:
         """Return the evidence of each release alone and of all together, ``(N, D + 1)``."""

@@ -161,7 +161,7 @@ def _pack_weight(layer: nn.Module, weight: Tensor) -> bytes:
     mask, few = keep_mask(layer).flatten(), _few_values(layer)
     kept = weight.flatten()[mask]
     plain = bytes([_PLAIN]) + pack_tensor(weight)
-    if not same_bits(_spread(kept, mask).view(weight.shape), weight):  # see settle(): it is not as its constraints say
+    if not same_bits(_spread(kept, mask).view(weight.shape), weight):  # see sync_dense(): it is not as its constraints say
         return plain
     forms = [plain, bytes([_KEPT]) + pack_tensor(kept)]
     if few is not None:

@@ -87,7 +87,7 @@ class Distill(DistillationTraining, Method):
         if self.targets == "logits" and self.temperature != DistillationTraining.temperature:
             raise ConfigError("Distill.temperature softens distributions; found it with targets='logits', without any")
         if self.targets != "kl" and self.kd_weight == 0:
-            raise ConfigError(f"Distill.targets is {self.targets!r}; found it with soft=0, which compares no outputs")
+            raise ConfigError(f"Distill.targets is {self.targets!r}; found it with kd_weight=0, which compares no outputs")
         if self.sites and not self._looks_inside:
             raise ConfigError("Distill.sites are given, but hints, attention and relations are all 0; expected one > 0")
 
@@ -98,7 +98,7 @@ class Distill(DistillationTraining, Method):
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with what the teacher gives as targets."""
         if self.kd_weight < 1 or self.targets == "decoupled":
-            check_labelled(context.data.train.y, "Distill with these options", "expected labels, or soft=1.0 with kl")
+            check_labelled(context.data.train.y, "Distill with these options", "expected labels, or kd_weight=1.0 with kl")
         if self.kd_weight == 0 and not self._looks_inside:
             with training_only(model, self):
                 return fit(model, context, self, cross_entropy, title="distilling")

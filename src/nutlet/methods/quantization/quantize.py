@@ -109,7 +109,7 @@ class Quantize(OnIntegers):
             raise ConfigError(f"Quantize.tolerance is {self.tolerance}; expected a share of the outputs above 0")
         if self.reduce_range is not None and not self._saturates:
             raise ConfigError(
-                "Quantize.portable chooses scales for integer kernels with 8-bit weights; found none here (bits below "
+                "Quantize.reduce_range chooses scales for integer kernels with 8-bit weights; found none here (bits below "
                 "8, activations: false, groups or zero points); expected it to be left out"
             )
 
