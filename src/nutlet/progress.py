@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Progress", "Task"]
 
@@ -34,12 +39,9 @@ class Progress:
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Task]:
-        """Show a bar of ``total`` steps while the block runs."""
-        from rich.console import Console
-
-        console = Console(stderr=True)
+        """Show a bar of ``total`` steps while the block runs; one within another is a line below it."""
         # In a log a bar would leave nothing but blank lines.
-        if self.quiet or not console.is_terminal:
+        if self.quiet or not self._console.is_terminal:
             yield Task()
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -52,12 +54,17 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Bars(*columns, console=console, transient=True) as bars:
+        with Bars(*columns, console=self._console, transient=True) as bars:
             yield Task(bars, bars.add_task(title, total=total, note=""))
+
+    @functools.cached_property
+    def _console(self) -> Console:
+        """One for all that is shown: only bars of one console know of each other, and of what is said meanwhile."""
+        from rich.console import Console
+
+        return Console(stderr=True)
 
     def say(self, text: str) -> None:
         """Print one line on standard error, unless quiet."""
         if not self.quiet:
-            from rich.console import Console
-
-            Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nutlet.constraints import QuantScheme, WeightQuantizer
 from nutlet.constraints.stack import constrain, constrained_weight, remove_constraints
 from nutlet.errors import ModelError
-from nutlet.graph.activation_quantizers import ActivationQuantizer, attach, calibrate, carry
+from nutlet.graph.activation_quantizers import ActivationQuantizer, attach, calibrate, reattach
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import place
 from nutlet.graph.scope import Layer
@@ -113,7 +113,7 @@ def test_a_padding_shares_the_scale_of_what_it_pads() -> None:
         "/pad/0": "/relu/0",
         "/relu/1": None,
     }
-    activations = calibrate(model, trace(model, X), [X])
+    activations = calibrate(model, trace(model, X), [(X, X)])
     assert activations["/pad/0"] == {"same_as": "/relu/0"}
     edited = attach(model, activations, X)
     assert edited.by_site["/pad/0"] is edited.by_site["/relu/0"]
@@ -139,9 +139,9 @@ def test_pools_and_views_pass_the_quantization_on() -> None:
 def test_ranges_are_those_seen_and_hold_zero() -> None:
     model = quantized(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 3))
     x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    activations = calibrate(model, trace(model, x), [x[:1], x[1:]])
+    activations = calibrate(model, trace(model, x), [(x[:1], x), (x[1:], x)])
     assert activations["/input/0"] == {"scale": pytest.approx(6 / 255), "zero_point": 0}
-    shifted = calibrate(model, trace(model, x), [-x])
+    shifted = calibrate(model, trace(model, x), [(-x, x)])
     assert shifted["/input/0"] == {"scale": pytest.approx(6 / 255), "zero_point": 255}
 
 
@@ -150,14 +150,14 @@ def test_ranges_that_are_not_finite_are_refused_by_the_name_of_the_site(bad: flo
     model = quantized(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 3))
     x = torch.tensor([[1.0, bad, 3.0], [1.0, 2.0, 3.0]])
     with pytest.raises(ModelError, match="/input/0"):
-        calibrate(model, trace(model, x), [x, torch.zeros(2, 3)])
+        calibrate(model, trace(model, x), [(x, x), (torch.zeros(2, 3), x)])
     with pytest.raises(ModelError, match="no calibration inputs"):
         calibrate(model, trace(model, x), [])
 
 
 def test_a_constant_activation_has_a_scale() -> None:
     model = quantized(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), torch.zeros(2, 3))
-    activations = calibrate(model, trace(model, torch.zeros(2, 3)), [torch.zeros(2, 3)])
+    activations = calibrate(model, trace(model, torch.zeros(2, 3)), [(torch.zeros(2, 3), X)])
     assert activations["/input/0"] == {"scale": 1.0, "zero_point": 0}
 
 
@@ -182,9 +182,9 @@ def test_quantizers_are_carried_only_where_the_sites_are_the_same() -> None:
     body = edited.unwrap()
     free = copy.deepcopy(body)
     remove_constraints(free[2])
-    assert torch.equal(carry(edited, body, None, x)(x), wanted)
-    assert carry(edited, free, None, x) is free, "no integer kernel is left that would take them"
+    assert torch.equal(reattach(edited, body, None, x)(x), wanted)
+    assert reattach(edited, free, None, x) is free, "no integer kernel is left that would take them"
     thinner = nn.Sequential(nn.Linear(3, 2)).eval()
     with pytest.raises(ModelError, match="expected new ranges"):
-        carry(edited, thinner, None, x)
-    assert carry(edited, thinner, {"/input/0": {"scale": 1.0, "zero_point": 0}}, x).by_site.keys() == {"/input/0"}
+        reattach(edited, thinner, None, x)
+    assert reattach(edited, thinner, {"/input/0": {"scale": 1.0, "zero_point": 0}}, x).by_site.keys() == {"/input/0"}

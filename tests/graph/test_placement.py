@@ -56,7 +56,7 @@ def test_only_a_padding_of_zeros_shares_the_scale(kind: str) -> None:
     record = trace(model, IMAGE)
     (pad,) = (name for name, site in record.sites.items() if site.op == "pad")
     assert place(model, record)[pad] == tied
-    ranges = calibrate(model, record, [IMAGE])
+    ranges = calibrate(model, record, [(IMAGE, IMAGE)])
     if tied is None:
         quantized = attach(model, ranges, IMAGE).by_site[pad](torch.tensor(-3.0))
         assert float(quantized) == pytest.approx(-3.0, abs=ranges[pad]["scale"])
@@ -177,7 +177,7 @@ def test_every_bias_fits_into_int32(kind: str) -> None:
     for part in (layer, model[3]):
         constrain(part, [WeightQuantizer.fit(constrained_weight(part), output_axis(part))])
     record = trace(model, x)
-    edited = attach(model, calibrate(model, record, [x]), x)
+    edited = attach(model, calibrate(model, record, [(x, x)]), x)
     final = finalize(edited)
     scale = final.model[0].parametrizations.weight[0].scale
     assert float((2.0 / (scale * edited.by_site["/input/0"].step)).max()) < 2**31

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.constraints.stack import Mask, constrain
-from nutlet.graph.statistics import input_moments, input_rows, weight_gradients
+from nutlet.graph.statistics import (
+    batch_gradients,
+    channels_first,
+    input_moments,
+    input_rows,
+    observe,
+    weight_gradients,
+)
 
 LAYERS = [
     (nn.Linear(4, 6), (7, 4)),
@@ -63,3 +70,30 @@ def test_gradients_are_those_of_the_weight_as_used() -> None:
     mask = model[0].parametrizations["weight"][0].mask
     torch.testing.assert_close(found["0"][0][mask], model[0].parametrizations["weight"].original.grad[mask])
     assert bool(found["0"][0][~mask].any())
+
+
+def test_gradients_of_batches_are_those_that_are_averaged() -> None:
+    model, data = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).train(), batches(3)
+    each = [gradients["0"] for gradients in batch_gradients(model, ["0"], data)]
+    assert len(each) == 3
+    mean, squares = weight_gradients(model, ["0"], data)["0"]
+    torch.testing.assert_close(mean, torch.stack(each).mean(0))
+    torch.testing.assert_close(squares, torch.stack(each).square().mean(0))
+    assert model.training
+
+
+def test_a_layer_is_observed_in_evaluation_mode_and_left_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.5)).train()
+    x = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    seen = {}
+
+    def note(name: str, layer: nn.Module, taken: Tensor, given: Tensor) -> None:
+        seen[name] = (taken, given, layer.training, channels_first(layer, given))
+
+    observe(model, ["0", "1"], note, [(x, x)])
+    taken, given, training, channels = seen["1"]
+    assert torch.equal(taken, given)  # no dropout
+    assert not training
+    assert torch.equal(channels[1], given[:, 1].flatten())
+    assert model.training
+    assert not model[0]._forward_hooks

@@ -8,8 +8,8 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from nutlet.graph.trace import InstrumentedModel
 from nutlet.loading.copies import clean_copy
 from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method
+from nutlet.methods.sensitivity import sensitivities
 from nutlet.progress import Progress
 from nutlet.tables import Table, Tabled
 from nutlet.tasks.predict import evaluate, predict
@@ -184,16 +185,19 @@ def diagnose(
         measured = data.validation.subset(slice(0, examples))
         plain, changed = bare(before), bare(after)
         accuracy, loss = _measure(plain, measured)
-        trials = dict(_trials(plain, changed, compressed, number, notes))
-        layers = []
-        with progress.task("one layer's change at a time", total=len(trials)) as task:
-            for name, trial in trials.items():
-                task.advance(note=name)
-                with _told(notes, name):
-                    layers.append(LayerLoss(name, *_measure(trial(), measured)))
+        effects = sensitivities(
+            dict(_changes(plain, changed, compressed, number, notes)),
+            lambda model: _measure(model, measured),
+            progress,
+            "one layer's change at a time",
+            lambda name, error: notes.append(_untold(name, error)),
+        )
+        layers = [LayerLoss(name, *effect) for name, effect in effects.items()]
         sites: list[SiteError] = []
-        with _told(notes, "results inside the model"):
+        try:
             sites = activation_errors(before, after, data.calibration.batch(slice(0, WATCHED))[0])
+        except Exception as error:  # a forward of free Python may take another path after the step
+            notes.append(_untold("results inside the model", error))
         final = _measure(after, measured)[0]
         unquantized = _measure(changed, measured)[0] if isinstance(after, InstrumentedModel) else None
     layers.sort(key=lambda layer: (layer.accuracy, -layer.loss))
@@ -280,16 +284,16 @@ def _models(
         yield at(number - 1), at(number)
 
 
-def _trials(
+def _changes(
     before: nn.Module, after: nn.Module, compressed: Compressed, number: int, notes: list[str]
-) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    """Yield each changed layer with what makes the model before the step with its change alone."""
+) -> Iterator[tuple[str, AbstractContextManager[nn.Module]]]:
+    """Yield each changed layer with a context that gives the model before the step with its change alone."""
     step, example = compressed.steps[number], compressed.example
     kind = type(method_from_dict(step.method))
     names = {name for name, _ in before.named_modules()}
     places = {} if kind.effect == "width" else changed_places(before, after, example)
     for name, together in places.items():
-        yield name, partial(with_places, before, after, together)
+        yield name, _made(with_places, before, after, together)
     if places:
         return
     # Layers that became thinner fit nowhere alone, but their part of the plan can be carried out alone.
@@ -297,7 +301,7 @@ def _trials(
              for part in value]  # fmt: skip
     for key, part in parts:
         plan = {**step.plan, key: {part: step.plan[key][part]}}
-        yield part, partial(_carried_out, kind, before, plan, example)
+        yield part, _made(_carried_out, kind, before, plan, example)
     if not parts:
         notes.append("no layer's change could be told from the others: the step changes the model as a whole")
 
@@ -307,11 +311,13 @@ def _carried_out(kind: type[Method], model: nn.Module, plan: dict[str, Any], exa
 
 
 @contextlib.contextmanager
-def _told(notes: list[str], what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a forward of free Python may fail in any way with one part exchanged
-        notes.append(f"{what}: could not be told ({type(error).__name__}: {first_line(error)})")
+def _made(make: Callable[..., nn.Module], *parts: Any) -> Iterator[nn.Module]:
+    """Give a model that is made only when it is its turn."""
+    yield make(*parts)
+
+
+def _untold(what: str, error: Exception) -> str:
+    return f"{what}: could not be told ({type(error).__name__}: {first_line(error)})"
 
 
 def _measure(model: nn.Module, examples: Examples) -> tuple[float, float]:

@@ -151,10 +151,7 @@ class _Step:
             return None
         self.calibrated = True
         self.notes = ["activation quantizers were placed and calibrated anew"]
-        return calibrate(model, now, self._inputs(), grid_of(earlier))
-
-    def _inputs(self) -> list[Tensor]:
-        return [x for x, _ in self.context.data.calibration.batches()]
+        return calibrate(model, now, self.context.calibration("ranges of activations"), grid_of(earlier))
 
     def check_new(self, problems: Collection[str], gone: Collection[str]) -> None:
         """Raise ComparisonError where what was left out is still found wrong."""
@@ -173,7 +170,12 @@ class _Step:
                 del left["activations"]
         elif own:
             body = body_of(self.applied(left))
-            if ranges := calibrate(body, trace(body, self.context.example), self._inputs(), _grid_in(own)):
+            if ranges := calibrate(
+                body,
+                trace(body, self.context.example),
+                self.context.calibration("ranges of activations"),
+                _grid_in(own),
+            ):
                 left["activations"] = ranges
         return left
 
@@ -290,9 +292,5 @@ def _numbers(quantizer: nn.Module | None) -> tuple[float, int, int] | None:
 
 def _grid_in(activations: Activations) -> ActivationGrid:
     """Return the grid that ranges were measured for: that of the fewest bits, the input having 8 always."""
-    grids = [
-        ActivationGrid(**{key: value for key, value in entry.items() if key not in ("scale", "zero_point")})
-        for entry in activations.values()
-        if "same_as" not in entry
-    ]
+    grids = [ActivationGrid.of(entry) for entry in activations.values() if "same_as" not in entry]
     return min(grids, key=lambda grid: grid.bits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ from nutlet.errors import ModelError
 from nutlet.graph.observers import RangeKind, observer
 from nutlet.graph.placement import place
 from nutlet.graph.record import Record
+from nutlet.graph.statistics import Batches, run_through
 from nutlet.graph.trace import InstrumentedModel, trace
-from nutlet.tasks.predict import evaluating
 
 __all__ = [
     "ActivationGrid",
@@ -50,6 +50,11 @@ class ActivationGrid:
     ranges: RangeKind = "minmax"
     learn: bool = False
     power_of_two: bool = False
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> ActivationGrid:
+        """Return the grid of an entry of :data:`Activations` that has a scale of its own."""
+        return cls(**{key: value for key, value in entry.items() if key not in ("scale", "zero_point")})
 
     def changes(self) -> dict[str, Any]:
         """Return the entries that differ from the defaults; ``ActivationGrid(**changes)`` is the same grid."""
@@ -98,10 +103,8 @@ class ActivationQuantizer(nn.Module):
         return ActivationQuantizer(self.step, self.zero_point, ActivationGrid(bits=self.grid.bits))
 
 
-def calibrate(
-    model: nn.Module, record: Record, batches: Iterable[Tensor], grid: ActivationGrid | None = None
-) -> Activations:
-    """Return scale and zero point of every site to quantize, from the values in ``batches``.
+def calibrate(model: nn.Module, record: Record, batches: Batches, grid: ActivationGrid | None = None) -> Activations:
+    """Return scale and zero point of every site to quantize, from the values that the inputs in ``batches`` lead to.
 
     Raises:
         ModelError: a site gives NaN or infinity, or ``batches`` is empty.
@@ -110,12 +113,8 @@ def calibrate(
     placed = place(model, record)
     seeing = {name: observer(grid.ranges) for name, tied in placed.items() if tied is None}
     observed = InstrumentedModel(model, record, seeing)
-    seen = 0
     try:
-        with evaluating(observed), torch.no_grad():
-            for x in batches:
-                observed(x)
-                seen += len(x)
+        seen = run_through(observed, batches)
     finally:
         observed.unwrap()
     if not seen:
@@ -151,7 +150,7 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Instr
             quantizers[name] = quantizers[_own(activations, name)]
             continue
         scale, zero_point = values["scale"], values["zero_point"]
-        grid = ActivationGrid(**{key: value for key, value in values.items() if key not in ("scale", "zero_point")})
+        grid = ActivationGrid.of(values)
         if not 0 < scale < float("inf") or grid.bits not in range(2, 9) or zero_point not in range(2**grid.bits):
             raise ModelError(
                 f"found scale {scale}, zero point {zero_point} and {grid.bits} bits at {name}; expected a positive "

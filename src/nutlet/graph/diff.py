@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nutlet.graph.comparison import run
 from nutlet.graph.fold import foldable, is_folded
 from nutlet.graph.modules import replace
 from nutlet.graph.placement import WEIGHTED, moves_values
 from nutlet.graph.trace import InstrumentedModel, Record, trace
-from nutlet.tasks.predict import evaluating
 
 __all__ = ["SiteError", "activation_errors", "bare", "changed_places", "with_places"]
 
@@ -144,8 +144,7 @@ def _results(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Ten
     taps = {name: _Tap() for name in names}
     watched = edits | {name: nn.Sequential(edits[name], tap) if name in edits else tap for name, tap in taps.items()}
     observed = InstrumentedModel(body, trace(body, x), watched)
-    with evaluating(observed), torch.no_grad():
-        observed(x)
+    run(observed, x)
     return {name: tap.seen for name, tap in taps.items()}
 
 

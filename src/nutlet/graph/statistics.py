@@ -18,20 +18,45 @@ from nutlet.constraints.stack import constrained_weight
 from nutlet.tasks.outputs import class_loss
 from nutlet.tasks.predict import evaluating
 
-__all__ = ["WITH_ROWS", "Loss", "input_moments", "input_rows", "observing", "weight_gradients", "without_rows"]
+__all__ = [
+    "WITH_ROWS",
+    "Batches",
+    "Loss",
+    "batch_gradients",
+    "channels_first",
+    "input_moments",
+    "input_rows",
+    "observe",
+    "run_through",
+    "weight_gradients",
+    "without_rows",
+]
 
 WITH_ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """Kinds of layers whose inputs can be laid out in rows."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+"""``(inputs, labels)``, each batch first."""
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Note = Callable[[str, nn.Module, Tensor, Tensor], object]
 """``(name, layer, input, output)`` of one call."""
 
 
-@contextmanager
-def observing(model: nn.Module, names: Iterable[str], note: Note) -> Iterator[None]:
-    """Call ``note`` with what each named layer takes and gives, for every forward within the block."""
+def run_through(model: nn.Module, batches: Batches) -> int:
+    """Run ``model`` on the inputs of all batches, in evaluation mode and without gradients; return how many there were.
+
+    What is to be learned from it, hooks or modules within the model note down.
+    """
+    seen = 0
+    with evaluating(model), torch.no_grad():
+        for x, _ in batches:
+            model(x)
+            seen += len(x)
+    return seen
+
+
+def observe(model: nn.Module, names: Iterable[str], note: Note, batches: Batches) -> None:
+    """Call ``note`` with what each named layer takes and gives, for every batch."""
 
     def hook(name: str) -> Any:
         def told(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -43,10 +68,19 @@ def observing(model: nn.Module, names: Iterable[str], note: Note) -> Iterator[No
 
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
-        yield
+        run_through(model, batches)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def channels_first(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return inputs or outputs of ``layer`` as ``(channels, positions)``, all examples side by side.
+
+    >>> channels_first(nn.Conv2d(2, 3, 3), torch.zeros(4, 2, 5, 5)).shape
+    torch.Size([2, 100])
+    """
+    return x.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1)
 
 
 def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
@@ -100,43 +134,51 @@ def input_moments(model: nn.Module, names: Iterable[str], batches: Batches) -> d
         sums[name] = sums.get(name, 0) + (rows.transpose(1, 2) @ rows).double()
         counts[name] = counts.get(name, 0) + rows.shape[1]
 
-    with observing(model, names, note), evaluating(model), torch.no_grad():
-        for x, _ in batches:
-            model(x)
+    observe(model, names, note, batches)
     return {name: total / counts[name] for name, total in sums.items()}
+
+
+def batch_gradients(
+    model: nn.Module, names: Iterable[str], batches: Batches, loss: Loss | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Yield for each batch the gradient of its loss by the weight of each layer as used, where the loss depends on it.
+
+    Args:
+        model: its parameters and their gradients stay as they are.
+        names: layers with a weight; constraints on it are looked through, not differentiated.
+        batches: ``(inputs, labels)``.
+        loss: ``(inputs, outputs, labels) -> scalar``; the cross entropy of logits by default.
+    """
+    layers = {name: model.get_submodule(name) for name in names}
+    for x, y in batches:
+        with evaluating(model):
+            weights = {n: constrained_weight(layer).clone().requires_grad_(True) for n, layer in layers.items()}
+            with _using(layers, weights), torch.enable_grad():
+                outputs = model(x)
+                value = loss(x, outputs, y) if loss else class_loss(outputs, y)
+                gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+        yield {n: gradient for n, gradient in zip(weights, gradients, strict=True) if gradient is not None}
 
 
 def weight_gradients(
     model: nn.Module, names: Iterable[str], batches: Batches, loss: Loss | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return per layer the mean gradient of the loss by its weight as used, and the mean square of it over batches.
+    """Return per layer the mean of :func:`batch_gradients`, and the mean of their squares; zeros where there are none.
 
     Args:
-        model: its parameters and their gradients stay as they are.
-        names: layers with a weight; constraints on it are looked through, not differentiated.
-        batches: ``(inputs, labels)``; small ones make the mean square an estimate of the Fisher information.
-        loss: ``(inputs, outputs, labels) -> scalar``; the cross entropy of logits by default.
+        model, names, loss: as there.
+        batches: small ones make the mean square an estimate of the Fisher information.
     """
-    layers = {name: model.get_submodule(name) for name in names}
-    found = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in _weights(layers).items()}
+    names = list(names)
+    weights = {name: constrained_weight(model.get_submodule(name)) for name in names}
+    found = {name: (torch.zeros_like(weight), torch.zeros_like(weight)) for name, weight in weights.items()}
     count = 0
-    with evaluating(model):
-        for x, y in batches:
-            weights = {name: weight.requires_grad_(True) for name, weight in _weights(layers).items()}
-            with _using(layers, weights), torch.enable_grad():
-                outputs = model(x)
-                value = loss(x, outputs, y) if loss else class_loss(outputs, y)
-                gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-            for name, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None:
-                    found[name][0].add_(gradient)
-                    found[name][1].add_(gradient.square())
-            count += 1
+    for gradients in batch_gradients(model, names, batches, loss):
+        for name, gradient in gradients.items():
+            found[name][0].add_(gradient)
+            found[name][1].add_(gradient.square())
+        count += 1
     return {name: (total / max(count, 1), squares / max(count, 1)) for name, (total, squares) in found.items()}
-
-
-def _weights(layers: dict[str, nn.Module]) -> dict[str, Tensor]:
-    return {name: constrained_weight(layer).clone() for name, layer in layers.items()}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from nutlet.errors import ModelError, NutletError, first_line
+from nutlet.graph.comparison import run
 from nutlet.tasks.predict import evaluating, let_go
 
 __all__ = ["TrainingPath", "runs_channels_last", "takes_channels_last", "training_path"]
@@ -97,8 +98,7 @@ def training_path(model: nn.Module, x: Tensor) -> TrainingPath:
     layouts = (True, False) if takes_channels_last(model, x) else (False,)
     problems: list[Exception] = []
     with _left_as_it_is(model), torch.random.fork_rng(devices=[]):
-        with evaluating(model), torch.no_grad():
-            wanted = model(x.clone())
+        wanted = run(model, x)
         for everything, channels_last in itertools.product((True, False), layouts):
             path = TrainingPath(everything, channels_last)
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from nutlet.data.examples import Data
+from nutlet.data.examples import Data, Examples
 from nutlet.progress import Progress
 from nutlet.tasks.outputs import OutputKind, class_loss
 
@@ -70,6 +71,31 @@ class Context:
         """Two calibration inputs, the example every walk and export uses."""
         return self.data.calibration.batch(slice(0, 2))[0]
 
+    def calibration(self, title: str, size: int = 500) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the batches ``(inputs, labels)`` of a pass over the calibration examples, with a bar while it runs.
+
+        Args:
+            title: what the pass is for, beside the bar.
+            size: most examples in a batch.
+        """
+        return _Pass(self.data.calibration, size, self.progress, title)
+
     def loss(self, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross entropy of the model's outputs ``(B, classes)`` and labels ``(B,)``, in nats."""
         return class_loss(outputs, y, self.outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A pass over examples, anew for each loop; no generator, which would keep its bar after a loop that raised."""
+
+    examples: Examples
+    size: int
+    progress: Progress
+    title: str
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        with self.progress.task(self.title, total=len(self.examples)) as task:
+            for x, y in self.examples.batches(self.size):
+                yield x, y
+                task.advance(len(x))

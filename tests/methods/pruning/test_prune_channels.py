@@ -42,7 +42,9 @@ def test_taylor_is_the_square_of_the_first_order_change() -> None:
     weight = model[0].weight.detach().clone().requires_grad_(True)
     logits = model[2](F.relu(F.linear(x, weight, model[0].bias)))
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), weight)
-    found = channel_scores(model, ["0"], "taylor", data.calibration)["0"]  # 32 examples: one small batch
+    found = channel_scores(model, ["0"], "taylor", Context(data=data, teacher=model))[
+        "0"
+    ]  # 32 examples: one small batch
     torch.testing.assert_close(found, (weight.detach() * gradient).sum(1).square())
 
 

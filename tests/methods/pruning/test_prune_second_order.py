@@ -93,7 +93,8 @@ OPTIONS = [
 def test_layers_are_reconstructed_better_than_by_magnitude(kind: str, options: dict[str, object]) -> None:
     model, data = tiny.tiny(kind)
     second, first = (
-        nl.compress(model, [nl.from_dict({name: options})], data) for name in ("PruneSecondOrder", "PruneWeights")
+        nl.compress(model, [nl.method_from_dict({name: options})], data)
+        for name in ("PruneSecondOrder", "PruneWeights")
     )
     names = second.steps[-1].plan["masked"]
     assert names == first.steps[-1].plan["masked"]

@@ -54,7 +54,7 @@ def test_a_pattern_refuses_what_contradicts_it() -> None:
 def test_the_share_is_that_which_was_asked_for(criterion: str, distribution: str) -> None:
     model, data = tiny.tiny("cnn")
     options = {"sparsity": 0.6, "criterion": criterion, "distribution": distribution}
-    result = nl.compress(model, [nl.from_dict({"PruneWeights": options})], data)
+    result = nl.compress(model, [nl.method_from_dict({"PruneWeights": options})], data)
     weights = torch.cat([constrained_weight(m).flatten() for m in result.model.modules() if constraints(m)])
     assert float((weights == 0).float().mean()) == pytest.approx(0.6, abs=0.005)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import tiny
 from nutlet.compression.compressed import Compressed
 from nutlet.compression.pipeline import compress
-from nutlet.graph.statistics import observing
+from nutlet.graph.statistics import observe
 from nutlet.methods import CorrectBias, DropBlocks, Factorize, PruneChannels, PruneWeights, Quantize
 from nutlet.tasks.predict import predict
 
@@ -22,8 +22,7 @@ def means(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
         found[name] = output.mean((0, *range(2, output.ndim)))
 
-    with observing(model, ENDS, note), torch.no_grad():
-        model(x)
+    observe(model, ENDS, note, [(x, x)])
     return found
 
 

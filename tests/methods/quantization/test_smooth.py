@@ -11,7 +11,7 @@ import tiny
 from nutlet.compression.pipeline import compress
 from nutlet.constraints.stack import constrained_weight
 from nutlet.data.examples import Data
-from nutlet.graph.statistics import observing
+from nutlet.graph.statistics import observe
 from nutlet.methods import PruneWeights, Quantize, Smooth
 from nutlet.tasks.predict import predict
 
@@ -53,8 +53,7 @@ def largest(model: nn.Module, data: Data, name: str) -> Tensor:
     def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
         found.append(x.abs().flatten(0, -2).amax(0))
 
-    with observing(model, [name], note), torch.no_grad():
-        model(data.calibration.x)
+    observe(model, [name], note, [(data.calibration.x, data.calibration.y)])
     return found[0]
 
 

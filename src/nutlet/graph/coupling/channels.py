@@ -92,6 +92,12 @@ class Channels:
         """Return the labels along a dimension of a weight."""
         return self.axes[place[0]][place[1]]
 
+    def among(self, labels: set[int]) -> Tensor:
+        """Return for each number, taken as a label, whether it is one of ``labels``: ``(count,)``."""
+        among = torch.zeros(len(self.labels), dtype=torch.bool)
+        among[list(labels)] = True
+        return among
+
     def cuts(self, gone: set[int]) -> dict[str, list[tuple[int, Tensor]]]:
         """Return what stays of each parameter and buffer without some channels: dimensions and places, by name.
 
@@ -101,8 +107,7 @@ class Channels:
         Raises:
             NoSliceError: what would go of a parameter is no whole slice of it.
         """
-        lost = torch.zeros(len(self.labels), dtype=torch.bool)
-        lost[list(gone)] = True
+        lost = self.among(gone)
         found: dict[str, list[tuple[int, Tensor]]] = {}
         for name, dims in self.axes.items():
             found[name] = [(dim, (~lost[labels]).nonzero()[:, 0]) for dim, labels in dims.items() if lost[labels].any()]

@@ -35,9 +35,7 @@ class Silenced(nn.Module):
         super().__init__()
         self.model = model
         self.heads = channels.heads
-        lost = torch.zeros(len(channels.labels), dtype=torch.bool)
-        lost[list(gone)] = True
-        marker = _Marker(bare, lost[channels.labels], heads=channels.heads)
+        marker = _Marker(bare, channels.among(gone)[channels.labels], heads=channels.heads)
         marker.walk(example[:1])
         # By order of reading: numbers would not be the same where layers no longer share a weight.
         self.marks = marker.marks

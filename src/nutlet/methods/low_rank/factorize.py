@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import constrain, constrained_weight, constraints, raw_weight, remove_constraints
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph import modules
+from nutlet.graph.comparison import run
 from nutlet.graph.finalize import stored_numbers
 from nutlet.graph.macs import macs
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.statistics import input_moments, observing
+from nutlet.graph.statistics import input_moments, observe
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
+from nutlet.methods.budget import choose, descent
 from nutlet.methods.low_rank import decompositions
 from nutlet.methods.low_rank.decompositions import ITERATIVE, Decomposed, Piece, Ranks, chain, fits, limits, pieces
 from nutlet.methods.low_rank.products import multiplied_out, unlike_weights
@@ -27,15 +30,14 @@ from nutlet.methods.low_rank.ranks import (
     Choice,
     Cost,
     Written,
+    by_cost,
     candidates,
     cheapest,
     costs,
-    descent,
     portions,
     spread,
-    within,
 )
-from nutlet.tasks.predict import evaluate, evaluating
+from nutlet.tasks.predict import evaluate
 from nutlet.training.context import Context
 
 __all__ = ["Factorize"]
@@ -217,8 +219,7 @@ class Factorize(Method):
         def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
             calls.setdefault(name, []).append((tuple(x.shape), tuple(output.shape)))
 
-        with observing(model, found, note), evaluating(model), torch.no_grad():
-            model(context.example)
+        observe(model, found, note, [context.data.calibration.batch(slice(0, 2))])
         ranks = {}
         for name, layer in found.items():
             if name not in calls:
@@ -270,7 +271,7 @@ class Factorize(Method):
         for some in portions(layers) if self.decomposition == "whitened" else [dict(layers)]:
             moments = {}
             if self.decomposition == "whitened":
-                moments = input_moments(model, some, context.data.calibration.batches())
+                moments = input_moments(model, some, context.calibration("moments of inputs"))
             for name, layer in some.items():
                 weight = constrained_weight(layer)
                 kind = fits(self.decomposition, tuple(weight.shape))
@@ -287,13 +288,12 @@ class Factorize(Method):
         self, model: nn.Module, layers: dict[str, Written], context: Context, notes: list[str]
     ) -> dict[str, Choice]:
         """Return what becomes of the layers that change."""
-        choices = {name: layer.choices for name, layer in layers.items()}
         if self.rank is not None:
-            return {name: only for name, (_, only) in choices.items()}
+            return {name: layer.choices[1] for name, layer in layers.items()}
         if self.parameters is not None:
-            return self._in_budget("parameters", self.parameters, model, choices, context, notes)
+            return self._in_budget("parameters", self.parameters, model, layers, context, notes)
         if self.macs is not None:
-            return self._in_budget("macs", self.macs, model, choices, context, notes)
+            return self._in_budget("macs", self.macs, model, layers, context, notes)
         if self.drop is not None:
             return self._searched(self.drop, model, layers, context, notes)
         chosen = {}
@@ -306,25 +306,19 @@ class Factorize(Method):
         return chosen
 
     def _in_budget(
-        self,
-        what: Cost,
-        share: float,
-        model: nn.Module,
-        choices: dict[str, list[Choice]],
-        context: Context,
-        notes: list[str],
+        self, what: Cost, share: float, model: nn.Module, layers: dict[str, Written], context: Context, notes: list[str]
     ) -> dict[str, Choice]:
         total = macs(trace(model, context.example)) if what == "macs" else stored_numbers(model)
-        chosen, saved = within(choices, what, total * (1 - share))
+        chosen, saved = choose(by_cost(layers, what), total * (1 - share))
         if saved < total * (1 - share):
             raise ConfigError(
                 f"Factorize.{what} is {share}, but the lowest ranks leave {1 - saved / total:.2f} of the {what}; "
                 f"raise `{what}`, widen the scope, or remove structure first"
             )
-        kept = [name for name in choices if name not in chosen]
+        kept = [name for name in layers if name not in chosen]
         if kept:
             notes.append(f"left as they are, the budget is met without: {', '.join(kept)}")
-        return chosen
+        return {name: layers[name].choices[k] for name, k in chosen.items()}
 
     def _searched(
         self, drop: float, model: nn.Module, layers: dict[str, Written], context: Context, notes: list[str]
@@ -332,20 +326,25 @@ class Factorize(Method):
         """Bisect for the longest beginning of the descent whose model is good enough."""
         validation = context.data.validation
         least = evaluate(model, validation) - drop
-        steps = descent({name: layer.choices for name, layer in layers.items()}, "parameters")
-        good, bad, trials = 0, len(steps) + 1, 0
+        steps = descent(by_cost(layers, "parameters"))
+        trials = []
+
+        def first(count: int) -> dict[str, Choice]:
+            return {step.layer: layers[step.layer].choices[step.option] for step in steps[:count]}
+
+        def too_far(count: int) -> bool:
+            trial = copy.deepcopy(model)
+            for name, choice in first(count).items():
+                layer = trial.get_submodule(name)
+                modules.replace(trial, name, _factors(layer, self.decomposition, choice.ranks, layers[name].taken))
+            trials.append(count)
+            task.advance()
+            return evaluate(trial, validation) < least - 1e-9
+
         with context.progress.task("searching ranks", total=len(steps).bit_length()) as task:
-            while bad - good > 1:
-                middle = (good + bad) // 2
-                trial = copy.deepcopy(model)
-                for name, choice in dict(steps[:middle]).items():
-                    layer = trial.get_submodule(name)
-                    modules.replace(trial, name, _factors(layer, self.decomposition, choice.ranks, layers[name].taken))
-                good, bad = (middle, bad) if evaluate(trial, validation) >= least - 1e-9 else (good, middle)
-                trials += 1
-                task.advance()
-        notes.append(f"ranks searched with {trials} models on {len(validation):,} validation examples")
-        return dict(steps[:good])
+            good = bisect_left(range(1, len(steps) + 1), True, key=too_far)
+        notes.append(f"ranks searched with {len(trials)} models on {len(validation):,} validation examples")
+        return first(good)
 
 
 def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decomposed | None = None) -> nn.Sequential:
@@ -373,8 +372,7 @@ def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> 
     watched = {name: _Watched(trial.get_submodule(name)) for name in names}
     for name, layer in watched.items():
         modules.replace(trial, name, layer)
-    with evaluating(trial), torch.no_grad():
-        trial(example)
+    run(trial, example)
     return [name for name, layer in watched.items() if layer.read]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 from typing import Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from nutlet.constraints.stack import constrained_weight
+from nutlet.methods.budget import Options
 from nutlet.methods.low_rank.decompositions import Decomposed, Piece, Ranks, Shape, limits
 
 __all__ = [
@@ -19,13 +20,12 @@ __all__ = [
     "Choice",
     "Cost",
     "Written",
+    "by_cost",
     "candidates",
     "cheapest",
     "costs",
-    "descent",
     "portions",
     "spread",
-    "within",
 ]
 
 Call = tuple[Shape, Shape]
@@ -128,56 +128,9 @@ def cheapest(choices: Iterable[Choice], error: float) -> Choice | None:
     return min(enough, key=lambda choice: (choice.parameters, choice.error), default=None)
 
 
-def descent(layers: Mapping[str, Sequence[Choice]], what: Cost) -> list[tuple[str, Choice]]:
-    """Return the order in which layers give up rank: each step the one of least error for what it saves.
-
-    Only the lower convex hull of a layer's choices is walked, so that what a step costs never falls later on: every
-    beginning of the list is then the best there is for its size, of those with choices on the hulls.
-
-    Args:
-        layers: for each the layer as it is, and after it its choices.
-        what: what is to be saved.
-    """
-    steps = []
-    for place, (name, (whole, *choices)) in enumerate(layers.items()):
-        hull = [whole]
-        for choice in sorted(choices, key=lambda c: (-c.cost(what), c.error)):
-            if choice.cost(what) >= hull[-1].cost(what):
-                continue
-            while len(hull) > 1 and _price(hull[-2], hull[-1], what) >= _price(hull[-2], choice, what):
-                hull.pop()
-            hull.append(choice)
-        for before, after in pairwise(hull):
-            steps.append((_price(before, after, what), place, name, after))
-    steps.sort(key=lambda step: step[:2])
-    return [(name, after) for _, _, name, after in steps]
-
-
-def within(layers: Mapping[str, Sequence[Choice]], what: Cost, saving: float) -> tuple[dict[str, Choice], float]:
-    """Return the choices that save at least ``saving``, with as little error as the descent finds, and what they save.
-
-    Args:
-        layers: as for :func:`descent`.
-        what: what is to be saved.
-        saving: how much of it; if that cannot be reached, all that can be saved is.
-    """
-    chosen: dict[str, Choice] = {}
-    saved = 0.0
-    for name, choice in descent(layers, what):
-        if saved >= saving:
-            break
-        before = chosen.get(name, layers[name][0]).cost(what)
-        if saved + before - choice.cost(what) > saving:
-            # The last step need not go all the way.
-            allowed = before - (saving - saved)
-            choice = min((c for c in layers[name][1:] if c.cost(what) <= allowed), key=lambda c: c.error)
-        saved += before - choice.cost(what)
-        chosen[name] = choice
-    return chosen, saved
-
-
-def _price(before: Choice, after: Choice, what: Cost) -> float:
-    return (after.error - before.error) / (before.cost(what) - after.cost(what))
+def by_cost(layers: Mapping[str, Written], what: Cost) -> dict[str, Options]:
+    """Return what the choices of each layer cost and lose, as a budget is spent on them."""
+    return {name: [(choice.cost(what), choice.error) for choice in layer.choices] for name, layer in layers.items()}
 
 
 def portions(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:

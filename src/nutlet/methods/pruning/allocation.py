@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from nutlet.methods.budget import share_out
 from nutlet.methods.pruning.patterns import most
 
 __all__ = ["LEVELS", "Distribution", "by_rank", "by_sensitivity", "erk_densities"]
@@ -52,45 +53,22 @@ def erk_densities(shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[
         full |= over
 
 
-def by_sensitivity(sizes: Mapping[str, int], sparsity: float, cost: Callable[[str, int], float]) -> dict[str, int]:
-    """Return how many units each layer keeps, such that the costs of all together are least.
+def by_sensitivity(sizes: Mapping[str, int], sparsity: float, losses: Mapping[str, Sequence[float]]) -> dict[str, int]:
+    """Return how many units each layer keeps, such that the losses of all together are least.
 
-    The cost of a layer is measured at :data:`LEVELS`, alone, and taken as linear in between. What is cheapest for
-    each unit goes first: the least of a sum of convex curves. A curve that is not convex is made so by giving stretches
-    that get cheaper their mean slope.
+    The loss of a layer is known at :data:`LEVELS`, alone, and taken as linear in between.
 
     Args:
         sizes: units of each layer.
         sparsity: share of all units that goes.
-        cost: of a layer alone with this many units left; called once for each layer and level.
+        losses: of each layer alone with each of the levels removed.
+
+    >>> by_sensitivity({"easy": 100, "hard": 100}, 0.5, {"easy": [1.0] * 6, "hard": [9.0] * 6})
+    {'easy': 0, 'hard': 100}
     """
-    stretches: list[tuple[float, str, float]] = []
-    for name, size in sizes.items():
-        shares, costs = [0.0], [0.0]
-        for level in LEVELS:
-            shares.append(level)
-            costs.append(cost(name, max(1, round(size * (1 - level)))))
-        stretches += [(slope / size, name, width * size) for slope, width in _convex(shares, costs)]
-    gone = dict.fromkeys(sizes, 0.0)
-    budget = sum(sizes.values()) * sparsity
-    for _, name, width in sorted(stretches, key=lambda stretch: stretch[0]):
-        taken = min(width, budget)
-        gone[name] += taken
-        budget -= taken
+    curves = {
+        name: [(size, 0.0), *((size * (1 - level), loss) for level, loss in zip(LEVELS, losses[name], strict=True))]
+        for name, size in sizes.items()
+    }
+    gone = share_out(curves, sum(sizes.values()) * sparsity)
     return {name: size - round(gone[name]) for name, size in sizes.items()}
-
-
-def _convex(places: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
-    """Return slopes and widths of the largest convex curve below the points, from left to right.
-
-    >>> _convex([0, 1, 2, 3], [0, 2, 2, 5])
-    [(1.0, 2), (3.0, 1)]
-    """
-    hull: list[tuple[float, float]] = []
-    for k in range(1, len(places)):
-        width, rise = places[k] - places[k - 1], values[k] - values[k - 1]
-        while hull and hull[-1][0] >= rise / width:
-            slope, before = hull.pop()
-            width, rise = width + before, rise + slope * before
-        hull.append((rise / width, width))
-    return hull

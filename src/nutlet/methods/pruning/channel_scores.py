@@ -9,20 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight, output_axis
-from nutlet.data.examples import Examples
 from nutlet.graph.coupling.group import as_shares
-from nutlet.graph.statistics import Loss, observing, weight_gradients
+from nutlet.graph.statistics import batch_gradients, channels_first, observe, weight_gradients
 from nutlet.methods.pruning.criteria import SMALL_BATCH
-from nutlet.tasks.predict import evaluating
+from nutlet.training.context import Context
 
 __all__ = ["ChannelCriterion", "channel_scores", "relative_to_left"]
 
 ChannelCriterion = Literal["magnitude", "activation", "taylor", "second-order"]
 
 
-def channel_scores(
-    model: nn.Module, names: Iterable[str], criterion: str, examples: Examples, loss: Loss | None = None
-) -> dict[str, Tensor]:
+def channel_scores(model: nn.Module, names: Iterable[str], criterion: str, context: Context) -> dict[str, Tensor]:
     """Return one score, zero or more, for each output channel of each layer; without meaning for ``magnitude``.
 
     ``activation``
@@ -40,23 +37,23 @@ def channel_scores(
         model: not changed.
         names: layers of ``model``.
         criterion: one of the above.
-        examples: what activations or gradients are taken from.
-        loss: whose gradients; the cross entropy of logits by default.
+        context: whose calibration examples activations and gradients are taken from, and whose loss.
     """
     layers = {name: model.get_submodule(name) for name in names}
     if criterion == "activation":
-        return _sizes_of_outputs(model, layers, examples)
+        return _sizes_of_outputs(model, layers, context)
+    batches = context.calibration("gradients", SMALL_BATCH)
     if criterion == "second-order":
-        squares = weight_gradients(model, layers, examples.batches(SMALL_BATCH), loss)
+        squares = weight_gradients(model, layers, batches, context.loss)
         return {
             n: _by_channel(layer, constrained_weight(layer).square() * squares[n][1]) / 2 for n, layer in layers.items()
         }
     scores = {name: torch.zeros(constrained_weight(layer).shape[output_axis(layer)]) for name, layer in layers.items()}
-    batches = list(examples.batches(SMALL_BATCH))
-    for batch in batches:
-        for name, (gradient, _) in weight_gradients(model, layers, [batch], loss).items():
+    count = -(-len(context.data.calibration) // SMALL_BATCH)
+    for gradients in batch_gradients(model, layers, batches, context.loss):
+        for name, gradient in gradients.items():
             change = _by_channel(layers[name], constrained_weight(layers[name]) * gradient)
-            scores[name] += change.square() / len(batches)
+            scores[name] += change.square() / count
     return scores
 
 
@@ -64,18 +61,16 @@ def _by_channel(layer: nn.Module, values: Tensor) -> Tensor:
     return values.movedim(output_axis(layer), 0).flatten(1).sum(1)
 
 
-def _sizes_of_outputs(model: nn.Module, layers: dict[str, nn.Module], examples: Examples) -> dict[str, Tensor]:
+def _sizes_of_outputs(model: nn.Module, layers: dict[str, nn.Module], context: Context) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        sizes = output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1).abs().mean(1)
+        sizes = channels_first(layer, output).abs().mean(1)
         # A transposed convolution holds its outputs within a group: all groups lose the same.
         sizes = sizes.view(-1, constrained_weight(layer).shape[output_axis(layer)]).sum(0)
         sums[name] = sums.get(name, 0) + sizes * len(output)
 
-    with observing(model, layers, note), evaluating(model), torch.no_grad():
-        for x, _ in examples.batches():
-            model(x)
+    observe(model, layers, note, context.calibration("sizes of outputs"))
     return {name: as_shares(total) for name, total in sums.items()}
 
 

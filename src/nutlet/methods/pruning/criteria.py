@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight
-from nutlet.data.examples import Examples
-from nutlet.graph.statistics import WITH_ROWS, Loss, input_rows, observing, weight_gradients, without_rows
-from nutlet.tasks.predict import evaluating
+from nutlet.graph.statistics import WITH_ROWS, input_rows, observe, weight_gradients, without_rows
+from nutlet.training.context import Context
 
 __all__ = ["Criterion", "saliencies"]
 
@@ -25,13 +23,12 @@ def saliencies(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     criterion: Criterion,
-    examples: Examples,
-    loss: Loss | None = None,
+    context: Context,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return how much each weight of each layer matters, and sentences about the layers where that cannot be said.
 
     ``magnitude``
-        ``|w|`` (Han et al. 2015, arXiv:1506.02626); the examples are not looked at.
+        ``|w|`` (Han et al. 2015, arXiv:1506.02626), no example is looked at.
     ``activation``
         ``|w| ||x||`` with the root mean square of the input that the weight is multiplied with (Wanda: Sun et al. 2023,
         arXiv:2306.11695).
@@ -43,8 +40,7 @@ def saliencies(
         model: not changed.
         layers: layers of ``model`` by name.
         criterion: one of the above.
-        examples: what the inputs or gradients are taken from.
-        loss: whose gradients; the cross entropy of logits by default.
+        context: whose calibration examples inputs and gradients are taken from, and whose loss.
 
     Returns:
         Tensors of the shapes of the weights, zero or more; a weight that is zero already matters nothing.
@@ -53,9 +49,9 @@ def saliencies(
     if criterion == "magnitude":
         return weights, []
     if criterion == "activation":
-        factors = _input_norms(model, layers, examples)
+        factors = _input_norms(model, layers, context)
     else:
-        gradients = weight_gradients(model, layers, examples.batches(SMALL_BATCH), loss)
+        gradients = weight_gradients(model, layers, context.calibration("gradients", SMALL_BATCH), context.loss)
         factors = {name: squares.sqrt() for name, (_, squares) in gradients.items() if squares.any()}
     notes = []
     for name in layers:
@@ -65,7 +61,7 @@ def saliencies(
     return {name: weights[name] * factor for name, factor in factors.items()}, notes
 
 
-def _input_norms(model: nn.Module, layers: Mapping[str, nn.Module], examples: Examples) -> dict[str, Tensor]:
+def _input_norms(model: nn.Module, layers: Mapping[str, nn.Module], context: Context) -> dict[str, Tensor]:
     """Return the root mean square of the input that each weight is multiplied with, of the shape of the weight.
 
     The diagonal of :func:`nutlet.graph.statistics.input_moments` without the rest of it, which grows with the square of
@@ -80,9 +76,7 @@ def _input_norms(model: nn.Module, layers: Mapping[str, nn.Module], examples: Ex
         counts[name] = counts.get(name, 0) + rows.shape[1]
 
     seen = [name for name, layer in layers.items() if isinstance(layer, WITH_ROWS)]
-    with observing(model, seen, note), evaluating(model), torch.no_grad():
-        for x, _ in examples.batches():
-            model(x)
+    observe(model, seen, note, context.calibration("norms of inputs"))
     norms = {}
     for name, total in sums.items():
         weight = constrained_weight(layers[name])

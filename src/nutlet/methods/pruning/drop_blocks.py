@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
+from nutlet.graph.comparison import run
 from nutlet.graph.modules import Passthrough, replace
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.methods.base import Method, Plan, register
+from nutlet.methods.sensitivity import sensitivities
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
 
@@ -60,26 +64,26 @@ class DropBlocks(Method):
         self._check_enough(candidates, notes)
         trial = copy.deepcopy(model)
         dropped: list[str] = []
-        with context.progress.task("scoring blocks", total=_trials(len(candidates), self.drop)) as task:
+
+        def failed(name: str, error: Exception) -> None:
+            if isinstance(error, NutletError):
+                raise error
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            notes.append(f"{name}: the model does not run without it ({reason}); left alone")
+            candidates.remove(name)
+            self._check_enough(candidates, notes)
+
+        with context.progress.task("dropping blocks", total=self.drop) as task:
             for _ in range(self.drop):
-                costs = {}
-                for name in list(candidates):
-                    if name in dropped:
-                        continue
-                    try:
-                        costs[name] = _loss_without(trial, name, context)
-                    except NutletError:
-                        raise
-                    except Exception as error:  # a model that reads its block's inside may fail in any way at all
-                        reason = f"{type(error).__name__}: {first_line(error)}"
-                        notes.append(f"{name}: the model does not run without it ({reason}); left alone")
-                        candidates.remove(name)
-                        self._check_enough(candidates, notes)
-                    task.advance()
-                least = min(costs, key=lambda name: costs[name])
+                changes = {name: _without(trial, name) for name in candidates if name not in dropped}
+                losses = sensitivities(
+                    changes, partial(_loss, context=context), context.progress, "one block dropped", failed
+                )
+                least = min(losses, key=lambda name: losses[name])
                 replace(trial, least, Passthrough())
                 dropped.append(least)
-                notes.append(f"dropped {least}: loss on calibration data without it {costs[least]:.3f}")
+                notes.append(f"dropped {least}: loss on calibration data without it {losses[least]:.3f}")
+                task.advance()
         return {"dropped": dropped, "notes": notes}
 
     def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
@@ -153,8 +157,7 @@ def droppable(model: nn.Module, example: Tensor) -> list[str]:
 
     handles = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in _containers(model)]
     try:
-        with evaluating(model), torch.no_grad():
-            model(example)
+        run(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -187,14 +190,20 @@ def _trials(candidates: int, drop: int) -> int:
     return sum(candidates - k for k in range(drop))
 
 
-def _loss_without(model: nn.Module, name: str, context: Context) -> float:
+@contextmanager
+def _without(model: nn.Module, name: str) -> Iterator[nn.Module]:
     block = model.get_submodule(name)
     replace(model, name, Passthrough())
-    total = 0.0
     try:
-        with evaluating(model), torch.no_grad():
-            for x, y in context.data.calibration.batches():
-                total += float(context.loss(x, model(x), y)) * len(y)
+        yield model
     finally:
         replace(model, name, block)
+
+
+def _loss(model: nn.Module, context: Context) -> float:
+    """Return the mean loss on the calibration examples."""
+    total = 0.0
+    with evaluating(model), torch.no_grad():
+        for x, y in context.data.calibration.batches():
+            total += float(context.loss(x, model(x), y)) * len(y)
     return total / len(context.data.calibration)

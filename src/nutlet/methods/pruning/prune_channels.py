@@ -141,7 +141,7 @@ class PruneChannels(Method):
             scores = [group.importance for group in groups]
         else:
             producers = dict.fromkeys(name for group in groups for name in group.made)
-            own = channel_scores(model, producers, self.criterion, context.data.calibration, context.loss)
+            own = channel_scores(model, producers, self.criterion, context)
             scores = [group.summed(own) for group in groups]
         if not self._ranks_all:
             return scores

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.attention import open_attention
+from nutlet.graph.comparison import run
 from nutlet.graph.coupling.group import Group
 from nutlet.graph.coupling.groups import Coupling, refitted, remove_channels, silenced
 from nutlet.graph.modules import replace
 from nutlet.graph.scope import in_scope
 from nutlet.graph.skip_reasons import layers_with_values
-from nutlet.graph.statistics import observing, weight_gradients
+from nutlet.graph.statistics import batch_gradients, channels_first, observe
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH
-from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
 
 __all__ = ["PruneHeads"]
@@ -111,22 +111,20 @@ class PruneHeads(Method):
     def _scores(self, model: nn.Module, groups: Mapping[str, Group], context: Context) -> dict[str, Tensor]:
         if self.criterion == "magnitude" or not groups:
             return {name: _relative(group.importance) for name, group in groups.items()}
-        examples = context.data.calibration
         scores = {name: torch.zeros(group.channels) for name, group in groups.items()}
         readers = {layer: name for name, group in groups.items() for layer in group.read}
         if self.criterion == "activation":
 
             def note(layer: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
                 own, ours = groups[readers[layer]].read[layer]
-                sizes = x.movedim(-1 if isinstance(module, nn.Linear) else 1, 0).abs().flatten(1).mean(1)
+                sizes = channels_first(module, x).abs().mean(1)
                 scores[readers[layer]].index_add_(0, torch.tensor(ours), sizes[own] * len(x))
 
-            with observing(model, readers, note), evaluating(model), torch.no_grad():
-                for x, _ in examples.batches():
-                    model(x)
+            observe(model, readers, note, context.calibration("outputs of heads"))
             return {name: _relative(score) for name, score in scores.items()}
-        for batch in examples.batches(SMALL_BATCH):
-            for layer, (gradient, _) in weight_gradients(model, readers, [batch], context.loss).items():
+        batches = context.calibration("gradients", SMALL_BATCH)
+        for gradients in batch_gradients(model, readers, batches, context.loss):
+            for layer, gradient in gradients.items():
                 # Summed over what reads a head, w g is the derivative by a factor on its output.
                 module, (own, ours) = model.get_submodule(layer), groups[readers[layer]].read[layer]
                 change = (constrained_weight(module) * gradient).movedim(1 - output_axis(module), 0).flatten(1).sum(1)
@@ -195,8 +193,7 @@ def _opened(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:
             continue
         replace(opened, name, attention)
         try:
-            with evaluating(opened), torch.no_grad():
-                opened(example)
+            run(opened, example)
         except NutletError:
             raise
         except Exception as error:  # a model that reads the inside of its attention may fail in any way at all

@@ -81,7 +81,7 @@ class PruneSecondOrder(Sparsifying):
             notes.append(f"{name}: another layer has the same weight, left alone")
             del layers[name]
         supported = [name for name, layer in layers.items() if isinstance(layer, WITH_ROWS)]
-        moments = input_moments(model, supported, context.data.calibration.batches())
+        moments = input_moments(model, supported, context.calibration("moments of inputs"))
         notes += [f"{name}: {without_rows(layers[name])}, left alone" for name in layers if name not in moments]
         moments = {name: _in_order(layers[name], h) for name, h in moments.items()}
         factors = {name: inverse_factor(h, self.damping) for name, h in moments.items()}

@@ -49,7 +49,7 @@ class PruneWeights(Sparsifying):
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that are masked; the masks are values."""
         layers, notes = self.fitting(weighted_layers(model, self))
-        saliency, unseen = saliencies(model, layers, self.criterion, context.data.calibration, context.loss)
+        saliency, unseen = saliencies(model, layers, self.criterion, context)
         kept, short = self.kept(model, saliency, context)
         masks = {
             # What is zero stays zero, also where a pattern or a tie would have kept it.

@@ -6,12 +6,12 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nutlet.constraints import formats
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, raw_weight, remove_constraints
@@ -21,8 +21,7 @@ from nutlet.methods.base import Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
-from nutlet.tasks.outputs import to_logits
-from nutlet.tasks.predict import predict
+from nutlet.methods.sensitivity import divergence_from, reconstrained, sensitivities
 from nutlet.training.context import Context
 
 __all__ = ["Sparsifying"]
@@ -151,23 +150,23 @@ class Sparsifying(Method):
 
     def _measured(self, model: nn.Module, saliency: Mapping[str, Tensor], context: Context) -> dict[str, int]:
         assert self.sparsity is not None
-        trial, examples, pattern = copy.deepcopy(model), context.data.calibration, self.positions
-        before = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
+        trial, pattern = copy.deepcopy(model), self.positions
         sizes = {name: scores.numel() // prod(pattern.block) for name, scores in saliency.items()}
-        with context.progress.task("measuring layers", total=len(sizes) * len(LEVELS)) as task:
 
-            def cost(name: str, keep: int) -> float:
-                layer = trial.get_submodule(name)
-                mask = pattern.mask(layer, saliency[name], keep) & (saliency[name] > 0)
-                earlier = remove_constraints(layer)
-                constrain(layer, [*(c for c in earlier if not isinstance(c, Mask)), Mask(mask)])
-                after = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
-                remove_constraints(layer)
-                constrain(layer, earlier)
-                task.advance()
-                return float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
+        def masked(layer: nn.Module, scores: Tensor, keep: int) -> None:
+            mask = pattern.mask(layer, scores, keep) & (scores > 0)
+            earlier = remove_constraints(layer)
+            constrain(layer, [*(c for c in earlier if not isinstance(c, Mask)), Mask(mask)])
 
-            return by_sensitivity(sizes, self.sparsity, cost)
+        changes = {
+            (name, level): reconstrained(
+                trial, name, partial(masked, scores=saliency[name], keep=max(1, round(size * (1 - level))))
+            )
+            for name, size in sizes.items()
+            for level in LEVELS
+        }
+        losses = sensitivities(changes, divergence_from(model, context), context.progress, "pruning one layer alone")
+        return by_sensitivity(sizes, self.sparsity, {name: [losses[name, level] for level in LEVELS] for name in sizes})
 
     def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
         """Return the model with weights set to zero by hand; None where changed weights lie on a grid as well."""

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nutlet.data.examples import Examples
 from nutlet.graph.fold import foldable
 from nutlet.graph.scope import Layer, weighted_layers
-from nutlet.graph.statistics import observing
+from nutlet.graph.statistics import Batches, channels_first, observe
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
-from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
 
 __all__ = ["CorrectBias"]
@@ -52,26 +50,27 @@ class CorrectBias(Method):
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the modules whose biases change, those that get one, and the biases as values."""
         plan: Plan = {"corrected": [], "made": [], "values": {}, "notes": []}
-        calibration = context.data.calibration
+        calibration = context.calibration("mean outputs")
         places = _places(model, weighted_layers(model, self), context)
         wanted = _means(context.teacher, places.values(), calibration)
         trial = copy.deepcopy(model).eval()
         order = [place for place in _means(trial, places, calibration) if places[place] in wanted]
         plan["notes"] += [f"{place}: nobody calls it, left as it is" for place in places if place not in order]
-        for place in order:
-            module, mean = trial.get_submodule(place), wanted[places[place]]
-            shift = mean - _means(trial, [place], calibration)[place] if _outputs(module) == len(mean) else None
-            if shift is None:
-                plan["notes"].append(f"{place}: its channels are not those of the original, left as it is")
-            elif isinstance(module, _BatchNorm) and not module.affine:
-                plan["notes"].append(f"{place}: a norm without a bias, left as it is")
-            elif shift.any():
-                plan["corrected"].append(place)
-                if not isinstance(module.bias, Tensor):
-                    plan["made"].append(place)
-                    _make_bias(module)
-                module.get_parameter("bias").data += shift
-                plan["values"][f"{place}.bias"] = module.get_parameter("bias").detach()
+        with context.progress.task("correcting biases", total=len(order)) as task:
+            for place in order:
+                module, mean = trial.get_submodule(place), wanted[places[place]]
+                if _outputs(module) != len(mean):
+                    plan["notes"].append(f"{place}: its channels are not those of the original, left as it is")
+                elif isinstance(module, _BatchNorm) and not module.affine:
+                    plan["notes"].append(f"{place}: a norm without a bias, left as it is")
+                elif (shift := mean - _means(trial, [place], calibration)[place]).any():
+                    plan["corrected"].append(place)
+                    if not isinstance(module.bias, Tensor):
+                        plan["made"].append(place)
+                        _make_bias(module)
+                    module.get_parameter("bias").data += shift
+                    plan["values"][f"{place}.bias"] = module.get_parameter("bias").detach()
+                task.advance()
         if not plan["corrected"]:
             plan["notes"].append("nothing to correct: no layer in scope gives another mean than in the original")
         return plan
@@ -99,19 +98,17 @@ def _places(model: nn.Module, scope: Iterable[str], context: Context) -> dict[st
     return places
 
 
-def _means(model: nn.Module, names: Iterable[str], examples: Examples) -> dict[str, Tensor]:
+def _means(model: nn.Module, names: Iterable[str], batches: Batches) -> dict[str, Tensor]:
     """Return the mean output per channel of each module, in the order in which they first run."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
     def note(name: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
-        channels = output.movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
+        channels = channels_first(module, output)
         sums[name] = sums.get(name, 0) + channels.double().sum(1)
         counts[name] = counts.get(name, 0) + channels.shape[1]
 
-    with observing(model, names, note), evaluating(model), torch.no_grad():
-        for x, _ in examples.batches():
-            model(x)
+    observe(model, names, note, batches)
     return {name: (total / counts[name]).float() for name, total in sums.items()}
 
 

@@ -168,8 +168,8 @@ def calibrated(
     """
     trial = with_integers(copy.deepcopy(model), plan)
     record = trace(trial, context.example)
-    inputs = (x for x, _ in context.data.calibration.batches())
-    return calibrate(trial, record, inputs, activations), record, trial
+    ranges = calibrate(trial, record, context.calibration("ranges of activations"), activations)
+    return ranges, record, trial
 
 
 def with_integers(model: nn.Module, plan: Plan) -> nn.Module:

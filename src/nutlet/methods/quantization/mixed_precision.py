@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import nn
-from torch.nn import functional as F
 
-from nutlet.constraints.stack import constrain, constrained_weight, constraints, remove_constraints
+from nutlet.constraints.stack import constrained_weight
 from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationGrid
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Plan, register
+from nutlet.methods.budget import choose
 from nutlet.methods.quantization.integers import (
     OnIntegers,
     attach_quantizer,
@@ -22,8 +23,7 @@ from nutlet.methods.quantization.integers import (
     integer_plan,
     usual_grid,
 )
-from nutlet.tasks.outputs import to_logits
-from nutlet.tasks.predict import predict
+from nutlet.methods.sensitivity import divergence_from, reconstrained, sensitivities
 from nutlet.training.context import Context
 
 __all__ = ["MixedPrecision"]
@@ -36,8 +36,9 @@ class MixedPrecision(OnIntegers):
 
     Each layer is quantized alone to each width, and how far the outputs move on the calibration examples is measured
     (KL divergence from those of the model before). Then, from the widest on, the narrowing with the least added
-    divergence for each bit it saves is taken until the budget holds, as if divergences added up (Dong et al. 2019,
-    arXiv:1905.03696, choose likewise, by curvature). That costs layers x widths passes over the calibration examples.
+    divergence for each bit it saves is taken until the budget holds, as if divergences added up, along the lower convex
+    hull of each layer (Shoham & Gersho 1988, doi:10.1109/29.90373; Dong et al. 2019, arXiv:1905.03696, choose likewise,
+    by curvature). That costs layers x widths passes over the calibration examples.
 
     Args:
         bits: most bits of a weight on average over all layers in scope.
@@ -71,14 +72,22 @@ class MixedPrecision(OnIntegers):
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         scope = weighted_layers(model, self)
-        widths = sorted(set(self.choices))
+        widths = sorted(set(self.choices), reverse=True)
         # Layers of fewer values than the narrowest width has keep them, and take nothing of the budget.
-        narrow = usual_grid(widths[0])
+        narrow = usual_grid(widths[-1])
         layers = {name: layer for name, layer in scope.items() if grid_for(name, layer, narrow)[0] == narrow}
-        lost = self._divergences(model, list(layers), widths, context)
+        trial = copy.deepcopy(model)
+        changes = {
+            (name, width): reconstrained(trial, name, partial(attach_quantizer, grid=usual_grid(width)))
+            for name in layers
+            for width in widths
+        }
+        lost = sensitivities(changes, divergence_from(model, context), context.progress, "quantizing one layer alone")
         sizes = {name: constrained_weight(layer).numel() for name, layer in layers.items()}
-        chosen = allocate_bits(lost, sizes, self.bits)
-        grids = dict.fromkeys(scope, usual_grid(widths[-1])) | {
+        options = {name: [(size * width, lost[name, width]) for width in widths] for name, size in sizes.items()}
+        narrowed, _ = choose(options, sum(sizes.values()) * (widths[0] - self.bits))
+        chosen = {name: widths[narrowed.get(name, 0)] for name in layers}
+        grids = dict.fromkeys(scope, usual_grid(widths[0])) | {
             name: usual_grid(width) for name, width in chosen.items()
         }
         activations = ActivationGrid() if self.activations else None
@@ -87,50 +96,3 @@ class MixedPrecision(OnIntegers):
             mean = sum(sizes[name] * width for name, width in chosen.items()) / sum(sizes.values())
             plan["notes"].append(f"{mean:.2f} bits on average: " + ", ".join(f"{n} {w}" for n, w in chosen.items()))
         return plan
-
-    @staticmethod
-    def _divergences(
-        model: nn.Module, names: list[str], widths: list[int], context: Context
-    ) -> dict[str, dict[int, float]]:
-        trial = copy.deepcopy(model)
-        examples = context.data.calibration
-        wanted = F.log_softmax(to_logits(predict(trial, examples), context.outputs), 1)
-        lost: dict[str, dict[int, float]] = {}
-        with context.progress.task("sensitivity", total=len(names) * len(widths)) as task:
-            for name in names:
-                layer = trial.get_submodule(name)
-                lost[name] = {}
-                for width in widths:
-                    stack = copy.deepcopy(constraints(layer))
-                    attach_quantizer(layer, usual_grid(width))
-                    outputs = F.log_softmax(to_logits(predict(trial, examples), context.outputs), 1)
-                    lost[name][width] = float(F.kl_div(outputs, wanted, reduction="batchmean", log_target=True))
-                    remove_constraints(layer)
-                    constrain(layer, stack)
-                    task.advance(note=f"{name} at {width} bits")
-        return lost
-
-
-def allocate_bits(lost: dict[str, dict[int, float]], sizes: dict[str, int], bits: float) -> dict[str, int]:
-    """Return the width of each layer: from the widest on, what loses least for each bit it saves.
-
-    Args:
-        lost: layer to width to what that width loses there.
-        sizes: layer to its number of weights.
-        bits: most bits of a weight on average.
-
-    >>> allocate_bits({"a": {2: 9.0, 8: 0.0}, "b": {2: 1.0, 8: 0.0}}, {"a": 10, "b": 10}, 5)
-    {'a': 8, 'b': 2}
-    """
-    chosen = {name: max(widths) for name, widths in lost.items()}
-    while sum(sizes[name] * width for name, width in chosen.items()) > bits * sum(sizes.values()):
-        narrower = [(name, w) for name, width in chosen.items() for w in lost[name] if w < width]
-
-        def price(step: tuple[str, int]) -> float:
-            name, width = step
-            saved = sizes[name] * (chosen[name] - width)
-            return (max(lost[name][width] - lost[name][chosen[name]], 0.0)) / saved
-
-        name, width = min(narrower, key=price)
-        chosen[name] = width
-    return chosen

@@ -94,7 +94,7 @@ def rounding_plan(
     layers = {name: trial.get_submodule(name) for name in plan["weights"]}
     plan["notes"] += _unfit(trial, layers)
     ratios = []
-    moments = input_moments(trial, layers, context.data.calibration.batches())
+    moments = input_moments(trial, layers, context.calibration("moments of inputs"))
     with context.progress.task(type(method).__name__, total=len(layers)) as task:
         for name, layer in layers.items():
             if name not in moments:

@@ -13,9 +13,8 @@ from nutlet.constraints.stack import Mask, constraints, refit
 from nutlet.errors import ConfigError
 from nutlet.graph.equivalent_scaling import Link, links
 from nutlet.graph.scope import weighted_layers
-from nutlet.graph.statistics import observing
+from nutlet.graph.statistics import channels_first, observe
 from nutlet.methods.base import Method, Plan, register
-from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
 
 __all__ = ["Smooth"]
@@ -93,10 +92,8 @@ def _largest_inputs(model: nn.Module, found: list[Link], context: Context) -> li
     largest: dict[str, Tensor] = {}
 
     def note(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        channels = x.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1).abs().amax(1)
+        channels = channels_first(layer, x).abs().amax(1)
         largest[name] = torch.maximum(largest[name], channels) if name in largest else channels
 
-    with observing(model, [link.readers[0] for link in found], note), evaluating(model), torch.no_grad():
-        for x, _ in context.data.calibration.batches():
-            model(x)
+    observe(model, [link.readers[0] for link in found], note, context.calibration("largest inputs"))
     return [largest[link.readers[0]].view(link.channels(model), -1).amax(1) for link in found]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,10 @@ from nutlet.graph.activation_quantizers import ActivationGrid, attach, with_scal
 from nutlet.graph.comparison import plain, run
 from nutlet.graph.fold import fold
 from nutlet.graph.placement import place
-from nutlet.graph.trace import InstrumentedModel, trace
+from nutlet.graph.trace import InstrumentedModel, Record, trace
 from nutlet.methods.base import Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
+from nutlet.methods.sensitivity import sensitivities
 from nutlet.training.context import Context
 
 __all__ = ["keep_sensitive_in_float"]
@@ -56,14 +59,12 @@ def keep_sensitive_in_float(
     seen, unseen = moved(())
     if seen <= tolerance and unseen <= _UNSEEN * tolerance:
         return plan
-    order = _by_effect(model, plan, torch.cat([x[:_FEW] for x in inputs]), context.example)
+    order = _by_effect(model, plan, torch.cat([x[:_FEW] for x in inputs]), context)
     few, enough = 0, 1
     while enough < len(order) and too_far(order[:enough]):
         few, enough = enough, 2 * enough
-    enough = min(enough, len(order))
-    while enough - few > 1:
-        middle = (few + enough) // 2
-        few, enough = (middle, enough) if too_far(order[:middle]) else (few, middle)
+    between = range(few + 1, min(enough, len(order)))
+    enough = few + 1 + bisect_left(between, True, key=lambda count: not too_far(order[:count]))
     in_float = order[:enough]
     held = _without(model, plan, in_float, context.example)
     if activations is not None and "activations" in held:
@@ -96,27 +97,44 @@ def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: T
     return {**changed, "activations": kept} if kept else changed
 
 
-def _by_effect(model: nn.Module, plan: Plan, x: Tensor, example: Tensor) -> list[str]:
+def _by_effect(model: nn.Module, plan: Plan, x: Tensor, context: Context) -> list[str]:
     """Return all layers and all sites with a scale of their own, first what moves the outputs most when it is alone."""
-    trial = _executed(model, plan, example)
+    trial = _executed(model, plan, context.example)
     quantizers = trial.by_site if isinstance(trial, InstrumentedModel) else {}
     body = trial.unwrap() if isinstance(trial, InstrumentedModel) else trial
     bare = plain(model, quantized=True)
     fold(bare, plan["fold"])
-    record, expected = trace(bare, example), run(bare, x)
-    effects = {}
-    for name in plan["weights"]:
-        weight = bare.get_submodule(name).get_parameter("weight").data
-        before = weight.clone()
-        weight.copy_(constrained_weight(body.get_submodule(name)))
-        effects[name] = _relative(run(bare, x), expected)
-        weight.copy_(before)
+    record, expected = trace(bare, context.example), run(bare, x)
+    changes = {name: _with_weight(bare, name, constrained_weight(body.get_submodule(name))) for name in plan["weights"]}
     for name, quantizer in quantizers.items():
         if "same_as" not in plan["activations"][name]:
-            alone = InstrumentedModel(bare, record, {name: quantizer})
-            effects[name] = _relative(run(alone, x), expected)
-            alone.unwrap()
+            changes[name] = _instrumented(bare, record, {name: quantizer})
+
+    def moved(alone: nn.Module) -> float:
+        return _relative(run(alone, x), expected)
+
+    effects = sensitivities(changes, moved, context.progress, "quantizing one tensor alone")
     return sorted(effects, key=lambda name: -effects[name])
+
+
+@contextmanager
+def _with_weight(model: nn.Module, name: str, weight: Tensor) -> Iterator[nn.Module]:
+    own = model.get_submodule(name).get_parameter("weight").data
+    before = own.clone()
+    own.copy_(weight)
+    try:
+        yield model
+    finally:
+        own.copy_(before)
+
+
+@contextmanager
+def _instrumented(model: nn.Module, record: Record, edits: dict[str, nn.Module]) -> Iterator[nn.Module]:
+    edited = InstrumentedModel(model, record, edits)
+    try:
+        yield edited
+    finally:
+        edited.unwrap()
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
