@@ -384,7 +384,9 @@ FAULTS = {
     "another block dropped": Fault(
         "nutlet.methods.pruning.drop_blocks:DropBlocks.apply", first(_another_block), "shallower"
     ),
-    "learned scale lost after training": Fault("nutlet.compression.verify:sync_dense", after(_halved_learned), "trained"),
+    "learned scale lost after training": Fault(
+        "nutlet.compression.verify:sync_dense", after(_halved_learned), "trained"
+    ),
     "mask lost in training": Fault(
         "nutlet.methods.fine_tune:FineTune.train", after(lambda r, s, model, c: _unmasked(r, model)), "trained"
     ),
