@@ -15,7 +15,7 @@ import pytest
 from job import Job, invoke
 from nutlet import errors, signals
 from nutlet.cli.common import command_line, loading
-from nutlet.formats.onnx.session import Runtime
+from nutlet.formats import Runtime
 from nutlet.methods import known_methods
 from nutlet.report.load import schema
 from nutlet.storage import write_atomic
@@ -229,7 +229,7 @@ def test_interrupting_and_going_on(job: Job) -> None:
     [
         ("os.fsync", set()),
         ("onnx.checker.check_model", set()),
-        ("nutlet.formats.onnx.session.Runtime.run_raw", {"model.onnx", "original.onnx"}),
+        ("nutlet.formats.runtime.Runtime.run_raw", {"model.onnx", "original.onnx"}),
         ("subprocess.run", {"model.onnx", "original.onnx"}),  # the process that measures memory
         ("nutlet.report.html.view", {"model.onnx", "original.onnx"}),
     ],

@@ -141,7 +141,7 @@ def test_what_is_read_otherwise_than_the_runtime_computes_is_not_attacked(
     shipped: Shipped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, _, data = shipped
-    monkeypatch.setattr("nutlet.auditing.setup.load_onnx", lambda *_, **__: torch.nn.Linear(10, 4))
+    monkeypatch.setattr("nutlet.auditing.setup._as_module", lambda *_, **__: torch.nn.Linear(10, 4))
     value = nl.audit(file, data, protocol=QUICK).value
     assert "answers otherwise than its runtime" in of(value, "Reuse")["reason"]
 

@@ -18,7 +18,7 @@ from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
 from nutlet.data.examples import Data, Examples, flip_and_crop
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
-from nutlet.formats.onnx.reader import load_onnx
+from nutlet.formats import format_of
 from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1
 from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
@@ -126,11 +126,18 @@ def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
     if artifact.path is None:
         return artifact
     try:
-        module = load_onnx(artifact.path, output=artifact.output)
+        module = _as_module(artifact.path, artifact.output)
         _compare(module, artifact, evaluation)
     except NutletError as error:
         return replace(artifact, unread=f"which cannot be read: {error}")
     return replace(artifact, white_box=module)
+
+
+def _as_module(path: Path, output: str | None) -> nn.Module:
+    form = format_of(path)
+    if form.reader is None:
+        raise ModelError(f"nothing here reads {form.file}; expected a format with a reader, as ONNX")
+    return form.reader.load(path, output=output)
 
 
 def _compare(module: nn.Module, artifact: Artifact, evaluation: Examples) -> None:

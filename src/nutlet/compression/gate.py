@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nutlet.data.examples import Data
 from nutlet.errors import ModelError
-from nutlet.formats.onnx.trial import export_problem
+from nutlet.formats import DEFAULT
 from nutlet.graph.trace import trace
 from nutlet.graph.training_path import training_path
 from nutlet.loading.copies import clean_copy
@@ -66,7 +66,7 @@ def admit(model: nn.Module, data: Data, steps: Sequence[Method] = ()) -> Admitte
     admitted = examine(ready, data, steps)
     notes += admitted.notes
     if any(_trains(step) for step in steps):
-        problem = export_problem(ready, _example(data))
+        problem = DEFAULT.export_problem(ready, _example(data))
         notes += [f"the result could not be exported: {problem}"] if problem else []
     return Admitted(ready, admitted.classes, admitted.outputs, tuple(notes))
 

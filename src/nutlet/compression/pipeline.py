@@ -59,7 +59,7 @@ def compress(
         recipe: methods in order, or the path of a YAML recipe.
         data: splits, see :func:`nutlet.split`; the test split is not looked at.
         recover: training inserted after every run of steps that it can repair.
-        teacher: whom distillation follows, in place of ``model``: another module, the path of an ONNX file, or an
+        teacher: whom distillation follows, in place of ``model``: another module, the path of a shipped file, or an
             :class:`~nutlet.Oracle` or :class:`~nutlet.Endpoint`, of which only answers are known.
         seed: the only source of randomness.
         workdir: keeps every intermediate by a hash of what made it, and the checkpoints of long training; a second

@@ -11,7 +11,7 @@ from torch import nn
 
 from nutlet.compression.compressed import Compressed
 from nutlet.data.examples import Data
-from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats import DEFAULT
 from nutlet.locks import locked
 from nutlet.measurement import Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity
@@ -21,8 +21,8 @@ from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
 
 __all__ = ["COMPRESSED", "ORIGINAL", "ship"]
 
-COMPRESSED = "model.onnx"
-ORIGINAL = "original.onnx"
+COMPRESSED = "model" + DEFAULT.suffixes[0]
+ORIGINAL = "original" + DEFAULT.suffixes[0]
 
 
 def ship(
@@ -34,6 +34,7 @@ def ship(
     command: str = "",
     names: tuple[str, str] = ("", ""),
     seconds: float = 2.0,
+    packed: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Measurement, Parity]:
     """Export both models, measure the files, and write everything with a report into ``folder``.
@@ -46,6 +47,7 @@ def ship(
         command: how to reproduce the run, for the report.
         names: how the user named model and data, for the report.
         seconds: time for each latency setting.
+        packed: whether weights of the compressed file take as few bits as they need; see :func:`nutlet.export_onnx`.
         progress: shows bars; silent by default.
 
     Raises:
@@ -54,8 +56,8 @@ def ship(
     """
     folder, progress = Path(folder), progress or Progress(quiet=True)
     with locked(folder, progress):
-        shipped = compressed.export(folder / COMPRESSED)
-        reference = export_onnx(original, folder / ORIGINAL, compressed.example)
+        shipped = compressed.export(folder / COMPRESSED, packed=packed)
+        reference = DEFAULT.export(original, folder / ORIGINAL, compressed.example)
         compressed.save(folder / "saved")
         check = parity(compressed.model, shipped, data.calibration)
         figures = measure(shipped, data, reference, seconds=seconds, progress=progress)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nutlet.graph.fold import foldable, is_folded
+from nutlet.graph.kernels import WEIGHTED
 from nutlet.graph.modules import replace
-from nutlet.graph.placement import WEIGHTED, moves_values
+from nutlet.graph.placement import moves_values
 from nutlet.graph.trace import InstrumentedModel, Record, trace
 from nutlet.tasks.predict import evaluating
 

@@ -1,0 +1,34 @@
+"""What the integer kernels of a runtime take: where activation quantizers are placed, and how weights are rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["KERNELS", "WEIGHTED", "KernelProfile"]
+
+WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"}) | {f"conv_transpose{d}d" for d in (1, 2, 3)}
+"""Operations with a weight of their own."""
+
+
+@dataclass(frozen=True)
+class KernelProfile:
+    """The 8-bit kernels of one runtime; by default those of ONNX Runtime on x86 and Arm.
+
+    Operations are named as a trace names them (:class:`nutlet.graph.record.Site`).
+
+    Args:
+        integer_ops: operations that are computed on integers.
+        fused_tails: operations that are fused into the integer operation before them.
+        pairs_saturate: whether some processors add pairs of products in 16 bits, which saturate, as those of x86
+            without VNNI do: then codes are chosen so that no pair can (``reduce_range``).
+    """
+
+    integer_ops: frozenset[str] = WEIGHTED | {
+        "matmul", "bmm", "add", "cat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "pad",
+    }  # fmt: skip
+    fused_tails: frozenset[str] = frozenset({"batch_norm", "relu", "relu6", "hardtanh", "clamp"})
+    pairs_saturate: bool = True
+
+
+KERNELS = KernelProfile()
+"""The profile where nobody names a runtime."""
