@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import nutlet as nl
 from nutlet.formats import Contents, Session, StoredTensor, TensorSpec
 from nutlet.graph.finalize import finalize
+from nutlet.graph.kernels import WEIGHTED, KernelProfile
 from nutlet.storage import write_atomic
 
 Array = npt.NDArray[Any]
@@ -116,4 +117,5 @@ NPZ = nl.Format(
     export=export,
     open=NpzSession,
     reader=NpzReader(),
+    kernels=KernelProfile(integer_ops=WEIGHTED, fused_tails=frozenset(), pairs_saturate=False),
 )

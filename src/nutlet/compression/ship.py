@@ -126,7 +126,7 @@ def _warnings(compressed: Compressed, figures: Measurement, check: Parity, class
     if final.effective_macs < 0.9 * final.macs:
         warnings.append(
             f"{1 - final.effective_macs / final.macs:.0%} of the multiplications are with zeros that no common runtime "
-            "skips: sparsity makes the downloaded file smaller, not the raw one, and nothing faster."
+            "skips: sparsity makes the file smaller and nothing faster."
         )
     return warnings
 

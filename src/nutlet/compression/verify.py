@@ -290,9 +290,5 @@ def _numbers(quantizer: nn.Module | None) -> tuple[float, int, int] | None:
 
 def _grid_in(activations: Activations) -> ActivationGrid:
     """Return the grid that ranges were measured for: that of the fewest bits, the input having 8 always."""
-    grids = [
-        ActivationGrid(**{key: value for key, value in entry.items() if key not in ("scale", "zero_point")})
-        for entry in activations.values()
-        if "same_as" not in entry
-    ]
+    grids = [ActivationGrid.of(entry) for entry in activations.values() if "same_as" not in entry]
     return min(grids, key=lambda grid: grid.bits)

@@ -1,7 +1,7 @@
 """File formats, a folder or a file for each: how a module is written, run, and read back."""
 
 from nutlet.formats.base import Contents, Format, Session, StoredTensor, TensorSpec, Text, register_format
-from nutlet.formats.known import DEFAULT, format_for, format_of, is_model_file, known_formats
+from nutlet.formats.known import DEFAULT, format_for, format_named, format_of, is_model_file, known_formats
 from nutlet.formats.runtime import Runtime
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "TensorSpec",
     "Text",
     "format_for",
+    "format_named",
     "format_of",
     "is_model_file",
     "known_formats",

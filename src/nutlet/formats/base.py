@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor, nn
 
 from nutlet.formats.files import read_file
 from nutlet.graph.kernels import KERNELS, KernelProfile
 from nutlet.registry import Registry
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 __all__ = [
     "REGISTRY",

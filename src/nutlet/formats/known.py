@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nutlet.errors import ConfigError, StorageError, printable
+from nutlet.errors import ConfigError, StorageError, nearest, printable, shown
 from nutlet.formats.base import REGISTRY, Format
 from nutlet.formats.files import BEGINNING, beginning
 from nutlet.formats.onnx import ONNX
 
-__all__ = ["DEFAULT", "format_for", "format_of", "is_model_file", "known_formats"]
+__all__ = ["DEFAULT", "format_for", "format_named", "format_of", "is_model_file", "known_formats"]
 
 DEFAULT = ONNX
 """What is written where nobody names a file."""
@@ -19,6 +19,18 @@ REGISTRY.add(ONNX)
 def known_formats() -> dict[str, Format]:
     """Return every format by name: ours, and those of installed packages (entry point ``nutlet.formats``)."""
     return REGISTRY.known()
+
+
+def format_named(name: str) -> Format:
+    """Return the format called ``name``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = known_formats()
+    if name not in known:
+        raise ConfigError(f"there is no format {shown(name)}; {nearest(str(name), known)}")
+    return known[name]
 
 
 def format_for(path: Path | str) -> Format:

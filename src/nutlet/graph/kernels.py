@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["KERNELS", "WEIGHTED", "KernelProfile"]
 
@@ -28,6 +30,20 @@ class KernelProfile:
     }  # fmt: skip
     fused_tails: frozenset[str] = frozenset({"batch_norm", "relu", "relu6", "hardtanh", "clamp"})
     pairs_saturate: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON, of which :meth:`from_dict` makes an equal one."""
+        return {
+            "integer_ops": sorted(self.integer_ops),
+            "fused_tails": sorted(self.fused_tails),
+            "pairs_saturate": self.pairs_saturate,
+        }
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> KernelProfile:
+        """Rebuild what :meth:`to_dict` returned."""
+        sets = {name: frozenset(value[name]) for name in ("integer_ops", "fused_tails")}
+        return KernelProfile(**sets, pairs_saturate=bool(value["pairs_saturate"]))
 
 
 KERNELS = KernelProfile()
