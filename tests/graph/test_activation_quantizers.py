@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nutlet.constraints import QuantScheme, WeightQuantizer
 from nutlet.constraints.stack import constrain, constrained_weight, remove_constraints
 from nutlet.errors import ModelError
-from nutlet.graph.activation_quantizers import ActivationQuantizer, attach, calibrate, carry
+from nutlet.graph.activation_quantizers import ActivationQuantizer, attach, calibrate, reattach
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import place
 from nutlet.graph.scope import Layer
@@ -182,9 +182,9 @@ def test_quantizers_are_carried_only_where_the_sites_are_the_same() -> None:
     body = edited.unwrap()
     free = copy.deepcopy(body)
     remove_constraints(free[2])
-    assert torch.equal(carry(edited, body, None, x)(x), wanted)
-    assert carry(edited, free, None, x) is free, "no integer kernel is left that would take them"
+    assert torch.equal(reattach(edited, body, None, x)(x), wanted)
+    assert reattach(edited, free, None, x) is free, "no integer kernel is left that would take them"
     thinner = nn.Sequential(nn.Linear(3, 2)).eval()
     with pytest.raises(ModelError, match="expected new ranges"):
-        carry(edited, thinner, None, x)
-    assert carry(edited, thinner, {"/input/0": {"scale": 1.0, "zero_point": 0}}, x).by_site.keys() == {"/input/0"}
+        reattach(edited, thinner, None, x)
+    assert reattach(edited, thinner, {"/input/0": {"scale": 1.0, "zero_point": 0}}, x).by_site.keys() == {"/input/0"}
