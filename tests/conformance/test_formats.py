@@ -6,7 +6,7 @@ import contextlib
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from npz_format import NPZ
 from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.white_box.file_leaks import FileLeaks
 from nutlet.formats import DEFAULT, Runtime, format_for, format_of, known_formats
+from nutlet.formats.base import REGISTRY
 from nutlet.graph.kernels import KernelProfile
 from nutlet.measurement import measure
 from nutlet.oracle import FileSource, Oracle
@@ -63,8 +64,6 @@ def _registered() -> Iterator[None]:
     """The toy format is known to the tests of this file alone."""
     nl.register_format(NPZ)
     yield
-    from nutlet.formats.base import REGISTRY
-
     del REGISTRY.kinds["NPZ"]
 
 
@@ -139,7 +138,7 @@ def test_nothing_of_the_training_code_is_left(shipped: Shipped) -> None:
         assert word not in content
     knowledge = AttackerKnowledge(classes=tiny.CLASSES, shape=(10,), seed=0, file=shipped.path)
     (found,) = FileLeaks().run(Oracle(FileSource(shipped.path)), knowledge, ())
-    assert {item["item"] for item in found.facts["items"] if item["found"]} <= {"architecture", "weights"}
+    assert {item["item"] for item in (found.facts or {})["items"] if item["found"]} <= {"architecture", "weights"}
 
 
 def test_damaged_files_are_refused_or_answer(shipped: Shipped, tmp_path: Path) -> None:
@@ -259,3 +258,15 @@ def test_quantizers_are_placed_for_the_kernels_of_the_target(tmp_path: Path) -> 
     assert torch.equal(again.model(DATA.train.x), for_npz.model(DATA.train.x))
     with pytest.raises(nl.ConfigError, match="there is no format 'ONX'; did you mean 'ONNX'"):
         nl.compress(model, recipe, DATA, target="ONX")
+
+
+def test_without_a_reader_only_what_looks_inside_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = replace(NPZ, reader=None)
+    monkeypatch.setitem(REGISTRY.kinds, "NPZ", blind)
+    model = tiny.settled(SecretlyNamedNet(), DATA.train.x)
+    path = blind.export(model, tmp_path / "model.dense.npz", DATA.train.x[:2])
+    quick = nl.Protocol(queries=(16,), seeds=2, effort=0.02, attacks=("Knockoff", "FileLeaks", "Reuse"))
+    attacks = {attack["name"]: attack for attack in nl.audit(path, DATA, protocol=quick).value["attacks"]}
+    assert attacks["Knockoff"]["status"] == "run"
+    for name in ("FileLeaks", "Reuse"):
+        assert "nothing here reads a NPZ file" in attacks[name]["reason"]

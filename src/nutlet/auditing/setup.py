@@ -126,18 +126,11 @@ def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
     if artifact.path is None:
         return artifact
     try:
-        module = _as_module(artifact.path, artifact.output)
+        module = format_of(artifact.path).need_reader().load(artifact.path, output=artifact.output)
         _compare(module, artifact, evaluation)
     except NutletError as error:
         return replace(artifact, unread=f"which cannot be read: {error}")
     return replace(artifact, white_box=module)
-
-
-def _as_module(path: Path, output: str | None) -> nn.Module:
-    form = format_of(path)
-    if form.reader is None:
-        raise ModelError(f"nothing here reads {form.file}; expected a format with a reader, as ONNX")
-    return form.reader.load(path, output=output)
 
 
 def _compare(module: nn.Module, artifact: Artifact, evaluation: Examples) -> None:

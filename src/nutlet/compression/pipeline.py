@@ -79,10 +79,10 @@ def compress(
         StorageError: ``workdir`` cannot be written, or another run is writing there.
     """
     check_seed(seed)
-    kernels = format_named(target).kernels
+    form = format_named(target)
     steps = read_steps(recipe, recover)
     progress = progress or Progress(quiet=True)
-    admitted = admit(model, data, steps)
+    admitted = admit(model, data, steps, form)
     original = admitted.model
     example = data.calibration.batch(slice(0, 2))[0]
     for note in admitted.notes:
@@ -97,7 +97,7 @@ def compress(
             answers = Path(passing if workdir is None else workdir) / "answers"
             guide = teacher_of(teacher, answers, example, admitted.classes)
         guest = guide if teacher is not None else None
-        keys = _keys(original, data, steps, seed, guest, kernels) if workdir is not None else []
+        keys = _keys(original, data, steps, seed, guest, form.kernels) if workdir is not None else []
         folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
         result = _latest(folders, original, data, progress)
         if result is None and workdir is not None and (threads := _other_threads(Path(workdir))) is not None:
@@ -119,7 +119,7 @@ def compress(
                 workdir=folder,
                 progress=progress,
                 outputs=admitted.outputs,
-                kernels=kernels,
+                kernels=form.kernels,
             )
             with torch.random.fork_rng():  # the caller's stream of random numbers is the caller's
                 told = [found.text for found in advice if found.step == number]

@@ -127,13 +127,11 @@ def _module(teacher: Teacher, folder: Path, example: Tensor) -> nn.Module:
         check_finite_weights(ready)
         return ready
     if isinstance(teacher, (str, Path)):
-        reader = format_of(teacher).reader
+        form = format_of(teacher)
         try:
-            if reader is not None:
-                return reader.load(teacher).requires_grad_(False)
+            return form.need_reader().load(teacher).requires_grad_(False)
         except ModelError:  # a runtime knows more operators
-            pass
-        teacher = Oracle(FileSource(teacher), client="teacher")
+            teacher = Oracle(FileSource(teacher), client="teacher")
     if isinstance(teacher, Endpoint):
         teacher = Oracle(teacher, answers=teacher.answers, client="teacher", outputs=_outputs(teacher))
     if not isinstance(teacher, Oracle):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from nutlet.errors import ModelError
 from nutlet.formats.files import read_file
 from nutlet.graph.kernels import KERNELS, KernelProfile
 from nutlet.registry import Registry
@@ -242,6 +243,16 @@ class Format:
     def file(self) -> str:
         """How a file of this format is called in a message: ``an ONNX file``."""
         return f"{'an' if self.name[0] in 'AEIOU' else 'a'} {self.name} file"
+
+    def need_reader(self) -> Reader:
+        """Return the reader.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.reader is None:
+            raise ModelError(f"nothing here reads {self.file}; expected a format with a reader, as ONNX has one")
+        return self.reader
 
     def read(self, path: Path | str) -> bytes:
         """Return the content of a file of this format, to be opened.

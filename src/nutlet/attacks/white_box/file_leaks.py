@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
-from nutlet.errors import ModelError
 from nutlet.formats import format_of
 from nutlet.formats.base import Contents, StoredTensor
 from nutlet.oracle import Access, Oracle
@@ -62,9 +61,7 @@ class FileLeaks(Attack):
         """
         assert knowledge.file is not None
         form = format_of(knowledge.file)
-        if form.reader is None:
-            raise ModelError(f"nothing here reads {form.file}; expected a format with a reader, as ONNX")
-        contents = form.reader.inspect(knowledge.file)
+        contents = form.need_reader().inspect(knowledge.file)
         parameters = sum(tensor.values.size for tensor in contents.tensors)
         items = _items(contents, parameters)
         facts = {
