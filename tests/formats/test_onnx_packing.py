@@ -41,6 +41,7 @@ TENSORS = {
     "60 % zeros of 15 values": codes((256, 65), 15, 0.4),
     "96 % zeros of 255 values": codes((300, 80), 255, 0.04),
     "long ways between": np.eye(1, 40_000, 39_999, dtype=np.int8),
+    "ternary, half zeros": codes((64, 64, 3, 3), 3, 0.75),
     "first and last": np.array([3, *np.zeros(5000), 4], np.int8),
     "unsigned": codes((33, 35), 16, dtype=np.uint8),
     "a codebook of floats": floats((16,), 1.0)[RANDOM.integers(0, 16, (99, 50))],
@@ -94,7 +95,13 @@ def test_packed_is_the_same_and_folded(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "share"),
-    [("2 values", 0.6), ("16 values", 0.9), ("60 % zeros of 15 values", 0.36), ("96 % zeros of 255 values", 0.11)],
+    [
+        ("2 values", 0.6),
+        ("16 values", 0.9),
+        ("60 % zeros of 15 values", 0.36),
+        ("96 % zeros of 255 values", 0.11),
+        ("ternary, half zeros", 0.22),
+    ],
 )
 def test_packed_takes_few_bits(name: str, share: float) -> None:
     packed = model_with(TENSORS[name])
