@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import jsonschema
+import onnx
 import pytest
 
 from job import Job, invoke
 from nutlet import errors, signals
 from nutlet.cli.common import command_line, loading
-from nutlet.formats.onnx.session import Runtime
+from nutlet.formats import Runtime
 from nutlet.methods import known_methods
 from nutlet.report.load import schema
 from nutlet.storage import write_atomic
@@ -103,6 +104,17 @@ def test_compress(job: Job) -> None:
         assert text.replace(" ", "") in result.stdout.replace("\n", "").replace(" ", ""), text
     assert Runtime(job.out / "model.onnx").input_shape[1:] == (1, 8, 8)
     assert job.halves() == []
+
+
+def test_a_file_for_runtimes_that_fold_no_constants(job: Job) -> None:
+    recipe = "steps:\n- Ternarize: {edges: true}"
+    assert job.compress(recipe=recipe).exit_code == 0
+    packed = (job.out / "model.onnx").read_bytes()
+    assert job.compress("--unpacked", recipe=recipe).exit_code == 0
+    plain = job.out / "model.onnx"
+    operators = {node.op_type for node in onnx.load(plain).graph.node}
+    assert not operators & {"BitShift", "BitwiseAnd", "CumSum"}
+    assert len(packed) < plain.stat().st_size
 
 
 def test_a_step_that_gains_nothing_says_so(job: Job) -> None:
@@ -229,7 +241,7 @@ def test_interrupting_and_going_on(job: Job) -> None:
     [
         ("os.fsync", set()),
         ("onnx.checker.check_model", set()),
-        ("nutlet.formats.onnx.session.Runtime.run_raw", {"model.onnx", "original.onnx"}),
+        ("nutlet.formats.runtime.Runtime.run_raw", {"model.onnx", "original.onnx"}),
         ("subprocess.run", {"model.onnx", "original.onnx"}),  # the process that measures memory
         ("nutlet.report.html.view", {"model.onnx", "original.onnx"}),
     ],

@@ -46,7 +46,7 @@ FOLDERS = (
 """The folders of nutlet, lowest first. Each may import what lies below it; what lies beside them is the ground."""
 ABOVE = {"nutlet", "nutlet.__main__"}
 """What stands above all folders."""
-PROGRAMS = {"nutlet.__main__", "nutlet.formats.onnx.attempt", "nutlet.formats.onnx.probe"}
+PROGRAMS = {"nutlet.__main__", "nutlet.formats.onnx.attempt", "nutlet.measurement.probe"}
 """Modules that are run and not imported: they have no public names."""
 LONG: dict[str, str] = {}
 """Files of more than 400 lines, and why they are not split."""

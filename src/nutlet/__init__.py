@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         OracleError,
         StorageError,
     )
+    from nutlet.formats import Format, register_format
     from nutlet.formats.onnx.export import export_onnx
     from nutlet.loading import load_data, load_model
     from nutlet.measurement import Measurement, measure
@@ -95,6 +96,7 @@ _HOMES = {
         "OracleError",
         "StorageError",
     ),
+    "nutlet.formats": ("Format", "register_format"),
     "nutlet.formats.onnx.export": ("export_onnx",),
     "nutlet.compression.history": ("Step",),
     "nutlet.loading": ("load_data", "load_model"),
@@ -165,6 +167,7 @@ __all__ = [
     "Factorize",
     "FineTune",
     "FixedPoint",
+    "Format",
     "HalfPrecision",
     "LotteryTicket",
     "Measurement",
@@ -206,6 +209,7 @@ __all__ = [
     "method_from_dict",
     "register",
     "register_attack",
+    "register_format",
     "ship",
     "split",
 ]

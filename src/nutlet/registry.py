@@ -1,4 +1,4 @@
-"""Kinds found by their class name: ours, and those of installed packages."""
+"""Kinds found by name: ours, and those of installed packages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from nutlet.errors import ConfigError
 
 __all__ = ["Registry"]
 
-Base = TypeVar("Base")
+Entry = TypeVar("Entry")
 
 
-class Registry(Generic[Base]):
-    """Classes by name.
+class Registry(Generic[Entry]):
+    """Classes by their names, or objects by what they hold as ``name``.
 
     Args:
         what: how one is called in a message, with its article: ``a method``.
@@ -23,7 +23,7 @@ class Registry(Generic[Base]):
         kinds: those registered so far.
         plugins_loaded: whether those of installed packages are among them.
 
-    >>> registry: Registry[object] = Registry("a shape", "nutlet.shapes")
+    >>> registry: Registry[type[object]] = Registry("a shape", "nutlet.shapes")
     >>> sorted(registry.known())
     []
     """
@@ -31,20 +31,21 @@ class Registry(Generic[Base]):
     def __init__(self, what: str, group: str) -> None:
         self._what = what
         self._group = group
-        self.kinds: dict[str, type[Base]] = {}
+        self.kinds: dict[str, Entry] = {}
         self.plugins_loaded = False
 
-    def add(self, kind: type[Base]) -> None:
-        """Make ``kind`` known by its class name.
+    def add(self, kind: Entry) -> None:
+        """Make ``kind`` known by its name.
 
         Raises:
-            ConfigError: another class of that name is known.
+            ConfigError: another one of that name is known.
         """
-        if self.kinds.get(kind.__name__, kind) is not kind:
-            raise ConfigError(f"{self._what} named {kind.__name__!r} is registered already; expected a new name")
-        self.kinds[kind.__name__] = kind
+        name: str = kind.__name__ if isinstance(kind, type) else getattr(kind, "name")  # noqa: B009
+        if self.kinds.get(name, kind) is not kind:
+            raise ConfigError(f"{self._what} named {name!r} is registered already; expected a new name")
+        self.kinds[name] = kind
 
-    def known(self) -> dict[str, type[Base]]:
+    def known(self) -> dict[str, Entry]:
         """Return all of them by name, in order, those of installed packages too."""
         if not self.plugins_loaded:
             for entry in importlib.metadata.entry_points(group=self._group):

@@ -21,6 +21,7 @@ from nutlet.auditing import audit_files
 from nutlet.auditing.chosen import split_attacks
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, OracleError
+from nutlet.formats import DEFAULT
 from nutlet.jobs import Job, Workers
 from nutlet.oracle import Access, Oracle
 from nutlet.report import render_audit
@@ -141,7 +142,7 @@ def test_what_is_read_otherwise_than_the_runtime_computes_is_not_attacked(
     shipped: Shipped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, _, data = shipped
-    monkeypatch.setattr("nutlet.auditing.setup.load_onnx", lambda *_, **__: torch.nn.Linear(10, 4))
+    monkeypatch.setattr(type(DEFAULT.need_reader()), "load", staticmethod(lambda *_, **__: torch.nn.Linear(10, 4)))
     value = nl.audit(file, data, protocol=QUICK).value
     assert "answers otherwise than its runtime" in of(value, "Reuse")["reason"]
 

@@ -133,7 +133,7 @@ def test_a_file_teaches(tmp_path: Path) -> None:
         (nn.Linear(4, CLASSES + 1), ModelError, "the teacher gives 4 classes, the model 3; expected as many"),
         (nn.Linear(5, CLASSES), ModelError, "the teacher: the data give 4.*5"),
         (Oracle(lambda x: x), ModelError, "the teacher gives 4 classes, the model 3"),
-        (3, ConfigError, "the teacher: found a int; expected a module, the path of an ONNX file, an Oracle"),
+        (3, ConfigError, "the teacher: found a int; expected a module, the path of a shipped file, an Oracle"),
     ],
 )
 def test_who_cannot_teach_is_told_why(data: Data, teacher: nn.Module, error: type[Exception], says: str) -> None:

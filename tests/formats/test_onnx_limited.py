@@ -148,7 +148,8 @@ def test_external_data_are_not_read_in_the_trial(tmp_path: Path) -> None:
         [helper.make_node("Add", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", FLOAT, ["N", 4])],
         [helper.make_tensor_value_info("y", FLOAT, ["N", 4])], [tensor],
     )  # fmt: skip
+    from nutlet.formats.onnx import ort
     from nutlet.formats.onnx.attempt import attempt
 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    assert attempt(onnx.ModelProto.SerializeToString(model), None) == {}
+    assert attempt(vars(ort), onnx.ModelProto.SerializeToString(model), None) == {}

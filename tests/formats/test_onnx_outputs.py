@@ -15,8 +15,8 @@ from torch import nn
 import nutlet as nl
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError, DataError, ModelError
+from nutlet.formats import Runtime
 from nutlet.formats.onnx.reader import load_onnx
-from nutlet.formats.onnx.session import Runtime
 from onnx_files import Save
 
 Linear = Callable[..., onnx.ModelProto]
@@ -45,7 +45,7 @@ def test_a_label_beside_the_scores(linear: Linear, examples: Examples, tmp_path:
 def test_two_that_may_be_the_scores_are_told_apart_by_name(linear: Linear, examples: Examples, tmp_path: Path) -> None:
     other = helper.make_tensor_value_info("wrong", TensorProto.FLOAT, ["N", 4])
     path = with_output(linear(np.eye(4)), helper.make_node("Neg", ["y"], ["wrong"]), other, tmp_path / "two.onnx")
-    with pytest.raises(ModelError, match=r"'wrong': tensor\(float\).*--output"):
+    with pytest.raises(ModelError, match=r"'wrong': float32.*--output"):
         nl.measure(path, examples)
     found = [nl.measure(path, examples, output=name, batches=(1,), **QUICK) for name in ("y", "wrong")]  # type: ignore[arg-type]
     assert [figures.compressed.accuracy for figures in found] == [1.0, 0.0]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError
-from nutlet.formats.onnx import session as runtime
+from nutlet.formats import DEFAULT
 from nutlet.measurement import Runtime
 
 Save = Callable[..., Path]
@@ -110,7 +111,7 @@ def test_flipped_bytes_never_crash(tmp_path: Path, linear: Linear, examples: Exa
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="is not a regular file; expected an ONNX file"):
+    with pytest.raises(StorageError, match=r"is not a regular file; expected a file whose name ends in \.onnx"):
         Runtime(tmp_path)
     with pytest.raises(StorageError, match="does not exist; expected an ONNX file"):
         Runtime(tmp_path / "missing.onnx")
@@ -122,7 +123,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_beyond_the_bound_is_refused(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(np.eye(4))
-    monkeypatch.setattr(runtime, "LARGEST_ONNX", 100)
+    monkeypatch.setattr("nutlet.formats.runtime.format_of", lambda _: replace(DEFAULT, largest=100))
     with pytest.raises(StorageError, match="bytes; expected an ONNX file of at most 100"):
         Runtime(path)
 
@@ -184,7 +185,7 @@ def test_two_inputs_are_an_error(tmp_path: Path) -> None:
 
 
 def test_integer_input_is_an_error(save: Save) -> None:
-    with pytest.raises(ModelError, match=r"takes tensor\(int64\) of shape .* expected a batch of floating-point"):
+    with pytest.raises(ModelError, match=r"takes int64 of shape .* expected a batch of floating-point"):
         Runtime(save(np.eye(4), dtype=TensorProto.INT64))
 
 

@@ -13,8 +13,7 @@ from torch import nn
 
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError, ModelError
-from nutlet.formats.onnx import probe
-from nutlet.measurement import FileFigures, Measurement, Runtime, cores, measure, memory, peak_memory
+from nutlet.measurement import FileFigures, Measurement, Runtime, cores, measure, memory, peak_memory, probe
 
 Save = Callable[..., Path]
 QUICK = {"batches": (1, 4), "threads": (1,), "seconds": 0.02}
@@ -115,7 +114,7 @@ def test_errors_come_before_long_work(save: Save, examples: Examples, tmp_path: 
     path = save(np.eye(4))
     with pytest.raises(ConfigError, match="seconds is -1"):
         measure(path, examples, seconds=-1)
-    with pytest.raises(ConfigError, match="against is int; expected the path of an ONNX file"):
+    with pytest.raises(ConfigError, match="against is int; expected the path of a file"):
         measure(path, examples, 3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="takes batches of 1 only"):
         measure(path, examples, save(np.eye(4), "fixed.onnx", batch=1), batches=(1, 32), seconds=60)

@@ -148,7 +148,7 @@ _NEEDS = {
 
 Kind = TypeVar("Kind", bound=type[Attack])
 
-REGISTRY: Registry[Attack] = Registry("an attack", "nutlet.attacks")
+REGISTRY: Registry[type[Attack]] = Registry("an attack", "nutlet.attacks")
 """All that are registered; :func:`nutlet.attacks.known_attacks` has loaded ours."""
 
 

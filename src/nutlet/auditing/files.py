@@ -53,7 +53,7 @@ def audit_files(
     in the folder gets the audit too, and its page a section.
 
     Args:
-        victim: path of the ONNX file, or an endpoint.
+        victim: path of the shipped file, or an endpoint.
         data: splits of its task.
         against: the original's file, or None.
         folder: where pages and finished work go.

@@ -68,7 +68,7 @@ def audit(
     An attack that cannot run, or fails, does not end the audit: it is listed as not run, with the reason.
 
     Args:
-        victim: what ships: the path of an ONNX file. A module or any function that answers works too; less is measured.
+        victim: what ships: the path of a file. A module or any function that answers works too; less is measured.
         data: splits of its task; the test split scores, the training split is what members are drawn from.
         against: the original, for before and after.
         protocol: budgets, seeds, attacks; see :class:`nutlet.Protocol`.

@@ -18,7 +18,7 @@ from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
 from nutlet.data.examples import Data, Examples, flip_and_crop
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
-from nutlet.formats.onnx.reader import load_onnx
+from nutlet.formats import format_of
 from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1
 from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
@@ -126,7 +126,7 @@ def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
     if artifact.path is None:
         return artifact
     try:
-        module = load_onnx(artifact.path, output=artifact.output)
+        module = format_of(artifact.path).need_reader().load(artifact.path, output=artifact.output)
         _compare(module, artifact, evaluation)
     except NutletError as error:
         return replace(artifact, unread=f"which cannot be read: {error}")

@@ -22,6 +22,7 @@ from nutlet.cli.common import (
     Std,
     TeacherSpec,
     TestSpec,
+    Unpacked,
     Validation,
     Weights,
     app,
@@ -106,6 +107,7 @@ def compress(
     calibration: Calibration = 512,
     validation: Validation = 0.1,
     seconds: Seconds = 2.0,
+    unpacked: Unpacked = False,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -146,6 +148,7 @@ def compress(
             command=command_line(),
             names=(short(model), short(data)),
             seconds=seconds,
+            packed=not unpacked,
             progress=progress,
         )
     show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)

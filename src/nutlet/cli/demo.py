@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from nutlet.auditing import Audit, Protocol, audit_files
 from nutlet.compression.compressed import Compressed
 from nutlet.compression.pipeline import compress
-from nutlet.compression.ship import COMPRESSED, ORIGINAL, ship
+from nutlet.compression.ship import ship
 from nutlet.data.examples import Data, Examples, check_seed, flip_and_crop, split
 from nutlet.errors import MissingExtra
 from nutlet.locks import locked
@@ -123,7 +123,7 @@ def _run(out: Path, seed: int, command: str, progress: Progress) -> tuple[Compre
     )
     progress.say("auditing both files, briefly: a full audit is nutlet audit")
     audit = audit_files(
-        out / COMPRESSED, data, out / ORIGINAL, out, protocol=AUDIT, retrained=True,
+        out / "model.onnx", data, out / "original.onnx", out, protocol=AUDIT, retrained=True,
         command=command, progress=progress,
     )  # fmt: skip
     return result, figures, parity, audit

@@ -20,7 +20,7 @@ from nutlet.compression.time_estimate import Estimate, Stopwatch
 from nutlet.constraints.stack import PLAIN_WEIGHT
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
-from nutlet.formats.onnx.trial import export_problem
+from nutlet.formats import DEFAULT
 from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
 from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_kinds
@@ -234,7 +234,7 @@ class _Asking:
             self.admitted = examine(self.model, self.data, steps)
             self.notes += self.admitted.notes
         if self.admitted is not None:
-            problem = export_problem(self.model, self.example)
+            problem = DEFAULT.export_problem(self.model, self.example)
             self.problems += [f"the result could not be exported: {problem}"] if problem else []
         if teacher is not None:
             classes = self.data.classes if self.admitted is None else self.admitted.classes

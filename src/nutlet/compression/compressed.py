@@ -18,7 +18,7 @@ from nutlet.compression.history import Step
 from nutlet.compression.recipe import dump_recipe
 from nutlet.constraints import shapes_only
 from nutlet.errors import ComparisonError, StorageError, first_line, shown
-from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats import format_for
 from nutlet.formats.packed.bits import same_bits
 from nutlet.formats.packed.pack import most_bytes, pack, unpack
 from nutlet.loading.copies import clean_copy
@@ -62,8 +62,17 @@ class Compressed(Tabled):
         return [method_from_dict(step.method) for step in self.steps[1:]]
 
     def export(self, path: Path | str, *, packed: bool = True) -> Path:
-        """Write the ONNX file that ships; see :func:`nutlet.export_onnx`."""
-        return export_onnx(self.model, path, self.example, packed=packed)
+        """Write the file that ships, in the format that the end of its name says: ``model.onnx``.
+
+        Args:
+            path: where it goes.
+            packed: whether weights take as few bits as they need; see :func:`nutlet.export_onnx`.
+
+        Raises:
+            ConfigError: no format has such a name.
+            ExportError, StorageError: see :class:`nutlet.formats.base.Exporter`.
+        """
+        return format_for(path).export(self.model, path, self.example, packed=packed)
 
     def save(self, folder: Path | str) -> Path:
         """Write tensors, history, recipe and the two inputs of :attr:`example` into ``folder``.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nutlet.data.examples import Data
 from nutlet.errors import ModelError
-from nutlet.formats.onnx.trial import export_problem
+from nutlet.formats import DEFAULT, Format
 from nutlet.graph.trace import trace
 from nutlet.graph.training_path import training_path
 from nutlet.loading.copies import clean_copy
@@ -45,7 +45,7 @@ class Admitted:
     notes: tuple[str, ...] = ()
 
 
-def admit(model: nn.Module, data: Data, steps: Sequence[Method] = ()) -> Admitted:
+def admit(model: nn.Module, data: Data, steps: Sequence[Method] = (), target: Format = DEFAULT) -> Admitted:
     """Return a clean copy of ``model`` for a run of ``steps`` on ``data``; the model itself is not changed.
 
     Where a step trains, a trial export says at once what else would be found out after the training: as a note, since
@@ -55,6 +55,7 @@ def admit(model: nn.Module, data: Data, steps: Sequence[Method] = ()) -> Admitte
         model: any module from one batch ``(B, ...)`` to outputs ``(B, classes)``.
         data: whose calibration examples it is tried on.
         steps: what will be done; where one trains, a forward in training mode is tried as well.
+        target: the format that the result is for.
 
     Raises:
         ConfigError: ``data`` is no :class:`nutlet.Data`.
@@ -66,7 +67,7 @@ def admit(model: nn.Module, data: Data, steps: Sequence[Method] = ()) -> Admitte
     admitted = examine(ready, data, steps)
     notes += admitted.notes
     if any(_trains(step) for step in steps):
-        problem = export_problem(ready, _example(data))
+        problem = target.export_problem(ready, _example(data))
         notes += [f"the result could not be exported: {problem}"] if problem else []
     return Admitted(ready, admitted.classes, admitted.outputs, tuple(notes))
 

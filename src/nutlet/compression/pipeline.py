@@ -29,6 +29,8 @@ from nutlet.constraints import formats
 from nutlet.content_hash import fingerprint, source_code
 from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
+from nutlet.formats import DEFAULT, format_named
+from nutlet.graph.kernels import KERNELS, KernelProfile
 from nutlet.graph.trace import InstrumentedModel, body_of
 from nutlet.locks import locked
 from nutlet.methods.base import Method
@@ -48,6 +50,7 @@ def compress(
     *,
     recover: Method | dict[str, Any] | str | None = None,
     teacher: Teacher | None = None,
+    target: str = DEFAULT.name,
     seed: int = 0,
     workdir: Path | str | None = None,
     progress: Progress | None = None,
@@ -59,24 +62,27 @@ def compress(
         recipe: methods in order, or the path of a YAML recipe.
         data: splits, see :func:`nutlet.split`; the test split is not looked at.
         recover: training inserted after every run of steps that it can repair.
-        teacher: whom distillation follows, in place of ``model``: another module, the path of an ONNX file, or an
+        teacher: whom distillation follows, in place of ``model``: another module, the path of a shipped file, or an
             :class:`~nutlet.Oracle` or :class:`~nutlet.Endpoint`, of which only answers are known.
+        target: name of the format that the result is for: where activations are quantized, and whether weights are kept
+            from saturating, follows the integer kernels of its runtime.
         seed: the only source of randomness.
         workdir: keeps every intermediate by a hash of what made it, and the checkpoints of long training; a second
             run, or one with other last steps, goes on from there. ``None`` keeps nothing.
         progress: shows bars; silent by default.
 
     Raises:
-        ConfigError: a step is unknown or has a bad option.
+        ConfigError: a step or the format is unknown, or a step has a bad option.
         DataError: the data have labels the model has no output for.
         ModelError: the model has NaN weights or does not take the data, the teacher has another number of classes, or a
             method finds nothing it can work on.
         StorageError: ``workdir`` cannot be written, or another run is writing there.
     """
     check_seed(seed)
+    form = format_named(target)
     steps = read_steps(recipe, recover)
     progress = progress or Progress(quiet=True)
-    admitted = admit(model, data, steps)
+    admitted = admit(model, data, steps, form)
     original = admitted.model
     example = data.calibration.batch(slice(0, 2))[0]
     for note in admitted.notes:
@@ -90,7 +96,8 @@ def compress(
         else:
             answers = Path(passing if workdir is None else workdir) / "answers"
             guide = teacher_of(teacher, answers, example, admitted.classes)
-        keys = _keys(original, data, steps, seed, guide if teacher is not None else None) if workdir is not None else []
+        guest = guide if teacher is not None else None
+        keys = _keys(original, data, steps, seed, guest, form.kernels) if workdir is not None else []
         folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
         result = _latest(folders, original, data, progress)
         if result is None and workdir is not None and (threads := _other_threads(Path(workdir))) is not None:
@@ -106,7 +113,13 @@ def compress(
         for number in range(len(result.steps), len(steps) + 1):
             folder = folders[number]
             context = Context(
-                data=data, teacher=guide, seed=seed, workdir=folder, progress=progress, outputs=admitted.outputs
+                data=data,
+                teacher=guide,
+                seed=seed,
+                workdir=folder,
+                progress=progress,
+                outputs=admitted.outputs,
+                kernels=form.kernels,
             )
             with torch.random.fork_rng():  # the caller's stream of random numbers is the caller's
                 told = [found.text for found in advice if found.step == number]
@@ -186,7 +199,12 @@ def _summary(now: Step, before: Step) -> str:
 
 
 def _keys(
-    model: nn.Module, data: Data, steps: Sequence[Method], seed: int, teacher: nn.Module | None = None
+    model: nn.Module,
+    data: Data,
+    steps: Sequence[Method],
+    seed: int,
+    teacher: nn.Module | None = None,
+    kernels: KernelProfile = KERNELS,
 ) -> list[str]:
     """Return one key per intermediate: a hash of everything that it came from, the user's own code included."""
     sha = hashlib.sha256(fingerprint(model).encode())
@@ -196,6 +214,7 @@ def _keys(
     sha.update((repr(augment) if dataclasses.is_dataclass(augment) else source_code(augment)).encode())
     if teacher is not None:
         sha.update(fingerprint(teacher.source if isinstance(teacher, BlackBoxTeacher) else teacher).encode())
+    sha.update(json.dumps(kernels.to_dict()).encode())
     versions = importlib.metadata.version("nutlet"), torch.__version__
     # Other numbers of threads add up in another order: another result, in the last digits at first.
     keys = [digest(sha.hexdigest(), str(seed), *versions, str(torch.get_num_threads()))]

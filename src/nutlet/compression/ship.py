@@ -11,7 +11,7 @@ from torch import nn
 
 from nutlet.compression.compressed import Compressed
 from nutlet.data.examples import Data
-from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats import DEFAULT, format_named
 from nutlet.locks import locked
 from nutlet.measurement import Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity
@@ -19,10 +19,7 @@ from nutlet.progress import Progress
 from nutlet.report import write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
 
-__all__ = ["COMPRESSED", "ORIGINAL", "ship"]
-
-COMPRESSED = "model.onnx"
-ORIGINAL = "original.onnx"
+__all__ = ["ship"]
 
 
 def ship(
@@ -34,6 +31,8 @@ def ship(
     command: str = "",
     names: tuple[str, str] = ("", ""),
     seconds: float = 2.0,
+    target: str = DEFAULT.name,
+    packed: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Measurement, Parity]:
     """Export both models, measure the files, and write everything with a report into ``folder``.
@@ -42,20 +41,25 @@ def ship(
         compressed: what the chain returned.
         original: the model it started from.
         data: its test split is looked at here, once; validation where there is none.
-        folder: gets ``model.onnx``, ``original.onnx``, ``saved/``, ``report.html`` and ``report.json``.
+        folder: gets ``model.onnx`` and ``original.onnx`` (or as files of the ``target`` end), ``saved/``,
+            ``report.html`` and ``report.json``.
         command: how to reproduce the run, for the report.
         names: how the user named model and data, for the report.
         seconds: time for each latency setting.
+        target: name of the format of both files.
+        packed: whether weights of the compressed file take as few bits as they need; see :func:`nutlet.export_onnx`.
         progress: shows bars; silent by default.
 
     Raises:
+        ConfigError: there is no format ``target``.
         ExportError: a model cannot be exported.
         StorageError: ``folder`` cannot be written, or another run is writing there.
     """
-    folder, progress = Path(folder), progress or Progress(quiet=True)
+    folder, progress, form = Path(folder), progress or Progress(quiet=True), format_named(target)
+    suffix = form.suffixes[0]
     with locked(folder, progress):
-        shipped = compressed.export(folder / COMPRESSED)
-        reference = export_onnx(original, folder / ORIGINAL, compressed.example)
+        shipped = compressed.export(folder / f"model{suffix}", packed=packed)
+        reference = form.export(original, folder / f"original{suffix}", compressed.example)
         compressed.save(folder / "saved")
         check = parity(compressed.model, shipped, data.calibration)
         figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
@@ -124,7 +128,7 @@ def _warnings(compressed: Compressed, figures: Measurement, check: Parity, class
     if final.effective_macs < 0.9 * final.macs:
         warnings.append(
             f"{1 - final.effective_macs / final.macs:.0%} of the multiplications are with zeros that no common runtime "
-            "skips: sparsity makes the downloaded file smaller, not the raw one, and nothing faster."
+            "skips: sparsity makes the file smaller and nothing faster."
         )
     return warnings
 

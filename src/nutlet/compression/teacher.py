@@ -13,7 +13,7 @@ from nutlet.compression.gate import output_kind
 from nutlet.content_hash import fingerprint
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, ModelError, NutletError
-from nutlet.formats.onnx.reader import load_onnx
+from nutlet.formats import format_of, is_model_file
 from nutlet.loading import load_model
 from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_model
@@ -26,13 +26,13 @@ from nutlet.training.context import BlackBoxTeacher
 __all__ = ["Teacher", "as_teacher", "labelled_by", "load_teacher", "teacher_of"]
 
 Teacher = nn.Module | Path | str | Oracle | Endpoint
-"""What can teach: a module, the path of an ONNX file, an oracle, or an endpoint."""
+"""What can teach: a module, the path of a shipped file, an oracle, or an endpoint."""
 
 
 def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) -> nn.Module:
     """Return ``teacher`` as a module in evaluation mode that gives logits ``(B, classes)``.
 
-    An ONNX file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
+    A shipped file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
     or endpoint only the answers are known (:class:`nutlet.training.context.BlackBoxTeacher`): they are kept, and each
     input is asked about once. A module that ends in a softmax gives the logarithms.
 
@@ -75,10 +75,10 @@ def as_teacher(model: nn.Module, outputs: OutputKind) -> nn.Module:
 
 
 def load_teacher(spec: str | None, *, config: Path | None = None, i_own_this_endpoint: bool = False) -> Teacher | None:
-    """Return the teacher that a command line names, if any: an ONNX file, an address, or what names a model.
+    """Return the teacher that a command line names, if any: a shipped file, an address, or what names a model.
 
     Args:
-        spec: none, a path that ends in ``.onnx``, an address, or see :func:`nutlet.load_model`.
+        spec: none, the path of a shipped file (``.onnx``), an address, or see :func:`nutlet.load_model`.
         config: YAML that says how an endpoint is asked.
         i_own_this_endpoint: your word that it is yours.
 
@@ -90,7 +90,7 @@ def load_teacher(spec: str | None, *, config: Path | None = None, i_own_this_end
         return None
     if spec.startswith(("http://", "https://")):
         return load_endpoint(config, url=spec, i_own_this_endpoint=i_own_this_endpoint)
-    return Path(spec) if spec.endswith(".onnx") else load_model(spec)
+    return Path(spec) if is_model_file(spec) else load_model(spec)
 
 
 def labelled_by(data: Data, teacher: nn.Module) -> tuple[Data, list[str]]:
@@ -127,15 +127,16 @@ def _module(teacher: Teacher, folder: Path, example: Tensor) -> nn.Module:
         check_finite_weights(ready)
         return ready
     if isinstance(teacher, (str, Path)):
+        form = format_of(teacher)
         try:
-            return load_onnx(teacher).requires_grad_(False)
+            return form.need_reader().load(teacher).requires_grad_(False)
         except ModelError:  # a runtime knows more operators
             teacher = Oracle(FileSource(teacher), client="teacher")
     if isinstance(teacher, Endpoint):
         teacher = Oracle(teacher, answers=teacher.answers, client="teacher", outputs=_outputs(teacher))
     if not isinstance(teacher, Oracle):
         raise ConfigError(
-            f"found a {type(teacher).__name__}; expected a module, the path of an ONNX file, an Oracle or an Endpoint"
+            f"found a {type(teacher).__name__}; expected a module, the path of a shipped file, an Oracle or an Endpoint"
         )
     try:
         kept = CachedSource(_Asked(teacher), folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers torch.
 
 from nutlet.constraints.quantizer import LEAST_SCALE, round_ste, scale_grad
 from nutlet.errors import ModelError
+from nutlet.graph.kernels import KERNELS, KernelProfile
 from nutlet.graph.observers import RangeKind, observer
 from nutlet.graph.placement import place
 from nutlet.graph.record import Record
@@ -44,22 +45,29 @@ class ActivationGrid:
         ranges: what a scale covers, see :data:`nutlet.graph.observers.RangeKind`.
         learn: the scale is trained (learned step size, Esser et al. 2020, arXiv:1902.08153).
         power_of_two: scales are powers of two.
+        kernels: what they are placed for.
     """
 
     bits: int = 8
     ranges: RangeKind = "minmax"
     learn: bool = False
     power_of_two: bool = False
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> ActivationGrid:
-        """Return the grid of an entry of :data:`Activations` that has a scale of its own."""
-        return cls(**{key: value for key, value in entry.items() if key not in ("scale", "zero_point")})
+    kernels: KernelProfile = KERNELS
 
     def changes(self) -> dict[str, Any]:
-        """Return the entries that differ from the defaults; ``ActivationGrid(**changes)`` is the same grid."""
+        """Return what differs from the defaults as plain JSON, of which :meth:`of` makes the same grid."""
         usual = ActivationGrid()
-        return {name: value for name, value in asdict(self).items() if value != getattr(usual, name)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {name: value for name, value in values.items() if value != getattr(usual, name)}
+        return {**changed, "kernels": self.kernels.to_dict()} if "kernels" in changed else changed
+
+    @staticmethod
+    def of(entry: Mapping[str, Any]) -> ActivationGrid:
+        """Return the grid of an entry of :data:`Activations` with a scale of its own."""
+        options = {name: value for name, value in entry.items() if name not in ("scale", "zero_point")}
+        if "kernels" in options:
+            options["kernels"] = KernelProfile.from_dict(options["kernels"])
+        return ActivationGrid(**options)
 
 
 class ActivationQuantizer(nn.Module):
@@ -110,7 +118,7 @@ def calibrate(model: nn.Module, record: Record, batches: Batches, grid: Activati
         ModelError: a site gives NaN or infinity, or ``batches`` is empty.
     """
     grid = grid or ActivationGrid()
-    placed = place(model, record)
+    placed = place(model, record, grid.kernels)
     seeing = {name: observer(grid.ranges) for name, tied in placed.items() if tied is None}
     observed = InstrumentedModel(model, record, seeing)
     try:
@@ -184,7 +192,7 @@ def reattach(
     now = trace(model, example)
     if now.sites != earlier.record.sites:
         raise ModelError("the step moved the sites of quantized activations; expected new ranges for them in its plan")
-    placed = place(model, now)
+    placed = place(model, now, grid_of(earlier).kernels)
     edits = {name: edit for name, edit in earlier.by_site.items() if name in placed}
     return InstrumentedModel(model, now, edits) if edits else model
 

@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 
 from nutlet.graph.comparison import run
 from nutlet.graph.fold import foldable, is_folded
+from nutlet.graph.kernels import WEIGHTED
 from nutlet.graph.modules import replace
-from nutlet.graph.placement import WEIGHTED, moves_values
+from nutlet.graph.placement import moves_values
 from nutlet.graph.trace import InstrumentedModel, Record, trace
 
 __all__ = ["SiteError", "activation_errors", "bare", "changed_places", "with_places"]

@@ -14,8 +14,8 @@ from nutlet.constraints.stack import constrained_layers, dense_weight, raw_weigh
 from nutlet.data.examples import Examples
 from nutlet.graph.channels import by_group, scale_inputs, scale_outputs
 from nutlet.graph.fold import foldable
+from nutlet.graph.kernels import WEIGHTED
 from nutlet.graph.modules import shared_parameters
-from nutlet.graph.placement import WEIGHTED
 from nutlet.graph.trace import Record, Site, trace
 from nutlet.tasks.predict import predict
 

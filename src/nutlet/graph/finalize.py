@@ -17,7 +17,8 @@ from nutlet.constraints.stack import constrained_layers, constrained_weight, raw
 from nutlet.graph.activation_quantizers import ActivationQuantizer
 from nutlet.graph.detaching import Detaching
 from nutlet.graph.fold import fold, foldable, without_norms
-from nutlet.graph.placement import WEIGHTED, moves_values, runs_on_integers
+from nutlet.graph.kernels import WEIGHTED
+from nutlet.graph.placement import moves_values, runs_on_integers
 from nutlet.graph.record import Record
 from nutlet.graph.trace import InstrumentedModel, trace
 

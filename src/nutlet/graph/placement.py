@@ -11,15 +11,11 @@ from __future__ import annotations
 from torch import nn
 
 from nutlet.constraints import formats
+from nutlet.graph.kernels import KERNELS, WEIGHTED, KernelProfile
 from nutlet.graph.record import Record, Site
 
-__all__ = ["WEIGHTED", "moves_values", "place", "read_exactly", "runs_on_integers", "source_of"]
+__all__ = ["moves_values", "place", "read_exactly", "runs_on_integers", "source_of"]
 
-WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"}) | {f"conv_transpose{d}d" for d in (1, 2, 3)}
-INTEGER = WEIGHTED | {"matmul", "bmm", "add", "cat", "avg_pool2d", "adaptive_avg_pool2d", "mean", "pad"}
-"""Operations with integer kernels in the runtimes."""
-FUSIBLE = frozenset({"batch_norm", "relu", "relu6", "hardtanh", "clamp"})
-"""Operations that runtimes fuse into the integer operation before them."""
 DATA_MOVEMENT = frozenset(
     {"view", "reshape", "flatten", "unflatten", "getitem", "get", "chunk", "split", "narrow", "select", "unbind"}
     | {"transpose", "permute", "movedim", "squeeze", "unsqueeze", "contiguous", "expand", "repeat", "expand_as"}
@@ -68,8 +64,8 @@ def read_exactly(record: Record) -> frozenset[str]:
     return frozenset(found)
 
 
-def place(model: nn.Module, record: Record) -> dict[str, str | None]:
-    """Return the sites to quantize, each with the site whose scale it must share, or ``None``.
+def place(model: nn.Module, record: Record, kernels: KernelProfile = KERNELS) -> dict[str, str | None]:
+    """Return the sites to quantize for ``kernels``, each with the site whose scale it must share, or ``None``.
 
     A weighted call counts as an integer operation where its layer :func:`runs_on_integers`, another one
     where all its inputs come from integer operations; so the scope of the weights is the scope of the activations.
@@ -82,8 +78,8 @@ def place(model: nn.Module, record: Record) -> dict[str, str | None]:
             # A weight that the forward computes (standardizes, say) is no longer on its grid.
             if runs_on_integers(modules.get(site.module)) and len(site.inputs) == 1:
                 integer.add(site.name)
-        elif _has_integer_kernel(site):
-            feeding = [_computed(record, name) for name in site.inputs]
+        elif _has_integer_kernel(site, kernels):
+            feeding = [_computed(record, name, kernels) for name in site.inputs]
             if feeding and all(source.name in integer or source.op == "input" for source in feeding):
                 integer.add(site.name)
     exact = read_exactly(record)
@@ -91,7 +87,7 @@ def place(model: nn.Module, record: Record) -> dict[str, str | None]:
     for site in record.sites.values():
         if site.op != "input" and site.name not in integer:
             continue
-        end = _tail_end(record, site)
+        end = _tail_end(record, site, kernels)
         if end.name not in record.outputs | exact and _read_by(record, end, integer):
             shared = source_of(record, site.inputs[0]).name if _pads_zeros(site) and end is site else None
             chosen[end.name] = shared if shared in chosen else None
@@ -110,11 +106,11 @@ def source_of(record: Record, name: str) -> Site:
     return site
 
 
-def _has_integer_kernel(site: Site) -> bool:
+def _has_integer_kernel(site: Site, kernels: KernelProfile) -> bool:
     """Whether runtimes compute the call on integers; where windows hang over the edge they do not agree on the mean."""
     if site.op == "avg_pool2d":
         return not site.argument("ceil_mode", 4, False) and site.argument("divisor_override", 6) is None
-    return site.op in INTEGER and not moves_values(site)
+    return site.op in kernels.integer_ops and not moves_values(site)
 
 
 def _pads_zeros(site: Site) -> bool:
@@ -122,19 +118,19 @@ def _pads_zeros(site: Site) -> bool:
     return site.op == "pad" and not moves_values(site) and not site.argument("value", 3, 0)
 
 
-def _computed(record: Record, name: str) -> Site:
+def _computed(record: Record, name: str, kernels: KernelProfile) -> Site:
     """Return the site that computed the values at ``name``, before what is fused into it and what moves values."""
     site = record.sites[name]
-    while (moves_values(site) or site.op in FUSIBLE) and site.inputs:
+    while (moves_values(site) or site.op in kernels.fused_tails) and site.inputs:
         site = record.sites[site.inputs[0]]
     return site
 
 
-def _tail_end(record: Record, site: Site) -> Site:
+def _tail_end(record: Record, site: Site, kernels: KernelProfile) -> Site:
     """Follow batch norm and activation functions that alone read the result."""
     while site.name not in record.outputs:
         users = record.consumers(site.name)
-        if len(users) != 1 or users[0].op not in FUSIBLE:
+        if len(users) != 1 or users[0].op not in kernels.fused_tails:
             break
         site = users[0]
     return site

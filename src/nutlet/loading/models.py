@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, ModelError
+from nutlet.formats import format_for, is_model_file
 from nutlet.graph.scope import Layer
 from nutlet.loading.factory import build, is_factory
 from nutlet.loading.program import load_program
@@ -22,7 +23,6 @@ __all__ = ["check_kinds", "check_model", "load_model"]
 _NOT_YET = {
     ".keras": "a Keras model",
     ".h5": "a Keras model",
-    ".onnx": "an ONNX file, whose weights can be measured but not compressed here",
     ".tflite": "a LiteRT file",
     ".safetensors": "weights without their architecture",
     ".pt": "weights without their architecture",
@@ -72,6 +72,8 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
             load_into(model, read_weights(weights), str(weights))
     else:
         kind = "a Hugging Face model" if spec.startswith("hf:") else _NOT_YET.get(path.suffix)
+        if is_model_file(spec):
+            kind = f"{format_for(spec).file}, whose weights can be measured but not compressed here"
         raise ModelError(
             f"found {spec!r}" + (f", {kind}" if kind else "") + "; expected `package.module:factory` or "
             "`path/to/file.py:factory` (with the weights in a file of their own), or a .pt2 file from torch.export"

@@ -1,6 +1,6 @@
 """Figures of a shipped file, each taken in the runtime that will run it."""
 
-from nutlet.formats.onnx.session import Runtime
+from nutlet.formats.runtime import Runtime
 from nutlet.machine import cores, environment
 from nutlet.measurement.intervals import Estimate, agreement, difference, predict_module, top1, wilson
 from nutlet.measurement.latency import Latency, Speedup, latencies

@@ -11,7 +11,7 @@ import numpy as np
 
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
-from nutlet.formats.onnx.session import Runtime
+from nutlet.formats.runtime import Runtime
 from nutlet.machine import cores
 from nutlet.progress import Progress
 

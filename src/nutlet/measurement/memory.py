@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nutlet.errors import ModelError
-from nutlet.formats.onnx import probe
-from nutlet.formats.onnx.session import Runtime
+from nutlet.formats.runtime import Runtime
+from nutlet.measurement import probe
 
 __all__ = ["Memory", "peak_memory"]
 
@@ -41,14 +41,16 @@ def peak_memory(runtime: Runtime, shape: Sequence[int], *, batches: Sequence[int
         batches: examples per call.
 
     Returns:
-        The peaks, or ``None`` on a system that does not tell them (Windows).
+        The peaks, or ``None`` on a system that does not tell them (Windows), and for a format without a bare program.
 
     Raises:
         ModelError: the process failed or hung.
     """
-    if sys.platform == "win32":
+    program = runtime.format.bare
+    if sys.platform == "win32" or program is None:
         return None
     wanted = {
+        "runtime": str(program),
         "path": str(runtime.path.resolve()),
         "shape": list(shape),
         "dtype": runtime.dtype,

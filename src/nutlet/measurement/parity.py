@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from nutlet.data.examples import Examples
-from nutlet.formats.onnx.session import Runtime
+from nutlet.formats.runtime import Runtime
 from nutlet.measurement.intervals import predict_module
 
 __all__ = ["Parity", "parity"]

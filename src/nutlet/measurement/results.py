@@ -34,6 +34,7 @@ class FileFigures(Figures):
 
     Args:
         path: name of the file, without its folder.
+        runtime: name and version of what ran it.
         bytes: bytes on disk.
         bytes_zstd: bytes after zstd at level 19, as a download or an update would be packed.
         latency: one entry per batch size and number of threads.
@@ -42,6 +43,7 @@ class FileFigures(Figures):
     """
 
     path: str
+    runtime: str
     bytes: int
     bytes_zstd: int
     latency: tuple[Latency, ...]
@@ -134,7 +136,7 @@ class Measurement(Tabled):
         columns: tuple[str, ...] = ("", "compressed", "original", "change")
         if old is None:
             columns, rows = columns[:2], [row[:2] for row in rows]
-        title = f"{new.path} in ONNX Runtime, {new.examples:,} examples ({self.split})"
+        title = f"{new.path} in {new.runtime}, {new.examples:,} examples ({self.split})"
         return Table(title, columns, tuple(rows), (f"Brackets: 95 % interval.{self._verdict()}", self._machine()))
 
     def _change_of_accuracy(self) -> str:
@@ -161,7 +163,7 @@ class Measurement(Tabled):
             said = f"int8 dot product ({', '.join(here['instruction_sets'])})"
         else:
             said = "no int8 dot product (VNNI): int8 gains less here than on a CPU that has it"
-        return f"{here['cpu']}, {here['cores']} cores, {said}; ONNX Runtime {here['versions']['onnxruntime']}."
+        return f"{here['cpu']}, {here['cores']} cores, {said}; {self.compressed.runtime}."
 
 
 def _plain(value: Any) -> Any:

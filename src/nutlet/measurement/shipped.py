@@ -9,7 +9,7 @@ from torch import nn
 
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
-from nutlet.formats.onnx.session import Runtime
+from nutlet.formats.runtime import Runtime
 from nutlet.machine import environment
 from nutlet.measurement.intervals import Estimate, agreement, difference, predict_module, top1
 from nutlet.measurement.latency import Latency, check_settings, latencies
@@ -34,12 +34,12 @@ def measure(
     output: str | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Measure a shipped ONNX file in ONNX Runtime: bytes, accuracy, latency and peak memory.
+    """Measure a shipped file in the runtime of its format: bytes, accuracy, latency and peak memory.
 
     Args:
-        path: the ONNX file.
+        path: the file; its format is told by its name or its first bytes.
         data: examples to predict; of a :class:`~nutlet.Data` its test split, or validation where it has none.
-        against: the original. Of an ONNX file everything is measured too, and both are timed in turn in one run;
+        against: the original. Of a file everything is measured too, and both are timed in turn in one run;
             of a module only accuracy and agreement.
         batches: batch sizes for latency and memory; by default 1 and 32, or the only size that a file takes.
         threads: numbers of threads for latency; 0 for all cores. Those that come to the same are timed once.
@@ -48,7 +48,7 @@ def measure(
         progress: shows bars; nothing by default.
 
     Raises:
-        StorageError: a file is missing, too large, not ONNX, or needs other files.
+        StorageError: a file is missing, too large, of no known format, or needs other files.
         ModelError: a file or the module does not run, or gives anything but finite scores ``(N, classes)``.
         DataError: the examples do not fit.
         ConfigError: a setting is out of range.
@@ -59,7 +59,7 @@ def measure(
     if not examples.labelled:
         raise DataError("the examples to measure with have no labels; expected some: accuracy is counted by them")
     if against is not None and not isinstance(against, (str, Path, nn.Module)):
-        raise ConfigError(f"against is {type(against).__name__}; expected the path of an ONNX file, a module or None")
+        raise ConfigError(f"against is {type(against).__name__}; expected the path of a file, a module or None")
     runtimes = [Runtime(path, output=output)]
     if isinstance(against, (str, Path)):
         runtimes.append(Runtime(against))
@@ -123,6 +123,7 @@ def _file(
         accuracy_high=accuracy.high,
         examples=accuracy.examples,
         path=runtime.path.name,
+        runtime=runtime.format.runtime(),
         bytes=len(runtime.content),
         bytes_zstd=packed_size(runtime.content),
         latency=timed,

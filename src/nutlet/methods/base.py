@@ -175,7 +175,7 @@ class Method:
 
 Kind = TypeVar("Kind", bound=type[Method])
 
-REGISTRY: Registry[Method] = Registry("a method", "nutlet.methods")
+REGISTRY: Registry[type[Method]] = Registry("a method", "nutlet.methods")
 """All that are registered; :func:`nutlet.methods.known_methods` has loaded ours."""
 
 

@@ -219,7 +219,7 @@ class ModuleSource:
 
 
 class FileSource:
-    """A shipped ONNX file in its runtime as a victim; opened where it is first asked, so that it can be sent about.
+    """A shipped file in its runtime as a victim; opened where it is first asked, so that it can be sent about.
 
     Args:
         path: the file.
@@ -257,7 +257,7 @@ class FileSource:
 
 
 def source_of(victim: nn.Module | Path | str | Source) -> Source:
-    """Return ``victim`` as something that answers: a module, the path of an ONNX file, or any function.
+    """Return ``victim`` as something that answers: a module, the path of a shipped file, or any function.
 
     Raises:
         StorageError, ModelError: the file cannot be opened.

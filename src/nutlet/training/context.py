@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.data.examples import Data, Examples
+from nutlet.graph.kernels import KERNELS, KernelProfile
 from nutlet.progress import Progress
 from nutlet.tasks.outputs import OutputKind, class_loss
 
@@ -57,6 +58,7 @@ class Context:
         workdir: where long training keeps its checkpoints; ``None`` keeps none.
         progress: shows bars.
         outputs: what the model's outputs hold; the teacher gives logits always.
+        kernels: those of the runtime that the result is for.
     """
 
     data: Data
@@ -65,6 +67,7 @@ class Context:
     workdir: Path | None = None
     progress: Progress = field(default_factory=lambda: Progress(quiet=True))
     outputs: OutputKind = "logits"
+    kernels: KernelProfile = KERNELS
 
     @property
     def example(self) -> Tensor:

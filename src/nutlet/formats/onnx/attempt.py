@@ -1,15 +1,17 @@
 """Run by :mod:`nutlet.formats.onnx.limited` in a process of its own: open a file from stdin under limits, and run it.
 
-It imports nothing of nutlet, so that it starts quickly. It ends with 0 and one line of JSON where no limit was met,
-even if the file is refused for another reason: that is found again, and said, by who opens it.
+It imports nothing of nutlet, so that it starts quickly: how a session is made is read from the file beside it. It ends
+with 0 and one line of JSON where no limit was met, even if the file is refused for another reason: that is found again,
+and said, by who opens it.
 """
 
 import json
+import runpy
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 _EXHAUSTED = ("alloc", "memory", "Memory")
 _MOST_THREADS_BYTES = 64 * 2**20
 
@@ -41,28 +43,23 @@ def messages(message: Any) -> Any:
                 yield from messages(item)
 
 
-def attempt(content: bytes, shape: list[int] | None) -> dict[str, Any]:
-    """Parse, open and run the file on zeros; say the shape that it ran on, and the seconds of a run."""
+def attempt(ort: dict[str, Any], content: bytes, shape: list[int] | None) -> dict[str, Any]:
+    """Parse, open (by ``ort.py``) and run the file on zeros; say the shape it ran on, and the seconds of a run."""
     import numpy as np
     import onnx
-    import onnxruntime as ort
 
     model = onnx.load_model_from_string(content)
     if any(getattr(item, "external_data", None) for item in messages(model)):
         return {}  # it would read other files
     del model
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    session = ort["open_session"](content)
     (given,) = session.get_inputs()
     if shape is None:
         first, *rest = given.shape
         if not all(isinstance(size, int) for size in rest):
             return {}  # tried when the shape of an example is known
         shape = [first if isinstance(first, int) else 1, *rest]
-    x = np.zeros(shape, _DTYPES[given.type])
+    x = np.zeros(shape, ort["SCORES"][given.type])
     start = time.process_time()
     session.run(None, {given.name: x})
     return {"ran": shape, "seconds": (time.process_time() - start) / max(1, shape[0])}
@@ -73,13 +70,13 @@ def main() -> None:
     wanted = json.loads(sys.argv[1])
     import numpy as np  # noqa: F401  imported before memory is counted, as the others are
     import onnx  # noqa: F401
-    import onnxruntime  # noqa: F401
 
+    ort = runpy.run_path(str(Path(__file__).with_name("ort.py")))
     content = sys.stdin.buffer.read()
     limit(wanted["memory"], wanted["seconds"])
     found: dict[str, Any] = {"exhausted": False}
     try:
-        found |= attempt(content, wanted["shape"])
+        found |= attempt(ort, content, wanted["shape"])
     except MemoryError:
         found["exhausted"] = True
     except Exception as error:  # the runtime's exceptions have no common base

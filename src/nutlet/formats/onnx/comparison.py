@@ -98,16 +98,11 @@ def _size(values: Tensor) -> float:
 
 
 def _in_runtime(content: bytes, x: Tensor) -> Iterable[tuple[str, Tensor]]:
-    import onnxruntime as ort
+    from nutlet.formats.onnx.ort import open_session
 
-    levels = ort.GraphOptimizationLevel
-    for how, level in (("optimised", levels.ORT_ENABLE_ALL), ("not optimised", levels.ORT_DISABLE_ALL)):
-        options = ort.SessionOptions()
-        options.graph_optimization_level = level
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4
+    for how, optimized in (("optimised", True), ("not optimised", False)):
         try:
-            session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = open_session(content, torch.get_num_threads(), optimized=optimized)
             (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         except Exception as error:  # the runtime's exceptions have no common base
             raise ExportError(

@@ -44,7 +44,7 @@ class Call:
 
 
 class StolenModule(nn.Module):
-    """What :func:`nutlet.stolen.load_onnx` makes of a file: its operators, called one after the other.
+    """What :func:`nutlet.formats.onnx.reader.load_onnx` makes of a file: its operators, called one after the other.
 
     Args:
         input_name: name of the value that goes in.

@@ -118,6 +118,7 @@ def _encodings(array: Array, name: str, shared: dict[tuple[Any, ...], str]) -> I
     ]
     if 4 * np.count_nonzero(flat) < 3 * flat.size:
         makers.append(lambda graph: _bitmap(graph, flat, array.shape))
+        makers.append(lambda graph: _bitmap_of_few(graph, flat, array.shape))
         makers += [partial(_gaps, flat=flat, width=width, shape=array.shape) for width in range(3, 9)]
     for make in makers:
         graph = _Graph(f"{name}/", dict(shared))
@@ -162,11 +163,31 @@ def _bitmap(graph: _Graph, flat: Array, shape: tuple[int, ...]) -> str:
     not fold it.)
     """
     there = flat != 0
-    bits = _indices(graph, there.astype(np.int64), 1, (flat.size,))
-    count = graph.call("CumSum", bits, graph.constant(np.array(0, np.int32)))
-    place = graph.call("Mul", count, bits)
+    _, place = _counted(graph, there)
     values = _values(graph, np.concatenate([np.zeros(1, flat.dtype), flat[there]]))
     return _shaped(graph, graph.call("Gather", values, place), flat.shape, shape)
+
+
+def _bitmap_of_few(graph: _Graph, flat: Array, shape: tuple[int, ...]) -> str:
+    """Store the bitmap, and for the others an index into a table in which zero has no place: a sign, if ternary."""
+    there = flat != 0
+    values, indices = np.unique(flat[there], return_inverse=True)
+    width = max(1, int(len(values) - 1).bit_length())
+    if not len(values) or width >= 8:
+        raise _NotFewer
+    bits, place = _counted(graph, there)
+    first = np.concatenate([np.zeros(1, np.int64), indices])
+    index = graph.call("Gather", _indices(graph, first, width, first.shape), place)
+    index = graph.call("Mul", graph.call("Add", index, graph.constant(np.array(1, np.int32))), bits)
+    table = graph.constant(np.concatenate([np.zeros(1, flat.dtype), values]))
+    return _shaped(graph, graph.call("Gather", table, index), flat.shape, shape)
+
+
+def _counted(graph: _Graph, there: Array) -> tuple[str, str]:
+    """Store a bitmap; return the names of its bits, and of the number of each set one among them, from 1; int32."""
+    bits = _indices(graph, there.astype(np.int64), 1, there.shape)
+    count = graph.call("CumSum", bits, graph.constant(np.array(0, np.int32)))
+    return bits, graph.call("Mul", count, bits)
 
 
 def _gaps(graph: _Graph, flat: Array, width: int, shape: tuple[int, ...]) -> str:

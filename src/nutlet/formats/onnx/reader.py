@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nutlet.errors import ModelError, NutletError, first_line
+from nutlet.formats.onnx.content import read_onnx
 from nutlet.formats.onnx.layers import conv_layer, dense_layer
 from nutlet.formats.onnx.module import LARGEST_VALUE, Call, StolenModule
 from nutlet.formats.onnx.operators import OPERATORS
 from nutlet.formats.onnx.packing import load_unpacked
-from nutlet.formats.onnx.session import read_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +58,7 @@ def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False, out
         drop_activation_quantizers: do not round or clip activations; a ReLU that the clipping stood for stays.
 
     Raises:
-        StorageError: see :func:`nutlet.formats.onnx.session.read_onnx`.
+        StorageError: see :func:`nutlet.formats.onnx.content.read_onnx`.
         ModelError: the file has operators that are not understood, or its graph cannot run.
     """
     content = read_onnx(path)

@@ -50,7 +50,7 @@ class FixedPoint(OnIntegers):
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""
         grid = replace(usual_grid(self.bits), granularity=self.granularity, power_of_two=True)
-        activations = ActivationGrid(power_of_two=True) if self.activations else None
+        activations = ActivationGrid(power_of_two=True, kernels=context.kernels) if self.activations else None
         return integer_plan(
             self, model, context, dict.fromkeys(weighted_layers(model, self), grid), activations=activations
         )

@@ -101,7 +101,7 @@ def check_bits(owner: str, option: str, bits: int) -> None:
     if not 2 <= bits <= 8:
         raise ConfigError(
             f"{owner}.{option} is {bits}; expected 2 to 8. Runtimes compute with 8-bit integers; fewer bits make the "
-            "saved file smaller all the same. For one bit see Binarize, for 16 see HalfPrecision"
+            "files smaller all the same. For one bit see Binarize, for 16 see HalfPrecision"
         )
 
 
@@ -134,7 +134,7 @@ def integer_plan(
     if packed:
         widths = " and ".join(map(str, packed))
         plan["notes"].append(
-            f"runtimes compute with 8-bit integers: exported, a weight of {widths} bits takes a byte; saved, its bits"
+            f"runtimes compute with 8-bit integers: a weight of {widths} bits takes its bits in a file, a byte when run"
         )
     if activations is not None:
         ranges, record, trial = calibrated(model, plan, context, activations)

@@ -90,7 +90,7 @@ class MixedPrecision(OnIntegers):
         grids = dict.fromkeys(scope, usual_grid(widths[0])) | {
             name: usual_grid(width) for name, width in chosen.items()
         }
-        activations = ActivationGrid() if self.activations else None
+        activations = ActivationGrid(kernels=context.kernels) if self.activations else None
         plan = integer_plan(self, model, context, grids, activations=activations)
         if chosen:
             mean = sum(sizes[name] * width for name, width in chosen.items()) / sum(sizes.values())

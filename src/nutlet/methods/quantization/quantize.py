@@ -12,6 +12,7 @@ from nutlet.constraints import QuantScheme
 from nutlet.constraints.stack import constrained_weight
 from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationGrid
+from nutlet.graph.kernels import KernelProfile
 from nutlet.graph.observers import RangeKind
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Plan, register
@@ -146,12 +147,17 @@ class Quantize(OnIntegers):
         grids: dict[str, QuantScheme] = {}
         notes: list[str] = []
         for name, layer in layers.items():
-            grids[name] = self._grid(self.edge_bits if name in edges and self.edge_bits else self.bits)
+            grids[name] = self._grid(self.edge_bits if name in edges and self.edge_bits else self.bits, context.kernels)
             if self.granularity == "group":
                 grids[name], told = grouped(name, layer, grids[name], self.group_size)
                 notes += told
         activations = (
-            ActivationGrid(bits=self.activation_bits or 8, ranges=self.activation_ranges or "minmax", learn=self.learn)
+            ActivationGrid(
+                bits=self.activation_bits or 8,
+                ranges=self.activation_ranges or "minmax",
+                learn=self.learn,
+                kernels=context.kernels,
+            )
             if self.activations
             else None
         )
@@ -170,7 +176,7 @@ class Quantize(OnIntegers):
                 f" of one of {', '.join(map(str, widths))}"
             )
 
-    def _grid(self, bits: int) -> QuantScheme:
+    def _grid(self, bits: int, kernels: KernelProfile) -> QuantScheme:
         usual = usual_grid(bits)
         return replace(
             usual,
@@ -178,7 +184,7 @@ class Quantize(OnIntegers):
             symmetric=self.symmetric,
             ranges=self.ranges or ("mean" if self.learn and bits < 8 else usual.ranges),
             learn=self.learn,
-            reduce_range=self._saturates if self.reduce_range is None else self.reduce_range,
+            reduce_range=self._saturates and kernels.pairs_saturate if self.reduce_range is None else self.reduce_range,
         )
 
     def milder(self) -> Quantize | None:

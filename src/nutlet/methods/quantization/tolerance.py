@@ -88,10 +88,11 @@ def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: T
     if not in_float:
         return plan
     changed = {**plan, "weights": {name: grid for name, grid in plan["weights"].items() if name not in in_float}}
-    kept = {name: values for name, values in changed.pop("activations", {}).items() if name not in in_float}
+    kept = with_scales({n: values for n, values in changed.pop("activations", {}).items() if n not in in_float})
     if kept and any(name in plan["weights"] for name in in_float):
         trial = with_integers(copy.deepcopy(model), changed)
-        placed = place(trial, trace(trial, example))
+        kernels = next(ActivationGrid.of(values).kernels for values in kept.values() if "same_as" not in values)
+        placed = place(trial, trace(trial, example), kernels)
         kept = {name: values for name, values in kept.items() if name in placed}
     kept = with_scales(kept)
     return {**changed, "activations": kept} if kept else changed

@@ -4,6 +4,7 @@ It imports nothing of nutlet, whose own memory would hide that of the file.
 """
 
 import json
+import runpy
 import sys
 
 
@@ -28,18 +29,13 @@ def peak_bytes() -> int:
 def main(argument: str) -> None:
     """Load and run as ``argument`` (JSON) says; print the peak before and after as JSON."""
     import numpy as np
-    import onnxruntime as ort
 
     wanted = json.loads(argument)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.load_model_format", "ONNX")
+    open_bare = runpy.run_path(wanted["runtime"])["open_bare"]
     before = peak_bytes()
-    session = ort.InferenceSession(wanted["path"], options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    name = session.get_inputs()[0].name
+    run = open_bare(wanted["path"])
     for batch in wanted["batches"]:
-        session.run(None, {name: np.zeros((batch, *wanted["shape"]), wanted["dtype"])})
+        run(np.zeros((batch, *wanted["shape"]), wanted["dtype"]))
     print(json.dumps({"before": before, "after": peak_bytes()}))
 
 

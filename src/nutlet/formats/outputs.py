@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from nutlet.errors import ConfigError, ModelError, nearest, printable
+from nutlet.formats.base import TensorSpec
 
 __all__ = ["chosen_output"]
 
-_SCORES = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
-
-class Output(Protocol):
-    """What ONNX Runtime says of an output."""
-
-    name: str
-    type: str
-    shape: Sequence[int | str | None]
-
-
-def chosen_output(path: Path, outputs: Sequence[Output], wanted: str | None = None) -> str:
+def chosen_output(path: Path, outputs: Sequence[TensorSpec], wanted: str | None = None) -> str:
     """Return the name of the output ``(N, classes)``: the one ``wanted``, or the only one that can be it.
 
     Args:
@@ -33,16 +23,16 @@ def chosen_output(path: Path, outputs: Sequence[Output], wanted: str | None = No
         ConfigError: there is no output ``wanted``.
         ModelError: no output can hold scores, or several can.
     """
-    listed = printable(", ".join(f"{o.name!r}: {o.type} {list(o.shape or ())}" for o in outputs), 1_000)
+    listed = printable(", ".join(f"{o.name!r}: {o.dtype} {list(o.shape)}" for o in outputs), 1_000)
     if wanted is not None:
         if wanted not in {output.name for output in outputs}:
             known = [printable(output.name) for output in outputs]
             raise ConfigError(f"{path} has no output {printable(wanted)!r}; {nearest(printable(wanted), known)}")
         outputs = [output for output in outputs if output.name == wanted]
-    if len(outputs) == 1 and outputs[0].type.startswith("tensor"):
+    if len(outputs) == 1 and outputs[0].is_tensor:
         return outputs[0].name
-    scores = [output for output in outputs if output.type in _SCORES]
-    rows = [output for output in scores if len(output.shape or ()) == 2] or scores
+    scores = [output for output in outputs if output.is_floating]
+    rows = [output for output in scores if len(output.shape) == 2] or scores
     if len(rows) == 1:
         return rows[0].name
     if rows:
