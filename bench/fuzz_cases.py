@@ -453,7 +453,7 @@ def read_answers(path: Path) -> object:
 
 def change_answers(rng: random.Random, path: Path) -> None:
     with closing(sqlite3.connect(path)) as answers, answers:
-        rows = answers.apply("SELECT input FROM answers").fetchall()
+        rows = answers.execute("SELECT input FROM answers").fetchall()
         for (key,) in rng.sample(rows, rng.randint(1, len(rows))):
             odd = [
                 np.full(rng.choice([0, 2, 3, 4, 10**6]), v, "<f4").tobytes() for v in (np.nan, np.inf, -1, 0.5, 1e30)
@@ -464,9 +464,9 @@ def change_answers(rng: random.Random, path: Path) -> None:
                 if isinstance(scores, bytes) and rng.random() < 0.8
                 else rng.choice([0, "x", -1])
             )
-            answers.apply("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
+            answers.execute("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
         if rng.random() < 0.2:
-            answers.apply(rng.choice(["DROP TABLE answers", "CREATE TABLE other (a)", "DELETE FROM answers"]))
+            answers.execute(rng.choice(["DROP TABLE answers", "CREATE TABLE other (a)", "DELETE FROM answers"]))
 
 
 def make_cached(folder: Path) -> Path:

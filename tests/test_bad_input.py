@@ -189,7 +189,9 @@ def test_a_report_that_is_none(job: Job) -> None:
 
 def test_measuring_what_is_no_model(job: Job) -> None:
     common = ("-d", job.folder / "data.npz")
-    refused(job, invoke("measure", job.folder / "data.npz", *common), StorageError, "is not ONNX")
+    refused(
+        job, invoke("measure", job.folder / "data.npz", *common), StorageError, "is of no format that is known here"
+    )
     refused(job, invoke("measure", job.folder / "no.onnx", *common), StorageError, "does not exist")
 
 
