@@ -46,7 +46,7 @@ def methods() -> Iterator[str]:
     yield "| method | when to pick it | fine-tuning after it helps |"
     yield "|---|---|---|"
     for name, kind in ours().items():
-        yield f"| `{name}` | {cell(kind.when)} | {'yes' if kind.recoverable else 'not needed'} |"
+        yield f"| `{name}` | {cell(kind.use_when)} | {'yes' if kind.recoverable else 'not needed'} |"
 
 
 def method_options() -> Iterator[str]:
@@ -82,7 +82,7 @@ def attacks() -> Iterator[str]:
         yield f"```{{eval-rst}}\n.. autoclass:: {kind.__module__}.{name}\n   :no-members:\n```\n"
         needs = ", ".join(f"`{need}`" for need in kind.needs) or "nothing"
         costly = "; only when asked for" if kind.costly else ""
-        yield f"Goal: {kind.goal}. Access: {kind.access}. Needs: {needs}. {kind.when}{costly}. Source: {kind.source}.\n"
+        yield f"Goal: {kind.goal}. Access: {kind.access}. Needs: {needs}. {kind.use_when}{costly}. Source: {kind.source}.\n"
 
 
 def commands() -> Iterator[str]:
