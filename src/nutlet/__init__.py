@@ -73,6 +73,16 @@ if TYPE_CHECKING:
     from nutlet.methods.base import Method, register
     from nutlet.oracle import Disclosure, Endpoint, Oracle
     from nutlet.progress import Progress
+    from nutlet.tasks import (
+        Classification,
+        Embedding,
+        LanguageModeling,
+        MultiLabel,
+        Regression,
+        Segmentation,
+        Task,
+        register_task,
+    )
     from nutlet.training.context import Context
 
 _HOMES = {
@@ -129,6 +139,16 @@ _HOMES = {
         "method_from_dict",
     ),
     "nutlet.oracle": ("Disclosure", "Endpoint", "Oracle"),
+    "nutlet.tasks": (
+        "Classification",
+        "Embedding",
+        "LanguageModeling",
+        "MultiLabel",
+        "Regression",
+        "Segmentation",
+        "Task",
+        "register_task",
+    ),
     "nutlet.compression.pipeline": ("compress",),
     "nutlet.compression.check": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
@@ -146,6 +166,7 @@ __all__ = [
     "Audit",
     "Binarize",
     "BudgetError",
+    "Classification",
     "Cluster",
     "ComparisonError",
     "Compressed",
@@ -158,6 +179,7 @@ __all__ = [
     "Disclosure",
     "Distill",
     "DropBlocks",
+    "Embedding",
     "Endpoint",
     "Equalize",
     "Examples",
@@ -166,12 +188,14 @@ __all__ = [
     "FineTune",
     "FixedPoint",
     "HalfPrecision",
+    "LanguageModeling",
     "LotteryTicket",
     "Measurement",
     "Method",
     "MissingExtra",
     "MixedPrecision",
     "ModelError",
+    "MultiLabel",
     "NutletError",
     "Oracle",
     "OracleError",
@@ -185,11 +209,14 @@ __all__ = [
     "PruneWeights",
     "Quantize",
     "ReestimateNorms",
+    "Regression",
+    "Segmentation",
     "Smooth",
     "Step",
     "StorageError",
     "Student",
     "Surrogate",
+    "Task",
     "Ternarize",
     "TrainSparse",
     "audit",
@@ -206,6 +233,7 @@ __all__ = [
     "method_from_dict",
     "register",
     "register_attack",
+    "register_task",
     "ship",
     "split",
 ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nutlet.errors import ConfigError, DataError, shown
+from nutlet.tasks import CLASSIFICATION, Task
 
 __all__ = ["MOST_CLASSES", "Augment", "Data", "Examples", "check_seed", "flip_and_crop", "split"]
 
@@ -33,12 +34,14 @@ class Examples:
         y: labels, ``(N,)`` int64; -1 throughout where there are none.
         mean: subtracted per channel after scaling; empty for none.
         std: divides per channel after scaling; empty for none.
+        task: what the targets mean.
     """
 
     x: Tensor
     y: Tensor
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    task: Task = CLASSIFICATION
 
     @staticmethod
     def from_arrays(
@@ -61,7 +64,11 @@ class Examples:
         torch.Size([2, 1, 28, 28])
         """
         inputs = _tensor(x, "inputs")
-        labels = _labels(y) if y is not None else torch.zeros(inputs.shape[:1], dtype=torch.int64)
+        labels = (
+            CLASSIFICATION.as_targets(_tensor(y, "labels"))
+            if y is not None
+            else torch.zeros(inputs.shape[:1], dtype=torch.int64)
+        )
         if inputs.ndim < 2 or len(inputs) != len(labels):
             raise DataError(
                 f"inputs have shape {tuple(inputs.shape)} and there are {len(labels)} labels; "
@@ -158,26 +165,6 @@ def _tensor(values: np.ndarray | Tensor, what: str) -> Tensor:
     return tensor
 
 
-def _labels(values: np.ndarray | Tensor) -> Tensor:
-    """Return labels as class indices ``(N,)`` int64, whatever integers (or booleans) they were.
-
-    Raises:
-        DataError: they have another shape, or are no integers.
-    """
-    labels = _tensor(values, "labels")
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-        raise DataError(
-            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected one class index "
-            "per example, shape (N,), integers (whole numbers as floats: y.astype(int); one-hot labels: take argmax "
-            "over the last axis)"
-        )
-    if labels.dtype == torch.uint64 and bool((labels.long() < 0).any()):
-        raise DataError("found a label above 2**63; expected class indices from 0 up")
-    return labels.long()
-
-
 @dataclass(frozen=True, eq=False)
 class Data:
     """What a compression run may look at; made by :func:`split`.
@@ -199,6 +186,11 @@ class Data:
         for name in ("train", "validation", "calibration"):
             if len(getattr(self, name)) == 0:
                 raise DataError(f"the {name} set is empty; expected at least one example: put some into it")
+
+    @property
+    def task(self) -> Task:
+        """What the targets mean."""
+        return self.train.task
 
     @property
     def classes(self) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nutlet.data.examples import Examples
 from nutlet.errors import ModelError
+
+if TYPE_CHECKING:  # tasks know nothing of data, which carry their task
+    from nutlet.data.examples import Examples
 
 __all__ = ["evaluate", "evaluating", "let_go", "predict"]
 
