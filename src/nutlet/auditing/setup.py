@@ -8,20 +8,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
+from nutlet.auditing.scoring import metric_summary
 from nutlet.data.examples import Data, Examples, flip_and_crop
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.jobs import Workers
 from nutlet.measurement import Estimate, top1
-from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
+from nutlet.oracle import (
+    Disclosure,
+    FileSource,
+    Ledger,
+    Oracle,
+    Source,
+    as_probabilities,
+    source_of,
+    usual_disclosure,
+)
+from nutlet.tasks import Task, is_classifier
 from nutlet.tasks.predict import predict
 
 __all__ = [
@@ -42,7 +51,7 @@ MOST_EVALUATED = 5_000
 _TRIED = 16
 """Examples on which a file read as a module is compared with its runtime."""
 _CLOSE = 0.1
-"""Largest difference of a probability that counts as the same: rounding to codes may tip over."""
+"""Largest difference of a probability, or lack of agreement, that counts as the same: rounding may tip over."""
 
 Kind = Literal["same distribution", "another set"]
 
@@ -58,8 +67,8 @@ class Artifact:
         path: of the file; None for a module or a function.
         bytes: on disk; None likewise.
         sha256: of the file, hexadecimal; None likewise.
-        outputs: probabilities on the evaluation inputs, ``(E, classes)``.
-        accuracy: on them.
+        outputs: on the evaluation inputs, ``(E, ...)``; of a classifier probabilities.
+        metric: that of the task on them.
         white_box: the file as a module, where it was read; see :func:`read_artifact`.
         unread: why it could not be read, as the end of a sentence; empty where it was, or was not to be.
         output: name of the output of the file that holds the scores.
@@ -71,8 +80,8 @@ class Artifact:
     path: Path | None
     bytes: int | None
     sha256: str | None
-    outputs: npt.NDArray[np.float32]
-    accuracy: Estimate
+    outputs: Tensor
+    metric: Estimate
     white_box: nn.Module | None = None
     unread: str = ""
     output: str | None = None
@@ -105,16 +114,26 @@ def open_artifact(
         DataError: the evaluation examples do not fit its outputs.
     """
     source = source_of(victim)
-    oracle = Oracle(source, ledger=ledger, client="judge")
-    outputs = torch.cat([oracle.evaluate_uncounted(x) for x, _ in evaluation.batches()]).numpy()
-    accuracy = top1(outputs, evaluation.y.numpy())
+    oracle = Oracle(source, ledger=ledger, client="judge", task=evaluation.task)
+    outputs = torch.cat([oracle.evaluate_uncounted(x) for x, _ in evaluation.batches()])
+    metric = _metric(outputs, evaluation)
     if not isinstance(source, FileSource):
         name = {"before": "original", "after": "victim"}[role]
-        return Artifact(name, role, oracle, None, None, None, outputs, accuracy)
+        return Artifact(name, role, oracle, None, None, None, outputs, metric)
     content = source.content
     sha256 = hashlib.sha256(content).hexdigest()
     size, output = len(content), source.output
-    return Artifact(source.path.name, role, oracle, source.path, size, sha256, outputs, accuracy, output=output)
+    return Artifact(source.path.name, role, oracle, source.path, size, sha256, outputs, metric, output=output)
+
+
+def _metric(outputs: Tensor, evaluation: Examples) -> Estimate:
+    """Return the metric of the task: of a classifier with the interval of a proportion."""
+    task = evaluation.task
+    if is_classifier(task):
+        return top1(outputs.numpy(), evaluation.y.numpy())
+    task.check(outputs, evaluation.y)
+    found = metric_summary(task.score(outputs, evaluation.y)[None], task)
+    return Estimate(found["value"], found["low"], found["high"], len(evaluation))
 
 
 def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
@@ -137,18 +156,21 @@ def _compare(module: nn.Module, artifact: Artifact, evaluation: Examples) -> Non
     """Raise ModelError unless the module answers as the file does: what was read wrong would look like a safe file."""
     few = evaluation.subset(slice(0, _TRIED))
     scores = predict(module, few)
-    wanted = torch.from_numpy(artifact.outputs[: len(few)])
+    wanted = artifact.outputs[: len(few)]
     if scores.shape != wanted.shape:
         raise ModelError(
             f"read as a module it gives {tuple(scores.shape)}; expected {tuple(wanted.shape)} as its runtime"
         )
-    # Logits of one file are to be read as those of its runtime were, where rows may sum to one by chance.
-    found = scores if torch.allclose(scores, wanted, atol=_CLOSE) else as_probabilities(scores)
-    apart = int(((found - wanted).abs().amax(1) > _CLOSE).sum())
+    if is_classifier(few.task):
+        # Logits of one file are to be read as those of its runtime were, where rows may sum to one by chance.
+        found = scores if torch.allclose(scores, wanted, atol=_CLOSE) else as_probabilities(scores)
+        apart = int(((found - wanted).abs().amax(1) > _CLOSE).sum())
+    else:
+        apart = int((few.task.agree(scores, wanted) < 1 - _CLOSE).sum())
     if apart > len(few) // 4:
         raise ModelError(
             f"read as a module it answers otherwise than its runtime to {apart} of {len(few)} inputs; expected the "
-            "same probabilities: an operator is not understood as the runtime does"
+            "same answers: an operator is not understood as the runtime does"
         )
 
 
@@ -161,27 +183,48 @@ def check_classes(
         DataError: there is a label without an output, or the releases have different numbers of outputs.
         ConfigError: the thief's architecture has another number of outputs.
     """
-    classes = artifacts[-1].outputs.shape[1]
-    if artifacts[0].outputs.shape[1] != classes:
+    shape = tuple(artifacts[-1].outputs.shape[1:])
+    if (others := tuple(artifacts[0].outputs.shape[1:])) != shape:
         raise DataError(
-            f"{artifacts[0].name} has {artifacts[0].outputs.shape[1]} outputs, {artifacts[-1].name} {classes}; "
+            f"{artifacts[0].name} has {_many(others)} outputs, {artifacts[-1].name} {_many(shape)}; "
             "expected as many: audit releases of one model"
         )
     sets = {"the training set": data.train, "the validation set": data.validation} if isinstance(data, Data) else {}
     if transfer.kind == "same distribution":
         sets["the transfer set"] = transfer.examples
     for name, examples in sets.items():
-        if examples.classes > classes:
+        if not is_classifier(examples.task):
+            _check_targets(name, examples, artifacts[-1])
+        elif examples.classes > shape[0]:
             raise DataError(
-                f"the largest label of {name} is {examples.classes - 1}, but {artifacts[-1].name} gives {classes} "
-                f"classes; expected labels from 0 to {classes - 1}: use the data the model was trained on"
+                f"the largest label of {name} is {examples.classes - 1}, but {artifacts[-1].name} gives {shape[0]} "
+                f"classes; expected labels from 0 to {shape[0] - 1}: use the data the model was trained on"
             )
-    outputs = predict(surrogate.model(0), transfer.examples.subset(slice(0, 2))).shape[1]
-    if outputs != classes:
+    own = tuple(predict(surrogate.model(0), transfer.examples.subset(slice(0, 2))).shape[1:])
+    if own != shape:
         raise ConfigError(
-            f"the thief's architecture has {outputs} outputs, the victim {classes}; expected as many: build it with "
-            f"{classes} classes"
+            f"the thief's architecture has {_many(own)} outputs, the victim {_many(shape)}; expected as many: build it "
+            f"with {_many(shape)} {'classes' if len(shape) == 1 else 'outputs'}"
         )
+
+
+def _many(shape: tuple[int, ...]) -> str:
+    """Say how many outputs there are.
+
+    >>> _many((4,)), _many((8, 65))
+    ('4', '8x65')
+    """
+    return "x".join(map(str, shape))
+
+
+def _check_targets(name: str, examples: Examples, artifact: Artifact) -> None:
+    """Raise DataError unless the targets fit outputs such as those on the evaluation examples."""
+    place = torch.arange(len(examples)) % len(artifact.outputs)
+    for part, targets in zip(torch.split(place, 500), torch.split(examples.y, 500), strict=True):
+        try:
+            examples.task.check(artifact.outputs[part], targets)
+        except DataError as error:
+            raise DataError(f"{name} does not fit {artifact.name}: {error}") from error
 
 
 def evaluation_of(data: Data | Examples, *, seed: int = 0) -> Examples:
@@ -206,11 +249,17 @@ def transfer_of(
         same_task: whether the labels of ``given`` are of the victim's task.
 
     Raises:
-        DataError: there are none, they have another shape, or more than one in a hundred is in the evaluation set.
+        DataError: there are none, they have another shape or task, or more than one in a hundred is in the evaluation
+            set.
     """
     if given is None and isinstance(data, Examples):
         raise DataError("there is no transfer set: expected inputs to ask with; name one (--transfer), or give splits")
     examples = given if given is not None else data.train  # type: ignore[union-attr]
+    if examples.task != evaluation.task:
+        raise DataError(
+            f"the transfer set is for {examples.task.name}, the evaluation set for {evaluation.task.name}; expected "
+            f"one task with the same options: give both sets task={evaluation.task!r}"
+        )
     if examples.x.shape[1:] != evaluation.x.shape[1:]:
         raise DataError(
             f"inputs of the transfer set have shape {tuple(examples.x.shape[1:])}, of the evaluation set "
@@ -229,26 +278,36 @@ def transfer_of(
 
 
 def thief_of(
-    data: Data | Examples, shape: tuple[int, ...], classes: int, effort: float, architecture: nn.Module | None = None
+    data: Data | Examples, outputs: tuple[int, ...], effort: float, architecture: nn.Module | None = None
 ) -> Surrogate:
     """Return who copies: by default somebody who does not know the victim's architecture and trains one of ours.
 
-    Where the data name no augmentation, images are shifted a little as he trains: it won several points of agreement
-    with few queries in our trials, and a weak attack overstates safety.
+    Where the data of a classifier name no augmentation, images are shifted a little as he trains: it won several points
+    of agreement with few queries in our trials, and a weak attack overstates safety. (What a number or a mask stands
+    for may move with the image.)
 
     Args:
         data: whose augmentation he uses.
-        shape: of one input.
-        classes: of the victim.
+        outputs: shape of one answer of the victim.
         effort: of his training.
         architecture: what he trains, where it is known.
+
+    Raises:
+        ConfigError: there is no architecture of ours for such inputs and outputs.
     """
+    examples = evaluation_of(data)
+    x, _ = examples.batch(slice(0, 1))
+    shape = tuple(x.shape[1:])
     augment = data.augment if isinstance(data, Data) else None
-    if augment is None and len(shape) == 3:
+    if augment is None and len(shape) == 3 and is_classifier(examples.task):
         augment = flip_and_crop(padding=max(1, min(shape[1:]) // 14), flip=False)
+    tokens = 0 if x.is_floating_point() else max(outputs[-1], int(examples.x.max()) + 1)
     # At temperature 4 a clone won three points more with 250 queries in our trials.
     return Surrogate(
-        architecture=architecture or architecture_for(shape, classes), augment=augment, effort=effort, temperature=4.0
+        architecture=architecture or architecture_for(shape, outputs, tokens=tokens),
+        augment=augment,
+        effort=effort,
+        temperature=4.0,
     )
 
 
@@ -311,19 +370,30 @@ class Materials:
         return self.artifacts[0] if len(self.artifacts) > 1 else None
 
     @property
+    def task(self) -> Task:
+        """What outputs and targets mean."""
+        return self.evaluation.task
+
+    @property
     def classes(self) -> int:
-        """How many the victim tells apart."""
-        return int(self.file.outputs.shape[1])
+        """How many the victim tells apart; of a task without classes, how many numbers it gives."""
+        return int(self.file.outputs.shape[self.task.class_dim or 1])
+
+    @property
+    def answers(self) -> Disclosure:
+        """What the victim shows."""
+        return self.protocol.answers or usual_disclosure(self.task)
 
     def oracle(self, artifact: Artifact, client: str = "attacker") -> Oracle:
         """Return ``artifact`` as an attacker sees it, with a count of its own."""
-        return Oracle(artifact.oracle.source, answers=self.protocol.answers, client=client)
+        return Oracle(artifact.oracle.source, answers=self.answers, client=client, task=self.task)
 
     def knowledge(self, seed: int) -> AttackerKnowledge:
         """Return what every attacker has."""
         return AttackerKnowledge(
             classes=self.classes,
             shape=tuple(self.evaluation.x.shape[1:]),
+            task=self.task,
             seed=seed,
             transfer=self.transfer.examples,
             surrogate=self.surrogate,

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch.nn import functional as F
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
 from nutlet.measurement import Estimate, wilson
+from nutlet.tasks import is_classifier
 
 __all__ = [
     "auc",
@@ -203,7 +205,8 @@ def blind_scores(pool: Examples, members: npt.ArrayLike, seed: int = 0, folds: i
     x = np.concatenate([inputs.flatten(1).numpy() for inputs, _ in pool.batches()]).astype("float64")
     if x.shape[1] > _DIRECTIONS:  # a random projection keeps what is linear in few directions
         x = x @ random.normal(size=(x.shape[1], _DIRECTIONS))
-    x = np.hstack([x, np.eye(pool.classes)[pool.y.numpy()]])
+    y = F.one_hot(pool.y) if is_classifier(pool.task) else pool.y.flatten(1).nan_to_num()
+    x = np.hstack([x, y.numpy()])
     x = np.hstack([(x - x.mean(0)) / (x.std(0) + 1e-6), np.ones((len(x), 1))])
     wanted = np.asarray(members, dtype="float64")
     part = random.permutation(len(x)) % folds

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from nutlet.content_hash import fingerprint
 from nutlet.errors import BudgetError, ModelError
 from nutlet.locks import Mutex
 from nutlet.measurement import Runtime
-from nutlet.oracle.disclosure import Disclosure, as_probabilities
+from nutlet.oracle.disclosure import Disclosure, as_probabilities, probabilities_of, usual_disclosure
 from nutlet.storage import digest
+from nutlet.tasks import CLASSIFICATION, Task, is_classifier
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["FileSource", "Ledger", "ModuleSource", "Oracle", "Source", "checked", "source_of"]
@@ -101,7 +102,11 @@ class Oracle:
         budget: most inputs this client may send; None for no limit.
         client: whose count this is.
         ledger: where the count is kept; clients of one victim share one.
-        outputs: whether the source gives ``logits`` or ``probabilities``; ``auto`` looks at the first answers.
+        outputs: whether a classifier gives ``logits`` or ``probabilities``; ``auto`` looks at the first answers.
+        task: what its outputs mean.
+
+    Raises:
+        ConfigError: no oracle of that task shows such answers.
 
     >>> oracle = Oracle(nn.Identity(), answers=Disclosure("labels"), budget=3)
     >>> oracle.query(torch.tensor([[2.0, 1.0], [0.0, 5.0]]))
@@ -120,9 +125,12 @@ class Oracle:
         client: str = "attacker",
         ledger: Ledger | None = None,
         outputs: Literal["auto", "logits", "probabilities"] = "auto",
+        task: Task = CLASSIFICATION,
     ) -> None:
         self.source = source
-        self.answers = answers or Disclosure()
+        self.task = task
+        self.answers = answers or usual_disclosure(task)
+        self.answers.check(task)
         self.budget = budget
         self.name = client
         self.ledger = ledger if ledger is not None else Ledger()
@@ -147,33 +155,39 @@ class Oracle:
             client=name,
             ledger=self.ledger,
             outputs=self.outputs,
+            task=self.task,
         )
 
     def query(self, x: Tensor) -> Tensor:
-        """Return the answers ``(B, classes)`` to ``x`` ``(B, ...)``, each of which is one query.
+        """Return the answers, in the shape of the outputs, to ``x`` ``(B, ...)``, each of which is one query.
 
         Raises:
             BudgetError: that would be more than the budget; nothing was sent.
-            ModelError: the answers are not finite scores ``(B, classes)``.
+            ModelError: the answers are not finite numbers, one row for each input.
             OracleError: the endpoint does not answer, or answers something else than promised.
         """
         with self.ledger.counting(self.name, len(x), self.budget):
             scores = self._scores(x)
-        return self.answers.show(scores if self.answers.kind == "logits" else self._probabilities(scores))
+        return self.answers.show(scores if self.answers.raw else self._probabilities(scores), self.task)
 
     def evaluate_uncounted(self, x: Tensor) -> Tensor:
-        """Return all probabilities ``(N, classes)`` for who scores an attack; listed apart, never an attacker's."""
+        """Return all outputs for who scores an attack, of a classifier probabilities ``(N, classes)``.
+
+        They are listed apart, never an attacker's.
+        """
         scores = self._scores(x)
         with self.ledger.turn:
             self.ledger.evaluation += len(x)
-        return self._probabilities(scores)
+        return self._probabilities(scores) if is_classifier(self.task) else scores
 
     def _scores(self, x: Tensor) -> Tensor:
         if len(x) == 0:
             raise BudgetError(f"{self.name} asked about no inputs; expected at least one")
-        return torch.cat([checked(self.source(part), len(part)) for part in torch.split(x, 256)])
+        return torch.cat([checked(self.source(part), len(part), self.task) for part in torch.split(x, 256)])
 
     def _probabilities(self, scores: Tensor) -> Tensor:
+        if not is_classifier(self.task):
+            return probabilities_of(scores, self.task)
         with self.ledger.turn:
             probabilities = as_probabilities(scores, self.outputs)
             if self.outputs == "auto":
@@ -182,19 +196,23 @@ class Oracle:
         return probabilities
 
 
-def checked(scores: Any, rows: int) -> Tensor:
-    """Return what a victim gave for so many inputs, or raise ModelError unless it is a finite score of each class."""
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != rows or not scores.is_floating_point():
+def checked(scores: Any, rows: int, task: Task = CLASSIFICATION) -> Tensor:
+    """Return what a victim gave for so many inputs, or raise ModelError unless it is finite, one row for each."""
+    classes = is_classifier(task)
+    fits = isinstance(scores, Tensor) and scores.is_floating_point() and scores.ndim > 1 and len(scores) == rows
+    if not fits or (classes and scores.ndim != 2):
         found = (
             f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         )
-        raise ModelError(f"the victim gave {found} for {rows} inputs; expected floating-point scores ({rows}, classes)")
-    if bool((scores.isnan() | scores.isposinf()).any()):
+        what = f"scores ({rows}, classes)" if classes else f"outputs of {task.name}, ({rows}, ...)"
+        raise ModelError(f"the victim gave {found} for {rows} inputs; expected floating-point {what}")
+    broken = (scores.isnan() | scores.isposinf()).flatten(1).any(1)
+    if bool(broken.any()):
         raise ModelError(
-            f"the victim gave NaN or infinity for {int((~scores.isfinite()).any(1).sum())} of {rows} inputs; expected "
-            "finite scores: look for a zero scale, a division by zero, or float16 overflow"
+            f"the victim gave NaN or infinity for {int(broken.sum())} of {rows} inputs; expected finite scores: look "
+            "for a zero scale, a division by zero, or float16 overflow"
         )
-    return scores
+    return cast(Tensor, scores)
 
 
 class ModuleSource:

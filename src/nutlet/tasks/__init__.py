@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nutlet.errors import ConfigError, nearest
-from nutlet.tasks.base import REGISTRY, Task, register_task
+from nutlet.tasks.base import REGISTRY, Task, is_classifier, metric_of, register_task
 from nutlet.tasks.classification import Classification
 from nutlet.tasks.embedding import Embedding
 from nutlet.tasks.language_modeling import LanguageModeling
@@ -21,7 +21,9 @@ __all__ = [
     "Segmentation",
     "Task",
     "as_task",
+    "is_classifier",
     "known_tasks",
+    "metric_of",
     "register_task",
 ]
 

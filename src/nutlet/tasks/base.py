@@ -15,7 +15,7 @@ from torch import Tensor
 from nutlet.errors import ConfigError
 from nutlet.registry import Registry
 
-__all__ = ["REGISTRY", "Scores", "Task", "metric_of", "register_task"]
+__all__ = ["REGISTRY", "Scores", "Task", "is_classifier", "metric_of", "register_task"]
 
 Scores: TypeAlias = npt.NDArray[np.float64]
 """One number per example, ``(N,)``."""
@@ -51,6 +51,13 @@ class Task(Protocol):
     @property
     def chance(self) -> float | None:
         """Mean score of who knows nothing; None where it is not known without the data."""
+
+    @property
+    def class_dim(self) -> int | None:
+        """Dimension of the outputs along which classes exclude each other, so that a softmax makes probabilities.
+
+        None where there are none, or where each output is a probability by its own sigmoid.
+        """
 
     @property
     def disclosures(self) -> tuple[str, ...]:
@@ -120,3 +127,8 @@ def metric_of(task: Task, score: float) -> float:
     0.25
     """
     return score if task.higher_is_better else 0.0 - score
+
+
+def is_classifier(task: Task) -> bool:
+    """Whether outputs are ``(N, classes)``, of which one is right: what attacks on confidences take for granted."""
+    return task.name == "classification"

@@ -33,6 +33,7 @@ class Classification:
     higher_is_better: ClassVar[bool] = True
     zero_one: ClassVar[bool] = True
     chance: ClassVar[float | None] = None
+    class_dim: ClassVar[int | None] = 1
     disclosures: ClassVar[tuple[str, ...]] = ("logits", "probabilities", "top-k", "rounded", "labels")
 
     output: str | int | None = None

@@ -33,6 +33,7 @@ class Embedding:
     higher_is_better: ClassVar[bool] = True
     zero_one: ClassVar[bool] = False
     chance: ClassVar[float | None] = 0.0
+    class_dim: ClassVar[int | None] = None
     disclosures: ClassVar[tuple[str, ...]] = ("values", "rounded")
 
     output: str | int | None = None

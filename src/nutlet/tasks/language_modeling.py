@@ -33,6 +33,7 @@ class LanguageModeling:
     higher_is_better: ClassVar[bool] = False
     zero_one: ClassVar[bool] = False
     chance: ClassVar[float | None] = None
+    class_dim: ClassVar[int | None] = 2
     disclosures: ClassVar[tuple[str, ...]] = ("logits", "probabilities", "rounded", "labels")
 
     output: str | int | None = None

@@ -36,6 +36,7 @@ class MultiLabel:
     higher_is_better: ClassVar[bool] = True
     zero_one: ClassVar[bool] = False
     chance: ClassVar[float | None] = None
+    class_dim: ClassVar[int | None] = None
     disclosures: ClassVar[tuple[str, ...]] = ("logits", "probabilities", "rounded", "labels")
 
     threshold: float = 0.5

@@ -36,6 +36,7 @@ class Regression:
     higher_is_better: ClassVar[bool] = False
     zero_one: ClassVar[bool] = False
     chance: ClassVar[float | None] = None
+    class_dim: ClassVar[int | None] = None
     disclosures: ClassVar[tuple[str, ...]] = ("values", "rounded")
 
     scale: float = 1.0

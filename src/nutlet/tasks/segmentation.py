@@ -32,6 +32,7 @@ class Segmentation:
     higher_is_better: ClassVar[bool] = True
     zero_one: ClassVar[bool] = False
     chance: ClassVar[float | None] = None
+    class_dim: ClassVar[int | None] = 1
     disclosures: ClassVar[tuple[str, ...]] = ("logits", "probabilities", "rounded", "labels")
 
     output: str | int | None = None

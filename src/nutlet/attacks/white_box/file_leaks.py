@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.formats.onnx.packing import load_unpacked
 from nutlet.formats.onnx.session import read_onnx
 from nutlet.oracle import Access, Oracle
@@ -63,6 +63,7 @@ class FileLeaks(Attack):
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("file",)
     measure: ClassVar[str] = "what can be read in the file, of a fixed list"
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Sun et al. 2021, Mind Your Weight(s), arXiv:2002.07687"
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
