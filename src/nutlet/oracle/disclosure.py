@@ -69,8 +69,8 @@ class Disclosure:
         Raises:
             ConfigError: it is none of these.
 
-        >>> Answers.parse("top-3")
-        Answers(kind='top-k', k=3, digits=2)
+        >>> Disclosure.parse("top-3")
+        Disclosure(kind='top-k', k=3, digits=2)
         """
         name, _, number = text.partition("-")
         if name == "top" and _short_number(number):

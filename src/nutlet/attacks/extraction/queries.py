@@ -30,7 +30,7 @@ def ask(oracle: Oracle, x: Tensor) -> Tensor:
     or rounding leaves out of a row is spread over the classes shown as 0. Of any other task it is outputs that would be
     shown so (:meth:`nutlet.oracle.Disclosure.restore`).
 
-    >>> from nutlet.oracle import Answers
+    >>> from nutlet.oracle import Disclosure
     >>> ask(Oracle(torch.nn.Identity(), answers=Disclosure("top-k")), torch.tensor([[0.75, 0.25, 0.0]]))
     tensor([[0.7500, 0.1250, 0.1250]])
     """
