@@ -195,7 +195,7 @@ def test_same_seed_same_bytes_whatever_the_global_generators(name: str) -> None:
 @every_case
 def test_beats_who_asks_nothing(name: str) -> None:
     case, world = CASES[name], CASES[name].real()
-    assert case.evaluate_uncounted(plain(name).loot[-1], world) >= case.baseline(world) + case.margin
+    assert case.judge(plain(name).loot[-1], world) >= case.baseline(world) + case.margin
 
 
 @pytest.mark.parametrize(
@@ -212,14 +212,14 @@ def test_beats_who_asks_nothing(name: str) -> None:
 def test_beats_who_asks_nothing_when_shown_more(name: str, shown: Disclosure) -> None:
     case, world = CASES[name], CASES[name].real()
     found = raid(name, world, shown, case.budgets[-1:])
-    assert case.evaluate_uncounted(found.loot[-1], world) >= case.baseline(world) + case.margin
+    assert case.judge(found.loot[-1], world) >= case.baseline(world) + case.margin
 
 
 @every_case
 def test_finds_nothing_where_there_is_nothing(name: str) -> None:
     case, world = CASES[name], CASES[name].null()
     found = raid(name, world, SHOWN[case.attack.access])
-    assert abs(case.evaluate_uncounted(found.loot[-1], world) - case.chance) <= case.slack
+    assert abs(case.judge(found.loot[-1], world) - case.chance) <= case.slack
 
 
 @pytest.mark.parametrize("name", sorted(n for n, case in CASES.items() if case.nested and len(case.budgets) > 1))

@@ -141,9 +141,9 @@ RUN = """
 import sys
 from pathlib import Path
 import torch
-from nutlet.oracle import Endpoint, Kept
+from nutlet.oracle import Endpoint, CachedSource
 endpoint = Endpoint(url=sys.argv[1], classes=3, i_own_this_endpoint=True, batch=8, retries=0)
-Kept(endpoint, Path(sys.argv[2]))(torch.load(sys.argv[3]))
+CachedSource(endpoint, Path(sys.argv[2]))(torch.load(sys.argv[3]))
 """
 
 
@@ -208,7 +208,7 @@ def test_a_record_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     kept = CachedSource(Counting(), tmp_path)
     kept(X)
     with closing(sqlite3.connect(kept.path)) as answers, answers:
-        answers.apply("UPDATE answers SET scores = zeroblob(20000000) WHERE input = (SELECT min(input) FROM answers)")
+        answers.execute("UPDATE answers SET scores = zeroblob(20000000) WHERE input = (SELECT min(input) FROM answers)")
     with pytest.raises(StorageError, match="too big"):
         kept(X)
 
@@ -217,7 +217,7 @@ def test_another_file_in_its_place(tmp_path: Path) -> None:
     path = CachedSource(Counting(), tmp_path).path
     path.unlink()
     with closing(sqlite3.connect(path)) as answers:
-        answers.apply("CREATE TABLE answers (something TEXT)")
+        answers.execute("CREATE TABLE answers (something TEXT)")
     with pytest.raises(StorageError, match=r"could not read or write .*no such column"):
         CachedSource(Counting(), tmp_path)(X)
 
@@ -252,9 +252,9 @@ def test_a_record_that_no_source_could_give_is_asked_anew(tmp_path: Path, served
     kept = CachedSource(endpoint(served), tmp_path)
     true = kept(X[:8])
     with closing(sqlite3.connect(kept.path)) as answers, answers:
-        for (key,) in answers.apply("SELECT input FROM answers LIMIT 3").fetchall():
+        for (key,) in answers.execute("SELECT input FROM answers LIMIT 3").fetchall():
             checksum = zlib.crc32(key + scores) if isinstance(scores, bytes) else 0
-            answers.apply("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
+            answers.execute("UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, checksum, key))
     again = CachedSource(endpoint(served), tmp_path)
     assert torch.equal(again(X[:8]), true)
     assert again.sent == 3
@@ -264,9 +264,9 @@ def test_records_of_different_lengths_are_refused(tmp_path: Path) -> None:
     kept = CachedSource(Counting(), tmp_path)
     kept(X[:8])
     with closing(sqlite3.connect(kept.path)) as answers, answers:
-        (key,) = answers.apply("SELECT input FROM answers").fetchone()
+        (key,) = answers.execute("SELECT input FROM answers").fetchone()
         scores = np.full(CLASSES + 2, 0.1, "<f4").tobytes()
-        answers.apply(
+        answers.execute(
             "UPDATE answers SET scores = ?, checksum = ? WHERE input = ?", (scores, zlib.crc32(key + scores), key)
         )
     with pytest.raises(StorageError, match="answers with different numbers of classes"):

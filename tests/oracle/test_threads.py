@@ -134,7 +134,7 @@ import sys, time
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[3])
-from nutlet.oracle import Kept
+from nutlet.oracle import CachedSource
 
 class Logged:
     def fingerprint(self):
@@ -145,7 +145,7 @@ class Logged:
             log.write("".join(f"{row.item()}\\n" for row in x[:, 0]))
         return torch.softmax(x, 1)
 
-kept = Kept(Logged(), sys.argv[2])
+kept = CachedSource(Logged(), sys.argv[2])
 Path(sys.argv[1] + ".ready").touch()
 for part in torch.arange(80.0).view(-1, 2).split(5):
     kept(part)
