@@ -79,7 +79,7 @@ def audit_files(
     source = source_of(victim) if output is None else named_output(victim, output)
     # By the victim's outputs, which may be more than the labels that were seen. The judge asks about this input too.
     outputs = Oracle(source).evaluate_uncounted(evaluation_of(data).batch(slice(0, 1))[0]).shape[1]
-    surrogate = thief_of(data, tuple(examples.x.shape[1:]), outputs, protocol.effort, architecture)
+    surrogate = thief_of(data, tuple(examples.tensor.shape[1:]), outputs, protocol.effort, architecture)
 
     def step() -> object:
         return surrogate.train(examples, torch.full((len(examples), outputs), 1 / outputs), seed=0, steps=4)

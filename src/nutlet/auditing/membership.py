@@ -65,7 +65,9 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
     inside = m.data.train.subset(torch.randperm(len(m.data.train), generator=random)[:size])
     outside = m.evaluation.subset(torch.randperm(len(m.evaluation), generator=random)[:size])
     mixed = torch.randperm(2 * size, generator=random)
-    pool = replace(inside, x=torch.cat([inside.x, outside.x])[mixed], y=torch.cat([inside.y, outside.y])[mixed])
+    pool = replace(
+        inside, x=torch.cat([inside.tensor, outside.tensor])[mixed], y=torch.cat([inside.y, outside.y])[mixed]
+    )
     training = Training(
         epochs=max(2, round(20 * m.protocol.effort)), lr=3e-3, batch_size=64, optimizer="adamw", weight_decay=0.01
     )

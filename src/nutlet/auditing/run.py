@@ -104,7 +104,7 @@ def audit(
         artifacts = tuple(replace(artifact, name=f"{artifact.name} ({artifact.role})") for artifact in artifacts)
     asked = transfer_of(data, transfer, transfer_name or "training inputs", evaluation, same_task=same_task)
     surrogate = surrogate or thief_of(
-        data, tuple(evaluation.x.shape[1:]), artifacts[-1].outputs.shape[1], protocol.effort
+        data, tuple(evaluation.tensor.shape[1:]), artifacts[-1].outputs.shape[1], protocol.effort
     )
     check_classes(artifacts, data, asked, surrogate)
     if any("white_box" in kind.needs and not protocol.excluded(kind) for kind in _kinds(protocol).values()):

@@ -211,10 +211,10 @@ def transfer_of(
     if given is None and isinstance(data, Examples):
         raise DataError("there is no transfer set: expected inputs to ask with; name one (--transfer), or give splits")
     examples = given if given is not None else data.train  # type: ignore[union-attr]
-    if examples.x.shape[1:] != evaluation.x.shape[1:]:
+    if examples.tensor.shape[1:] != evaluation.tensor.shape[1:]:
         raise DataError(
-            f"inputs of the transfer set have shape {tuple(examples.x.shape[1:])}, of the evaluation set "
-            f"{tuple(evaluation.x.shape[1:])}; expected the same: convert one of them"
+            f"inputs of the transfer set have shape {tuple(examples.tensor.shape[1:])}, of the evaluation set "
+            f"{tuple(evaluation.tensor.shape[1:])}; expected the same: convert one of them"
         )
     judged = set(_rows(evaluation))
     kept = torch.tensor([row not in judged for row in _rows(examples)])
@@ -323,7 +323,7 @@ class Materials:
         """Return what every attacker has."""
         return AttackerKnowledge(
             classes=self.classes,
-            shape=tuple(self.evaluation.x.shape[1:]),
+            shape=tuple(self.evaluation.tensor.shape[1:]),
             seed=seed,
             transfer=self.transfer.examples,
             surrogate=self.surrogate,

@@ -100,4 +100,4 @@ def pseudo_labels(teacher: nn.Module, inputs: Examples, *, mirrored: bool) -> Te
     plain = predict(teacher, inputs).softmax(1)
     if not mirrored:
         return plain
-    return (plain + predict(teacher, replace(inputs, x=inputs.x.flip(3))).softmax(1)) / 2
+    return (plain + predict(teacher, replace(inputs, x=inputs.tensor.flip(3))).softmax(1)) / 2
