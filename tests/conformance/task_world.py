@@ -19,11 +19,11 @@ from nutlet.tasks import (
     Task,
 )
 
-TOKENS, LENGTH = 7, 6
+TOKENS, LENGTH = 13, 8
 
 
 class TinyLSTM(nn.Module):
-    """Tokens ``(B, T)`` to logits of the next one, ``(B, T, 7)``."""
+    """Tokens ``(B, T)`` to logits of the next one, ``(B, T, 13)``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,8 +65,8 @@ TASKS: dict[str, Task] = {
 def drawn(name: str, count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return inputs and targets: a fixed function of the inputs, and noise."""
     if name == "language_modeling":
-        # Steps of one or two round a ring of seven tokens.
-        steps = torch.randint(1, 3, (count, LENGTH + 1), generator=random)
+        # Steps of one to four round a ring of tokens.
+        steps = torch.randint(1, 5, (count, LENGTH + 1), generator=random)
         tokens = steps.cumsum(1) % TOKENS
         return tokens[:, :-1], tokens[:, 1:]
     if name == "segmentation":

@@ -34,7 +34,7 @@ def test_predicts_what_the_graph_says(save: Save, examples: Examples) -> None:
     weight = np.arange(16).reshape(4, 4)
     opened = Runtime(save(weight), threads=1)
     assert opened.threads == 1
-    assert opened.input_shape == ("N", 4)
+    assert opened.inputs["x"].shape == ("N", 4)
     for batch in (1, 7, 64):
         outputs = opened.predict(examples, batch=batch)
         assert outputs.dtype == np.float32

@@ -11,7 +11,8 @@ from torch import nn
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.result import Audit
 from nutlet.auditing.run import audit, named_output
-from nutlet.auditing.setup import evaluation_of, thief_of
+from nutlet.auditing.setup import evaluation_of
+from nutlet.auditing.thief import thief_of
 from nutlet.data.examples import Data, Examples
 from nutlet.jobs import Workers, layout
 from nutlet.locks import locked

@@ -31,9 +31,9 @@ from nutlet.auditing.setup import (
     evaluation_of,
     open_artifact,
     read_artifact,
-    thief_of,
     transfer_of,
 )
+from nutlet.auditing.thief import thief_of
 from nutlet.auditing.white_box import possession, white_box_attacks
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, printable

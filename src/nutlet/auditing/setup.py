@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.attacks.base import AttackerKnowledge
-from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
 from nutlet.auditing.scoring import metric_summary
-from nutlet.data.examples import Data, Examples, flip_and_crop
+from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.jobs import Workers
@@ -31,6 +31,7 @@ from nutlet.oracle import (
     usual_disclosure,
 )
 from nutlet.tasks import Task, is_classifier
+from nutlet.tasks.inputs import as_tensors
 from nutlet.tasks.predict import predict
 
 __all__ = [
@@ -42,7 +43,6 @@ __all__ = [
     "evaluation_of",
     "open_artifact",
     "read_artifact",
-    "thief_of",
     "transfer_of",
 ]
 
@@ -113,7 +113,7 @@ def open_artifact(
         StorageError, ModelError, OracleError: it cannot be opened, or does not answer with finite scores.
         DataError: the evaluation examples do not fit its outputs.
     """
-    source = source_of(victim)
+    source = source_of(victim, evaluation.task.output)
     oracle = Oracle(source, ledger=ledger, client="judge", task=evaluation.task)
     outputs = torch.cat([oracle.evaluate_uncounted(x) for x, _ in evaluation.batches()])
     metric = _metric(outputs, evaluation)
@@ -260,10 +260,10 @@ def transfer_of(
             f"the transfer set is for {examples.task.name}, the evaluation set for {evaluation.task.name}; expected "
             f"one task with the same options: give both sets task={evaluation.task!r}"
         )
-    if examples.x.shape[1:] != evaluation.x.shape[1:]:
+    if examples.shapes != evaluation.shapes:
         raise DataError(
-            f"inputs of the transfer set have shape {tuple(examples.x.shape[1:])}, of the evaluation set "
-            f"{tuple(evaluation.x.shape[1:])}; expected the same: convert one of them"
+            f"inputs of the transfer set have shape {_said(examples)}, of the evaluation set {_said(evaluation)}; "
+            "expected the same: convert one of them"
         )
     judged = set(_rows(evaluation))
     kept = torch.tensor([row not in judged for row in _rows(examples)])
@@ -275,40 +275,6 @@ def transfer_of(
         )
     kind: Kind = "same distribution" if given is None or same_task else "another set"
     return Transfer(examples.subset(kept) if removed else examples, name, kind, removed)
-
-
-def thief_of(
-    data: Data | Examples, outputs: tuple[int, ...], effort: float, architecture: nn.Module | None = None
-) -> Surrogate:
-    """Return who copies: by default somebody who does not know the victim's architecture and trains one of ours.
-
-    Where the data of a classifier name no augmentation, images are shifted a little as he trains: it won several points
-    of agreement with few queries in our trials, and a weak attack overstates safety. (What a number or a mask stands
-    for may move with the image.)
-
-    Args:
-        data: whose augmentation he uses.
-        outputs: shape of one answer of the victim.
-        effort: of his training.
-        architecture: what he trains, where it is known.
-
-    Raises:
-        ConfigError: there is no architecture of ours for such inputs and outputs.
-    """
-    examples = evaluation_of(data)
-    x, _ = examples.batch(slice(0, 1))
-    shape = tuple(x.shape[1:])
-    augment = data.augment if isinstance(data, Data) else None
-    if augment is None and len(shape) == 3 and is_classifier(examples.task):
-        augment = flip_and_crop(padding=max(1, min(shape[1:]) // 14), flip=False)
-    tokens = 0 if x.is_floating_point() else max(outputs[-1], int(examples.x.max()) + 1)
-    # At temperature 4 a clone won three points more with 250 queries in our trials.
-    return Surrogate(
-        architecture=architecture or architecture_for(shape, outputs, tokens=tokens),
-        augment=augment,
-        effort=effort,
-        temperature=4.0,
-    )
 
 
 def budgets_for(asked: Sequence[int], transfer: Examples) -> tuple[int, ...]:
@@ -331,8 +297,15 @@ def _rows(examples: Examples) -> list[bytes]:
     """Return the bytes of each input as a model sees it, to find the same one elsewhere."""
     rows: list[bytes] = []
     for x, _ in examples.batches():
-        rows += [row.tobytes() for row in x.numpy().round(4)]
+        inputs = [tensor.float().numpy().round(4) for tensor in as_tensors(x).values()]
+        rows += [b"".join(row.tobytes() for row in one) for one in zip(*inputs, strict=True)]
     return rows
+
+
+def _said(examples: Examples) -> str:
+    """Return the shape of one example, of each input where there are several."""
+    shapes = examples.shapes
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) if len(shapes) > 1 else f"{shapes['x']}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,7 +365,7 @@ class Materials:
         """Return what every attacker has."""
         return AttackerKnowledge(
             classes=self.classes,
-            shape=tuple(self.evaluation.x.shape[1:]),
+            shape=next(iter(self.evaluation.shapes.values())),
             task=self.task,
             seed=seed,
             transfer=self.transfer.examples,

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from nutlet.compression.compressed import Compressed
@@ -30,6 +30,7 @@ from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method
 from nutlet.progress import Progress
 from nutlet.tables import Table, Tabled
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import evaluate, predict
 
 __all__ = ["Diagnosis", "LayerLoss", "StepAccuracy", "diagnose"]
@@ -302,7 +303,7 @@ def _trials(
         notes.append("no layer's change could be told from the others: the step changes the model as a whole")
 
 
-def _carried_out(kind: type[Method], model: nn.Module, plan: dict[str, Any], example: Tensor) -> nn.Module:
+def _carried_out(kind: type[Method], model: nn.Module, plan: dict[str, Any], example: Inputs) -> nn.Module:
     return bare(kind.apply(copy.deepcopy(model), plan, example))
 
 

@@ -18,6 +18,7 @@ from nutlet.measurement.parity import Parity, parity
 from nutlet.progress import Progress
 from nutlet.report import write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
+from nutlet.tasks.inputs import input_shapes
 
 __all__ = ["COMPRESSED", "ORIGINAL", "ship"]
 
@@ -75,7 +76,8 @@ def _report(
         "model": {
             "name": names[0] or type(compressed.model).__name__,
             "classes": data.classes,
-            "input_shape": list(compressed.example.shape[1:]),
+            "input_shapes": {name: list(shape) for name, shape in input_shapes(compressed.example).items()},
+            "task": compressed.task.name,
         },
         "data": {
             "name": names[1],

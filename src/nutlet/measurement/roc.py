@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.nn import functional as F
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
 from nutlet.measurement import Estimate, wilson
 from nutlet.tasks import is_classifier
+from nutlet.tasks.inputs import as_tensors
 
 __all__ = [
     "auc",
@@ -202,7 +204,8 @@ def blind_scores(pool: Examples, members: npt.ArrayLike, seed: int = 0, folds: i
         folds: parts that are scored in turn.
     """
     random = np.random.default_rng(seed)
-    x = np.concatenate([inputs.flatten(1).numpy() for inputs, _ in pool.batches()]).astype("float64")
+    rows = [torch.cat([each.flatten(1).float() for each in as_tensors(x).values()], 1) for x, _ in pool.batches()]
+    x = torch.cat(rows).numpy().astype("float64")
     if x.shape[1] > _DIRECTIONS:  # a random projection keeps what is linear in few directions
         x = x @ random.normal(size=(x.shape[1], _DIRECTIONS))
     y = F.one_hot(pool.y) if is_classifier(pool.task) else pool.y.flatten(1).nan_to_num()

@@ -116,7 +116,7 @@ def _batches(runtimes: Sequence[Runtime]) -> tuple[int, ...]:
 def _file(
     runtime: Runtime, accuracy: Estimate, timed: tuple[Latency, ...], examples: Examples, batches: Sequence[int]
 ) -> FileFigures:
-    memory = peak_memory(runtime, examples.x.shape[1:], batches=batches)
+    memory = peak_memory(runtime, examples.shapes, batches=batches)
     return FileFigures(
         accuracy=accuracy.value,
         accuracy_low=accuracy.low,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,15 @@ from nutlet.measurement import Runtime
 from nutlet.oracle.disclosure import Disclosure, as_probabilities, probabilities_of, usual_disclosure
 from nutlet.storage import digest
 from nutlet.tasks import CLASSIFICATION, Task, is_classifier
+from nutlet.tasks.forward import adapted, picked
+from nutlet.tasks.inputs import Inputs, as_tensors, cast
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["FileSource", "Ledger", "ModuleSource", "Oracle", "Source", "checked", "source_of"]
 
-Source = Callable[[Tensor], Tensor]
-"""Inputs ``(B, ...)`` float32 to scores ``(B, classes)``, logits or probabilities; anything that answers.
+Source = Callable[[Any], Tensor]
+"""Inputs ``(B, ...)`` float32, tokens, or several by name, to outputs ``(B, ...)``, of a classifier logits or
+probabilities ``(B, classes)``; anything that answers.
 
 An attack that looks for the last digits sends float64, and gets them where the answers are float64."""
 
@@ -158,7 +161,7 @@ class Oracle:
             task=self.task,
         )
 
-    def query(self, x: Tensor) -> Tensor:
+    def query(self, x: Inputs) -> Tensor:
         """Return the answers, in the shape of the outputs, to ``x`` ``(B, ...)``, each of which is one query.
 
         Raises:
@@ -170,7 +173,7 @@ class Oracle:
             scores = self._scores(x)
         return self.answers.show(scores if self.answers.raw else self._probabilities(scores), self.task)
 
-    def evaluate_uncounted(self, x: Tensor) -> Tensor:
+    def evaluate_uncounted(self, x: Inputs) -> Tensor:
         """Return all outputs for who scores an attack, of a classifier probabilities ``(N, classes)``.
 
         They are listed apart, never an attacker's.
@@ -180,10 +183,10 @@ class Oracle:
             self.ledger.evaluation += len(x)
         return self._probabilities(scores) if is_classifier(self.task) else scores
 
-    def _scores(self, x: Tensor) -> Tensor:
+    def _scores(self, x: Inputs) -> Tensor:
         if len(x) == 0:
             raise BudgetError(f"{self.name} asked about no inputs; expected at least one")
-        return torch.cat([checked(self.source(part), len(part), self.task) for part in torch.split(x, 256)])
+        return torch.cat([checked(self.source(part), len(part), self.task) for part in _parts(x, 256)])
 
     def _probabilities(self, scores: Tensor) -> Tensor:
         if not is_classifier(self.task):
@@ -196,11 +199,22 @@ class Oracle:
         return probabilities
 
 
+def _parts(x: Inputs, size: int) -> Iterator[Inputs]:
+    """Yield the inputs in order, ``size`` at a time."""
+    for start in range(0, len(x), size):
+        yield x[start : start + size]
+
+
 def checked(scores: Any, rows: int, task: Task = CLASSIFICATION) -> Tensor:
     """Return what a victim gave for so many inputs, or raise ModelError unless it is finite, one row for each."""
     classes = is_classifier(task)
-    fits = isinstance(scores, Tensor) and scores.is_floating_point() and scores.ndim > 1 and len(scores) == rows
-    if not fits or (classes and scores.ndim != 2):
+    if (
+        not isinstance(scores, Tensor)
+        or not scores.is_floating_point()
+        or scores.ndim < 2
+        or len(scores) != rows
+        or (classes and scores.ndim != 2)
+    ):
         found = (
             f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         )
@@ -212,28 +226,36 @@ def checked(scores: Any, rows: int, task: Task = CLASSIFICATION) -> Tensor:
             f"the victim gave NaN or infinity for {int(broken.sum())} of {rows} inputs; expected finite scores: look "
             "for a zero scale, a division by zero, or float16 overflow"
         )
-    return cast(Tensor, scores)
+    return scores
 
 
 class ModuleSource:
-    """A module in evaluation mode as a victim; one in float64 is asked and answers in float64."""
+    """A module in evaluation mode as a victim; one in float64 is asked and answers in float64.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        module: takes the inputs of the data, and is not changed.
+        output: name or position of the output that answers, where it gives several.
+    """
+
+    def __init__(self, module: nn.Module, output: str | int | None = None) -> None:
         self.module = module
+        self.output = output
         self._turn = Mutex()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Inputs) -> Tensor:
         """Return the module's scores; it keeps its own mode."""
-        weight = next((p for p in self.module.parameters() if p.is_floating_point()), x)
+        dtypes = (p.dtype for p in self.module.parameters() if p.is_floating_point())
         # One thread at a time: another would find the module in evaluation mode, and leave it there or take it out.
-        with self._turn, evaluating(self.module), torch.inference_mode():
-            scores: Tensor = self.module(x.to(weight.dtype))
+        with self._turn, adapted(self.module, x, self.output), evaluating(self.module), torch.inference_mode():
+            dtype = next(dtypes, None)
+            scores: Tensor = picked(self.module(x if dtype is None else cast(x, dtype)), self.output)
         # Out of inference mode, so that answers can stand beside parameters in a loss.
         return (scores if scores.dtype == torch.float64 else scores.float()).clone()
 
     def fingerprint(self) -> str:
-        """Return a hash of the module's weights, structure and code."""
-        return fingerprint(self.module)
+        """Return a hash of the module's weights, structure and code, and of which output is asked for."""
+        own = fingerprint(self.module)
+        return own if self.output is None else digest(own, str(self.output))
 
 
 class FileSource:
@@ -255,14 +277,16 @@ class FileSource:
         self.output = self._runtime.output
         self.content = self._runtime.content
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the file's scores; a file of fixed batch size is fed that many, the last ones padded."""
+    def __call__(self, x: Inputs) -> Tensor:
+        """Return the file's outputs; a file of fixed batch size is fed that many, the last ones padded."""
         if self._runtime is None:
             self._runtime = Runtime.from_bytes(self.content, self.path, threads=self.threads, output=self.output)
         size = self._runtime.fixed_batch or len(x)
         rows = []
-        for part in torch.split(x, size):
-            rows.append(torch.from_numpy(self._runtime.run(self._runtime.feed(part.numpy(), size))[: len(part)]))
+        for part in _parts(x, size):
+            arrays = {name: tensor.numpy() for name, tensor in as_tensors(part).items()}
+            answers = torch.as_tensor(self._runtime.run_raw(self._runtime.feed(arrays, size)))[: len(part)]
+            rows.append(answers.float() if answers.is_floating_point() else answers)
         return torch.cat(rows)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -274,14 +298,18 @@ class FileSource:
         return digest(self.content, self.output)
 
 
-def source_of(victim: nn.Module | Path | str | Source) -> Source:
+def source_of(victim: nn.Module | Path | str | Source, output: str | int | None = None) -> Source:
     """Return ``victim`` as something that answers: a module, the path of an ONNX file, or any function.
+
+    Args:
+        victim: what answers.
+        output: which of several outputs, as the task of the data says; a file has names for them.
 
     Raises:
         StorageError, ModelError: the file cannot be opened.
     """
     if isinstance(victim, nn.Module):
-        return ModuleSource(victim)
+        return ModuleSource(victim, output)
     if isinstance(victim, (str, Path)):
-        return FileSource(victim)
+        return FileSource(victim, output=output if isinstance(output, str) else None)
     return victim

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from nutlet.errors import ConfigError, nearest
-from nutlet.tasks.base import REGISTRY, Task, is_classifier, metric_of, register_task
+from nutlet.tasks.base import REGISTRY, Task, is_classifier, metric_of, metric_text, register_task
 from nutlet.tasks.classification import Classification
 from nutlet.tasks.embedding import Embedding
 from nutlet.tasks.language_modeling import LanguageModeling
@@ -24,7 +27,9 @@ __all__ = [
     "is_classifier",
     "known_tasks",
     "metric_of",
+    "metric_text",
     "register_task",
+    "task_options",
 ]
 
 CLASSIFICATION = Classification()
@@ -34,6 +39,15 @@ CLASSIFICATION = Classification()
 def known_tasks() -> dict[str, Task]:
     """Return every task with its default options by its name, those of installed packages too."""
     return {task.name: task for task in (kind() for kind in REGISTRY.known().values())}
+
+
+def task_options(task: Task) -> dict[str, Any]:
+    """Return the options of a task as plain JSON.
+
+    >>> task_options(Classification(output="logits"))
+    {'output': 'logits'}
+    """
+    return {field.name: getattr(task, field.name) for field in dataclasses.fields(task) if field.init}  # type: ignore[arg-type]
 
 
 def as_task(task: Task | str) -> Task:

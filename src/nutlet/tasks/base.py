@@ -15,7 +15,7 @@ from torch import Tensor
 from nutlet.errors import ConfigError
 from nutlet.registry import Registry
 
-__all__ = ["REGISTRY", "Scores", "Task", "is_classifier", "metric_of", "register_task"]
+__all__ = ["REGISTRY", "Scores", "Task", "is_classifier", "metric_of", "metric_text", "register_task"]
 
 Scores: TypeAlias = npt.NDArray[np.float64]
 """One number per example, ``(N,)``."""
@@ -132,3 +132,15 @@ def metric_of(task: Task, score: float) -> float:
 def is_classifier(task: Task) -> bool:
     """Whether outputs are ``(N, classes)``, of which one is right: what attacks on confidences take for granted."""
     return task.name == "classification"
+
+
+def metric_text(task: Task, score: float, digits: int = 2) -> str:
+    """Return the metric that a mean score stands for, with its unit.
+
+    >>> from nutlet.tasks.classification import Classification
+    >>> from nutlet.tasks.regression import Regression
+    >>> metric_text(Classification(), 0.9012), metric_text(Regression(unit="hours"), -3.25)
+    ('90.12%', '3.25 hours')
+    """
+    value = metric_of(task, score)
+    return f"{value:.{digits}%}" if task.unit == "%" else f"{value:.{digits + 2}g} {task.unit}".rstrip()

@@ -15,6 +15,7 @@ __all__ = [
     "check_classes",
     "check_like",
     "check_ranks",
+    "has_target",
     "mean_where",
     "per_example",
 ]
@@ -96,3 +97,13 @@ def per_example(values: Tensor, present: Tensor) -> Scores:
     rows = torch.where(present, values.double(), 0).flatten(1).sum(1)
     counts = present.flatten(1).sum(1)
     return np.asarray(torch.where(counts > 0, rows / counts, torch.nan).cpu())
+
+
+def has_target(targets: Tensor) -> Tensor:
+    """Return which examples have a target, ``(N,)`` bool: integers are negative where there is none, floats NaN.
+
+    >>> has_target(torch.tensor([[3, -1], [-1, -1]]))
+    tensor([ True, False])
+    """
+    present = ~targets.isnan() if targets.is_floating_point() else targets >= 0
+    return present.reshape(len(targets), -1).any(1)

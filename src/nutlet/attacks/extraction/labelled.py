@@ -12,6 +12,7 @@ from torch import nn
 from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
+from nutlet.tasks import Task
 
 __all__ = ["EFFORT", "finetune", "labelled"]
 
@@ -39,6 +40,7 @@ def finetune(
     *,
     lr: float,
     effort: float = EFFORT,
+    task: Task | None = None,
 ) -> nn.Module:
     """Return ``start`` trained on targets: AdamW, one-cycle, the loss of the task.
 
@@ -49,8 +51,11 @@ def finetune(
         knowledge: its thief, where there is one, says how long and with which batches; its seed is the only randomness.
         lr: peak learning rate.
         effort: part of the steps that a thief takes who begins with nothing.
+        task: what the targets mean, where it is not what the examples are for.
     """
     model = copy.deepcopy(start).requires_grad_(True)
     surrogate = replace(knowledge.surrogate or Surrogate(architecture=model), architecture=model, start="given", lr=lr)
     steps = max(1, round(effort * surrogate.steps(len(examples))))
-    return surrogate.train_on_targets(examples, classes, seed=knowledge.seed, steps=steps, progress=knowledge.progress)
+    return surrogate.train_on_targets(
+        examples, classes, task=task, seed=knowledge.seed, steps=steps, progress=knowledge.progress
+    )

@@ -12,6 +12,7 @@ from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, as_probabilities
 from nutlet.tasks import is_classifier
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["QueriedSet", "ask", "required"]
 
@@ -23,7 +24,7 @@ def required(knowledge: AttackerKnowledge) -> tuple[Examples, Surrogate]:
     return knowledge.transfer, knowledge.surrogate
 
 
-def ask(oracle: Oracle, x: Tensor) -> Tensor:
+def ask(oracle: Oracle, x: Inputs) -> Tensor:
     """Send ``x`` and return what a surrogate is to learn of the answers, in the shape of the outputs.
 
     Of a classifier that is a probability for each class, rows that sum to one whatever the oracle shows: what ``top-k``

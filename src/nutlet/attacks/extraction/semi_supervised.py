@@ -102,7 +102,7 @@ def pseudo_labels(teacher: nn.Module, inputs: Examples, *, mirrored: bool) -> Te
     plain = _answers(teacher, inputs)
     if not mirrored:
         return plain
-    return (plain + _answers(teacher, replace(inputs, x=inputs.x.flip(3)))) / 2
+    return (plain + _answers(teacher, replace(inputs, x=inputs.tensor.flip(3)))) / 2
 
 
 def _answers(teacher: nn.Module, inputs: Examples) -> Tensor:

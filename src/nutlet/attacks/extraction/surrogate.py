@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,9 +16,10 @@ from nutlet.errors import ConfigError, DataError
 from nutlet.graph.reinit import reinit_modules
 from nutlet.progress import Progress
 from nutlet.tasks import Task, is_classifier
-from nutlet.training.loop import LossTerm, Training, cross_entropy, train_on
+from nutlet.tasks.forward import adapt
+from nutlet.training.loop import LossTerm, Training, check_labelled, supervised, train_on
 
-__all__ = ["Surrogate", "architecture_for", "fresh", "likeness_loss", "soft_cross_entropy", "target_loss"]
+__all__ = ["Surrogate", "architecture_for", "fresh", "likeness_loss", "soft_cross_entropy"]
 
 Size = Literal["smaller", "unknown", "larger"]
 _WIDTHS = {"smaller": 0.5, "unknown": 1.0, "larger": 2.0}
@@ -76,6 +77,7 @@ class Surrogate:
         examples: Examples,
         answers: Tensor,
         *,
+        task: Task | None = None,
         seed: int,
         steps: int | None = None,
         start: nn.Module | None = None,
@@ -87,6 +89,7 @@ class Surrogate:
             examples: the queries; their targets are not looked at.
             answers: one row per query, as :func:`nutlet.attacks.extraction.queries.ask` returns them: of a classifier
                 probabilities, or ones and zeros, ``(N, classes)``; of other tasks outputs.
+            task: what the answers mean, where it is not what the examples are for.
             seed: the only source of randomness.
             steps: training steps; :meth:`steps` by default.
             start: go on from this clone instead; it is copied.
@@ -95,7 +98,7 @@ class Surrogate:
         Raises:
             DataError: not one row of answers per example.
         """
-        task = examples.task
+        task = task or examples.task
         if len(answers) != len(examples) or (is_classifier(task) and answers.ndim != 2):
             raise DataError(
                 f"found answers of shape {tuple(answers.shape)} to {len(examples)} queries; expected (N, C)"
@@ -105,26 +108,38 @@ class Surrogate:
             return likeness_loss(task, outputs, answers.to(outputs.device)[y], self.temperature)
 
         # Targets are the numbers of the examples: the loss looks the answers up.
-        numbered = replace(examples, y=torch.arange(len(examples)))
+        numbered = examples.with_targets(torch.arange(len(examples)))
         return self._fitted(numbered, loss, seed, steps, start, progress)
 
     def train_on_targets(
-        self, examples: Examples, classes: int, *, seed: int, steps: int | None = None, progress: Progress | None = None
+        self,
+        examples: Examples,
+        classes: int,
+        *,
+        task: Task | None = None,
+        seed: int,
+        steps: int | None = None,
+        progress: Progress | None = None,
     ) -> nn.Module:
         """Return a model trained on targets of the thief's own, without an answer of the victim.
 
         Args:
             examples: with their targets.
             classes: outputs of a classifier, which may be more than the labels that were seen.
+            task: what the targets mean, where it is not what the examples are for.
             seed: the only source of randomness.
             steps: training steps; :meth:`steps` by default.
             progress: shows a bar.
+
+        Raises:
+            DataError: an example has no target.
         """
-        task = examples.task
-        if is_classifier(task):
-            answers = F.one_hot(examples.y, classes).float()
-            return self.train(examples, answers, seed=seed, steps=steps, progress=progress)
-        return self._fitted(examples, target_loss(task), seed, steps, None, progress)
+        task = task or examples.task
+        if not is_classifier(task):
+            return self._fitted(examples, supervised(task), seed, steps, None, progress)
+        check_labelled(examples.y, "a thief without the victim", "expected a label for each")
+        answers = F.one_hot(examples.y, classes).float()
+        return self.train(examples, answers, task=task, seed=seed, steps=steps, progress=progress)
 
     def _fitted(
         self,
@@ -136,6 +151,7 @@ class Surrogate:
         progress: Progress | None,
     ) -> nn.Module:
         model = copy.deepcopy(start) if start is not None else self.model(seed)
+        adapt(model, examples.batch(slice(0, 1))[0], examples.task.output)
         steps = steps or self.steps(len(examples))
         size = min(self.batch_size, max(2, len(examples)))
         per_epoch = max(1, len(examples) // size)
@@ -177,11 +193,6 @@ def soft_cross_entropy(outputs: Tensor, wanted: Tensor) -> Tensor:
         wanted: targets ``(B, C)``.
     """
     return -(wanted * F.log_softmax(outputs, 1)).sum(1).mean()
-
-
-def target_loss(task: Task) -> LossTerm:
-    """Return the loss of the task on targets of one's own."""
-    return cross_entropy if is_classifier(task) else lambda x, outputs, y: task.loss(outputs, y)
 
 
 def fresh(architecture: nn.Module, seed: int) -> nn.Module:

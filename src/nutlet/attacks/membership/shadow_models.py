@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.extraction.surrogate import fresh, target_loss
+from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.data.examples import Augment, Examples, check_seed
 from nutlet.errors import ConfigError
 from nutlet.jobs import Job, Result, Workers
 from nutlet.tasks import is_classifier
+from nutlet.tasks.forward import adapt
 from nutlet.tasks.predict import predict
-from nutlet.training.loop import Training, train_on
+from nutlet.training.loop import Training, supervised, train_on
 
 __all__ = ["After", "Shadows", "alter_shadow", "halves", "nearby", "train_shadow"]
 
@@ -134,7 +135,8 @@ def train_shadow(
 ) -> Result:
     """Train one model on its half of the pool; return its answers to all of it, and its weights."""
     model = fresh(architecture, seed)
-    train_on(model, _half(pool, members), training, target_loss(pool.task), augment=augment, seed=seed)
+    adapt(model, pool.batch(slice(0, 1))[0], pool.task.output)
+    train_on(model, _half(pool, members), training, supervised(pool.task), augment=augment, seed=seed)
     weights = {_WEIGHTS + name: tensor.numpy() for name, tensor in model.state_dict().items()}
     return {**_answers(model, pool, noise, repeats, seed), **weights}
 

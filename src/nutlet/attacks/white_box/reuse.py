@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +17,7 @@ from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks import CLASSIFICATION, Task, is_classifier
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["Reuse", "new_labels"]
 
@@ -79,12 +80,12 @@ class Reuse(Attack):
         assert white_box is not None
         assert transfer is not None
         facts = self._new_task(transfer, knowledge)
-        regrouped = replace(transfer, y=new_labels(facts, transfer.y, knowledge.task), task=CLASSIFICATION)
+        regrouped = transfer.with_targets(new_labels(facts, transfer.y, knowledge.task))
         body = white_box if self.start == "stolen" else fresh(white_box, knowledge.seed)
         start = _with_head(body, transfer.batch(slice(0, 2))[0], self.groups, knowledge.seed)
         effort = EFFORT if self.start == "stolen" else 4 * EFFORT  # who begins with nothing has further to go
         for examples in labelled(regrouped, knowledge.seed, budgets):
-            clone = finetune(start, examples, self.groups, knowledge, lr=self.lr, effort=effort)
+            clone = finetune(start, examples, self.groups, knowledge, lr=self.lr, effort=effort, task=CLASSIFICATION)
             yield AttackResult(queries=oracle.queries, clone=clone, facts={"labels": len(examples), **facts})
 
     def _new_task(self, transfer: Examples, knowledge: AttackerKnowledge) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def _features(targets: Tensor, classes: int) -> Tensor:
     return counted.scatter_add(1, rows.clamp_min(0), (rows >= 0).double()) / rows.shape[1]
 
 
-def _with_head(module: nn.Module, x: Tensor, outputs: int, seed: int) -> nn.Module:
+def _with_head(module: nn.Module, x: Inputs, outputs: int, seed: int) -> nn.Module:
     """Return a copy of ``module`` that ends in a new dense layer ``-> (B, outputs)``.
 
     Args:
@@ -153,7 +154,7 @@ def _with_head(module: nn.Module, x: Tensor, outputs: int, seed: int) -> nn.Modu
     return model
 
 
-def _gives(model: nn.Module, layer: nn.Module, x: Tensor) -> bool:
+def _gives(model: nn.Module, layer: nn.Module, x: Inputs) -> bool:
     """Return whether the outputs of ``model`` are those of ``layer``, unchanged."""
     seen: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _, inputs, output: seen.append(output))

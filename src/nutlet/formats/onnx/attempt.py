@@ -9,7 +9,14 @@ import sys
 import time
 from typing import Any
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
 _EXHAUSTED = ("alloc", "memory", "Memory")
 _MOST_THREADS_BYTES = 64 * 2**20
 
@@ -41,8 +48,8 @@ def messages(message: Any) -> Any:
                 yield from messages(item)
 
 
-def attempt(content: bytes, shape: list[int] | None) -> dict[str, Any]:
-    """Parse, open and run the file on zeros; say the shape that it ran on, and the seconds of a run."""
+def attempt(content: bytes, shapes: dict[str, list[int]] | None) -> dict[str, Any]:
+    """Parse, open and run the file on zeros; say the shapes that it ran on, and the seconds of a run."""
     import numpy as np
     import onnx
     import onnxruntime as ort
@@ -56,16 +63,18 @@ def attempt(content: bytes, shape: list[int] | None) -> dict[str, Any]:
     options.log_severity_level = 4
     options.add_session_config_entry("session.load_model_format", "ONNX")
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    (given,) = session.get_inputs()
-    if shape is None:
-        first, *rest = given.shape
-        if not all(isinstance(size, int) for size in rest):
-            return {}  # tried when the shape of an example is known
-        shape = [first if isinstance(first, int) else 1, *rest]
-    x = np.zeros(shape, _DTYPES[given.type])
+    if shapes is None:
+        shapes = {}
+        for given in session.get_inputs():
+            first, *rest = given.shape
+            if not all(isinstance(size, int) for size in rest):
+                return {}  # tried when the shape of an example is known
+            shapes[given.name] = [first if isinstance(first, int) else 1, *rest]
+    feed = {given.name: np.zeros(shapes[given.name], _DTYPES[given.type]) for given in session.get_inputs()}
     start = time.process_time()
-    session.run(None, {given.name: x})
-    return {"ran": shape, "seconds": (time.process_time() - start) / max(1, shape[0])}
+    session.run(None, feed)
+    rows = max(1, *(shape[0] for shape in shapes.values()))
+    return {"ran": shapes, "seconds": (time.process_time() - start) / rows}
 
 
 def main() -> None:
@@ -79,7 +88,7 @@ def main() -> None:
     limit(wanted["memory"], wanted["seconds"])
     found: dict[str, Any] = {"exhausted": False}
     try:
-        found |= attempt(content, wanted["shape"])
+        found |= attempt(content, wanted["shapes"])
     except MemoryError:
         found["exhausted"] = True
     except Exception as error:  # the runtime's exceptions have no common base

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.errors import ExportError
 from nutlet.formats.onnx.comparison import agreeing
+from nutlet.formats.onnx.flat import flat
 from nutlet.formats.onnx.limited import trust
 from nutlet.formats.onnx.optimize import optimize
 from nutlet.formats.onnx.packing import pack_initializers
@@ -19,14 +21,17 @@ from nutlet.formats.onnx.trial import explain, silence
 from nutlet.graph.finalize import finalize
 from nutlet.memory import release
 from nutlet.storage import LARGEST_ONNX, write_atomic
+from nutlet.tasks.inputs import Inputs, as_tensors
 
 __all__ = ["export_onnx"]
 
 OPSET = 20
+OUTPUT = "y"
+"""Name of the output of every file."""
 
 
-def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: bool = True) -> Path:
-    """Write ``model`` as an ONNX file with a dynamic batch, one input ``x`` and one output ``y``.
+def export_onnx(model: nn.Module, path: Path | str, example: Inputs, *, packed: bool = True) -> Path:
+    """Write ``model`` as an ONNX file with a dynamic batch, one output ``y``, and its inputs by name, ``x`` if one.
 
     Quantized weights are stored as int8 and quantized activations appear as QuantizeLinear / DequantizeLinear pairs,
     which runtimes fuse to integer kernels. Names, doc strings, stack traces and shape hints are removed.
@@ -50,7 +55,7 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: 
     return Path(path)
 
 
-def _content(model: nn.Module, example: Tensor, *, packed: bool) -> bytes:
+def _content(model: nn.Module, example: Inputs, *, packed: bool) -> bytes:
     """Return the content of the file of ``model``."""
     import onnx
 
@@ -76,18 +81,21 @@ def _content(model: nn.Module, example: Tensor, *, packed: bool) -> bytes:
     return content
 
 
-def _trace(model: nn.Module, example: Tensor) -> Any:
-    batch = torch.export.Dim("batch")
+def _trace(model: nn.Module, example: Inputs) -> Any:
+    module, tensors, shapes = flat(model, example)
+    names = list(as_tensors(example))
+    if OUTPUT in names and len(names) > 1:
+        raise ExportError(f"an input is called {OUTPUT!r}, which is the name of the output; expected another name")
     try:
         with silence():
             program = torch.onnx.export(
-                model,
-                (example,),
+                module,
+                tensors,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["x"],
-                output_names=["y"],
-                dynamic_shapes=({0: batch},),
+                input_names=names,
+                output_names=[OUTPUT],
+                dynamic_shapes=shapes,
                 verbose=False,
                 optimize=False,
             )
@@ -101,7 +109,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
             "the exported graph holds a branch or a loop (torch.cond, while_loop); expected the same operations for "
             "every input: compute both branches and choose with torch.where"
         )
-    for value in (proto.graph.input[0], proto.graph.output[0]):
+    for value in (*proto.graph.input, *proto.graph.output):
         if value.type.tensor_type.shape.dim[0].dim_value:
             # torch falls back on a fixed size where the forward depends on it.
             raise ExportError(
@@ -120,10 +128,11 @@ def _strip(proto: Any) -> None:
     proto.producer_name, proto.producer_version, proto.domain, graph.name = "", "", "", "g"
     del graph.value_info[:]
     del proto.functions[:]
-    short: dict[str, str] = {"": "", "x": "x", "y": "y"}
+    named = {value.name for value in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""} | {name: name for name in named}
 
     def rename(name: str) -> str:
-        return short.setdefault(name, _short_name(len(short) - 3))
+        return short.setdefault(name, _short_name(len(short) - 1 - len(named), named))
 
     for value in (*graph.input, *graph.output):
         value.doc_string = ""
@@ -143,11 +152,11 @@ def _strip(proto: Any) -> None:
     proto.opset_import.extend(kept)
 
 
-def _short_name(number: int) -> str:
-    """Return the shortest name not given before: a, b and so on."""
+def _short_name(number: int, kept: Collection[str]) -> str:
+    """Return the shortest name not given before: a, b and so on; with an underscore where an input has it."""
     letters = ""
     number += 1
     while number:
         number, digit = divmod(number - 1, 26)
         letters = chr(ord("a") + digit) + letters
-    return letters + "_" if letters in ("x", "y") else letters
+    return letters + "_" if letters in kept else letters

@@ -37,9 +37,9 @@ def main(argument: str) -> None:
     options.add_session_config_entry("session.load_model_format", "ONNX")
     before = peak_bytes()
     session = ort.InferenceSession(wanted["path"], options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    name = session.get_inputs()[0].name
     for batch in wanted["batches"]:
-        session.run(None, {name: np.zeros((batch, *wanted["shape"]), wanted["dtype"])})
+        feed = {name: np.zeros((batch, *shape), dtype) for name, (shape, dtype) in wanted["inputs"].items()}
+        session.run(None, feed)
     print(json.dumps({"before": before, "after": peak_bytes()}))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError, StorageError, first_line
@@ -17,6 +19,7 @@ from nutlet.formats.onnx.outputs import chosen_output
 from nutlet.machine import cores
 from nutlet.progress import Progress
 from nutlet.storage import LARGEST_ONNX
+from nutlet.tasks.inputs import Inputs, as_tensors
 from nutlet.tasks.outputs import check_finite
 
 if TYPE_CHECKING:
@@ -24,7 +27,31 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime", "read_onnx"]
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+Feed = dict[str, npt.NDArray[Any]]
+"""One batch by the names of the inputs of a file, in its dtypes."""
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What one input of a file takes.
+
+    Args:
+        shape: batch first; names stand for sizes that are free.
+        dtype: as NumPy names it.
+    """
+
+    shape: tuple[int | str | None, ...]
+    dtype: str
 
 
 def read_onnx(path: str | Path) -> bytes:
@@ -84,13 +111,13 @@ class Runtime:
     is opened, and on each larger batch (:mod:`nutlet.formats.onnx.limited`).
 
     Args:
-        path: the ONNX file: one input ``(N, ...)``, one output ``(N, classes)``.
+        path: the ONNX file: inputs ``(N, ...)``, one output ``(N, classes)`` or as its task has it.
         threads: threads for one operator; 0 for all cores. ``self.threads`` holds the true count.
         output: name of the output that holds the scores; by default the only one that can.
 
     Raises:
         StorageError: see :func:`read_onnx`.
-        ModelError: ONNX Runtime refuses the file, or it has not one floating-point input and one output of scores.
+        ModelError: ONNX Runtime refuses the file, or it has an input of no numbers, or not one output of scores.
         ConfigError: there is no such output.
     """
 
@@ -136,32 +163,28 @@ class Runtime:
                 f"ONNX Runtime {ort.__version__} refuses {self.path}: {first_line(error)}; expected a file it can "
                 "run on the CPU: export it again, with operators and an opset this version knows"
             ) from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1:
-            raise ModelError(
-                f"{self.path} has the inputs {[i.name for i in inputs]}; "
-                "expected one: export a module that takes one tensor and returns one, (N, classes)"
-            )
-        if inputs[0].type not in _DTYPES or not inputs[0].shape:
-            raise ModelError(
-                f"{self.path} takes {inputs[0].type} of shape {inputs[0].shape}; expected a batch of floating-point "
-                f"examples, one of {', '.join(_DTYPES)}: export it with such an input"
-            )
-        self.input_name: str = inputs[0].name
-        self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
-        self.dtype: str = _DTYPES[inputs[0].type]
+        outputs = self._session.get_outputs()
+        self.inputs = {given.name: _input_spec(self.path, given) for given in self._session.get_inputs()}
+        if not self.inputs:
+            raise ModelError(f"{self.path} takes no input; expected a batch of examples")
         self.output = chosen_output(self.path, outputs, output)
 
     @property
     def fixed_batch(self) -> int | None:
         """The only batch size the file takes, or None where it takes any."""
-        first = self.input_shape[0]
+        first = next(iter(self.inputs.values())).shape[0]
         return first if isinstance(first, int) else None
 
     def predict(
         self, examples: Examples, *, batch: int = 64, progress: Progress | None = None
     ) -> npt.NDArray[np.float32]:
-        """Return the outputs ``(N, classes)`` for all examples.
+        """Return the outputs ``(N, ...)`` for all examples; see :meth:`answers`."""
+        return np.concatenate([outputs for outputs, _ in self.answers(examples, batch=batch, progress=progress)])
+
+    def answers(
+        self, examples: Examples, *, batch: int = 64, progress: Progress | None = None
+    ) -> Iterator[tuple[npt.NDArray[np.float32], Tensor]]:
+        """Yield outputs ``(B, ...)`` and targets batch by batch: those of all examples may not fit into memory.
 
         Args:
             examples: inputs in the shape the file takes.
@@ -170,53 +193,62 @@ class Runtime:
 
         Raises:
             DataError: the examples do not fit the input of the file.
-            ModelError: the file fails to run, or its outputs are not finite scores ``(N, classes)``.
+            ModelError: the file fails to run, or its outputs are not finite scores, ``(B, classes)`` for classes.
         """
         progress = progress or Progress(quiet=True)
         self.check(examples)
         batch = self.fixed_batch or batch
-        rows = []
+        classes = examples.task.name == "classification"
+        done = 0
         with progress.task(f"predicting with {self.path.name}", total=-(-len(examples) // batch)) as task:
-            for x, _ in examples.batches(batch):
-                rows.append(self.run(self.feed(x.numpy(), self.fixed_batch or len(x)))[: len(x)])
+            for x, targets in examples.batches(batch):
+                feed = self.feed(_arrays(x), self.fixed_batch or len(x))
+                outputs = (self.run(feed) if classes else self._floats(feed))[: len(x)]
+                check_finite(str(self.path), outputs, first=done, total=len(examples))
+                yield outputs, targets
+                done += len(x)
                 task.advance()
-        outputs: npt.NDArray[np.float32] = np.concatenate(rows)
-        check_finite(str(self.path), outputs)
-        return outputs
 
-    def run(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return the outputs ``(B, classes)`` for one batch ``(B, ...)`` of the right dtype.
+    def run(self, x: Feed | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the outputs ``(B, classes)`` for one batch of the right dtypes.
 
         Raises:
             ModelError: the file fails to run, or its outputs are not scores ``(B, classes)``.
         """
-        y = self.run_raw(x)
+        return self._floats(x, expected="scores", ndim=2)
+
+    def _floats(
+        self, x: Feed | npt.NDArray[Any], expected: str = "numbers", ndim: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        y, rows = self.run_raw(x), len(next(iter(self._feed(x).values())))
         shape = getattr(y, "shape", None)
-        if shape is None or len(shape) != 2 or shape[0] != len(x) or not np.issubdtype(y.dtype, np.floating):
+        fits = shape and shape[0] == rows and len(shape) == (ndim or max(len(shape), 2))
+        if not fits or not np.issubdtype(y.dtype, np.floating):
             found = f"{getattr(y, 'dtype', type(y).__name__)} of shape {shape}"
             raise ModelError(
-                f"{self.path} gives {found} for {len(x)} examples; expected floating-point scores "
-                f"({len(x)}, classes): export the module that returns one row of scores per example"
+                f"{self.path} gives {found} for {rows} examples; expected floating-point {expected} "
+                f"({rows}, {'classes' if ndim else '...'}): export the module that returns one row of scores for each"
             )
         return np.asarray(y, dtype=np.float32)
 
-    def run_raw(self, x: npt.NDArray[Any]) -> Any:
+    def run_raw(self, x: Feed | npt.NDArray[Any]) -> Any:
         """Return what the runtime gives for one batch, unchecked: the call that is timed.
 
         Raises:
             ModelError: the file fails to run, or takes too much memory or time for such a batch.
         """
-        self._trials.check(x.shape)
+        feed = self._feed(x)
+        self._trials.check({name: values.shape for name, values in feed.items()})
         try:
-            return self._session.run([self.output], {self.input_name: x})[0]
+            return self._session.run([self.output], feed)[0]
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
-                f"{self.path} fails on a batch of {len(x)}: {first_line(error)}; expected it to run: export it "
-                "again with a batch of two or more and a dynamic batch dimension"
+                f"{self.path} fails on a batch of {len(next(iter(feed.values())))}: {first_line(error)}; expected it "
+                "to run: export it again with a batch of two or more and a dynamic batch dimension"
             ) from error
 
-    def batch_of(self, examples: Examples, size: int) -> npt.NDArray[Any]:
-        """Return ``size`` real examples in the dtype of the file, repeated where there are too few.
+    def batch_of(self, examples: Examples, size: int) -> Feed:
+        """Return ``size`` real examples in the dtypes of the file, repeated where there are too few.
 
         Raises:
             DataError: the examples do not fit, or the file takes another batch size only.
@@ -228,34 +260,85 @@ class Runtime:
                 f"{self.path} takes batches of {self.fixed_batch} only, asked for was {size}; export it with a "
                 f"dynamic batch dimension, or measure with batches=({self.fixed_batch},)"
             )
-        batch = self.feed(examples.batch(slice(0, size))[0].numpy(), size)
-        self._trials.check(batch.shape)  # now, and not within the time of the first call
-        return batch
+        feed = self.feed(_arrays(examples.batch(slice(0, size))[0]), size)
+        self._trials.check(
+            {name: values.shape for name, values in feed.items()}
+        )  # not within the time of the first call
+        return feed
 
     def check(self, examples: Examples) -> None:
-        """Raise DataError unless there are examples of the shape the file takes."""
+        """Raise DataError unless there are examples of the names, shapes and kinds of numbers that the file takes."""
         if len(examples) == 0:
             raise DataError(f"found no examples to run {self.path} on; expected at least one")
-        found, expected = tuple(examples.x.shape[1:]), self.input_shape[1:]
-        fits = len(found) == len(expected) and all(
-            not isinstance(want, int) or want == have for have, want in zip(found, expected, strict=True)
-        )
-        if not fits:
-            mend = "give the data the file was exported for, in the same size and layout"
-            if len(found) == 3 and (found[1], found[2], found[0]) == tuple(expected):
-                mend = "the file takes channels last: permute the inputs, x.permute(0, 2, 3, 1)"
-            elif len(found) == 3 and (found[2], found[0], found[1]) == tuple(expected):
-                mend = "the file takes channels first: permute the inputs, x.permute(0, 3, 1, 2)"
-            raise DataError(
-                f"one example has shape {found}, but the input {self.input_name!r} of {self.path} expects "
-                f"({', '.join(map(str, expected))}); {mend}"
+        for name, found in self.named(examples.shapes).items():
+            expected = self.inputs[name].shape[1:]
+            fits = len(found) == len(expected) and all(
+                not isinstance(want, int) or want == have for have, want in zip(found, expected, strict=True)
             )
+            if not fits:
+                mend = "give the data the file was exported for, in the same size and layout"
+                if len(found) == 3 and (found[1], found[2], found[0]) == tuple(expected):
+                    mend = "the file takes channels last: permute the inputs, x.permute(0, 2, 3, 1)"
+                elif len(found) == 3 and (found[2], found[0], found[1]) == tuple(expected):
+                    mend = "the file takes channels first: permute the inputs, x.permute(0, 3, 1, 2)"
+                raise DataError(
+                    f"one example has shape {found}, but the input {name!r} of {self.path} expects "
+                    f"({', '.join(map(str, expected))}); {mend}"
+                )
 
-    def feed(self, x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-        """Repeat rows up to ``size`` and cast to the dtype of the file."""
-        if len(x) < size:
-            x = np.resize(x, (size, *x.shape[1:]))
-        return np.ascontiguousarray(x, dtype=self.dtype)
+    def named(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Return what belongs to the inputs by their names in the file; one alone may have any name in the data.
+
+        Raises:
+            DataError: the file takes other inputs.
+        """
+        if len(values) == len(self.inputs) == 1:
+            return {next(iter(self.inputs)): next(iter(values.values()))}
+        if values.keys() != self.inputs.keys():
+            raise DataError(
+                f"the data give the inputs {', '.join(map(repr, values))}, {self.path} takes "
+                f"{', '.join(map(repr, self.inputs))}; expected the same names: give the data those"
+            )
+        return dict(values)
+
+    def feed(self, x: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]], size: int) -> Feed:
+        """Repeat rows up to ``size`` and cast to the dtypes of the file.
+
+        Raises:
+            DataError: floating-point numbers for an input of integers.
+        """
+        feed = {}
+        for name, values in self.named(x if isinstance(x, Mapping) else {"x": x}).items():
+            dtype = self.inputs[name].dtype
+            if np.issubdtype(values.dtype, np.floating) and not np.issubdtype(dtype, np.floating):
+                raise DataError(
+                    f"the data give {values.dtype} for the input {name!r} of {self.path}, which takes {dtype}; "
+                    "expected integers (tokens) or a mask"
+                )
+            rows = np.resize(values, (size, *values.shape[1:])) if len(values) < size else values
+            feed[name] = np.ascontiguousarray(rows, dtype=dtype)
+        return feed
+
+    def _feed(self, x: Feed | npt.NDArray[Any]) -> Feed:
+        return x if isinstance(x, dict) else {next(iter(self.inputs)): x}
+
+
+def _arrays(x: Inputs) -> dict[str, npt.NDArray[Any]]:
+    return {name: tensor.numpy() for name, tensor in as_tensors(x).items()}
+
+
+def _input_spec(path: Path, given: Any) -> InputSpec:
+    """Return what one input takes.
+
+    Raises:
+        ModelError: it takes no batch of numbers.
+    """
+    if given.type not in _DTYPES or not given.shape:
+        raise ModelError(
+            f"{path} takes {given.type} of shape {given.shape} as {given.name!r}; expected a batch of numbers, one of "
+            f"{', '.join(_DTYPES)}: export it with such an input"
+        )
+    return InputSpec(tuple(given.shape), _DTYPES[given.type])
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

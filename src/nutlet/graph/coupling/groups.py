@@ -29,6 +29,7 @@ from nutlet.graph.coupling.silence import Silenced
 from nutlet.graph.coupling.trial import OffenceError, Trial
 from nutlet.graph.quantization_error import carried_problem
 from nutlet.graph.scope import Layer
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["Coupling", "Group", "refitted", "remove_channels", "silenced"]
 
@@ -107,7 +108,7 @@ class Coupling:
     """
 
     model: nn.Module
-    example: Tensor
+    example: Inputs
     heads: bool = False
     groups: list[Group] = field(init=False)
     refused: dict[str, str] = field(init=False)
@@ -313,7 +314,7 @@ def _lying(labels: list[int], index: Mapping[int, int]) -> tuple[list[int], list
 
 
 def remove_channels(
-    model: nn.Module, example: Tensor, removed: Removed, attributes: Attributes, *, heads: bool = False
+    model: nn.Module, example: Inputs, removed: Removed, attributes: Attributes, *, heads: bool = False
 ) -> list[str]:
     """Remove output channels with everything coupled to them, in place; constraints are carried.
 
@@ -355,7 +356,7 @@ def remove_channels(
 
 
 def refitted(
-    model: nn.Module, plan: Mapping[str, Any], example: Tensor, *, heads: bool = False
+    model: nn.Module, plan: Mapping[str, Any], example: Inputs, *, heads: bool = False
 ) -> dict[str, list[str]]:
     """Return what a plan has to say of quantizers that are fitted anew, found on a copy where there are any."""
     if not plan["removed"] or not any(True for _ in constrained_layers(model)):
@@ -370,7 +371,7 @@ def _selected(weight: Tensor, places: list[tuple[int, Tensor]]) -> Tensor:
     return weight
 
 
-def silenced(model: nn.Module, example: Tensor, removed: Removed, *, heads: bool = False) -> nn.Module:
+def silenced(model: nn.Module, example: Inputs, removed: Removed, *, heads: bool = False) -> nn.Module:
     """Return a copy of ``model`` in which nothing reads the channels that :func:`remove_channels` would remove."""
     whole = copy.deepcopy(model)
     bare, _ = _bare(copy.deepcopy(model))

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nutlet.constraints import formats
 from nutlet.constraints.stack import Mask, constrain, constrained_weight, raw_weight, remove_constraints
@@ -21,7 +20,7 @@ from nutlet.methods.base import Method, Plan
 from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_sensitivity, erk_densities
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
-from nutlet.tasks.outputs import to_logits
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import predict
 from nutlet.training.context import Context
 
@@ -101,7 +100,7 @@ class Sparsifying(Method):
         chosen = {name: layer for name, layer in layers.items() if name not in misfits}
         return chosen, [f"{name}: {reason}, left alone" for name, reason in misfits.items()]
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers are left alone, those that cannot take the pattern among them."""
         found = super().skip_reasons(model, example)
         layers = {name: layer for name, layer in weighted_layers(model, self).items() if not found.get(name)}
@@ -152,7 +151,7 @@ class Sparsifying(Method):
     def _measured(self, model: nn.Module, saliency: Mapping[str, Tensor], context: Context) -> dict[str, int]:
         assert self.sparsity is not None
         trial, examples, pattern = copy.deepcopy(model), context.data.calibration, self.positions
-        before = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
+        before = predict(trial, examples)
         sizes = {name: scores.numel() // prod(pattern.block) for name, scores in saliency.items()}
         with context.progress.task("measuring layers", total=len(sizes) * len(LEVELS)) as task:
 
@@ -161,15 +160,15 @@ class Sparsifying(Method):
                 mask = pattern.mask(layer, saliency[name], keep) & (saliency[name] > 0)
                 earlier = remove_constraints(layer)
                 constrain(layer, [*(c for c in earlier if not isinstance(c, Mask)), Mask(mask)])
-                after = to_logits(predict(trial, examples), context.outputs).log_softmax(1)
+                after = predict(trial, examples)
                 remove_constraints(layer)
                 constrain(layer, earlier)
                 task.advance()
-                return float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
+                return context.divergence(after, before)
 
             return by_sensitivity(sizes, self.sparsity, cost)
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model with weights set to zero by hand; None where changed weights lie on a grid as well."""
         expected, values = copy.deepcopy(model), plan.get("values", {})
         for name in plan["masked"]:
@@ -191,7 +190,7 @@ class Sparsifying(Method):
         return mask
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Put a mask on each layer of the plan, in the place of an earlier one."""
         put_masks(model, plan["masked"])
         return model

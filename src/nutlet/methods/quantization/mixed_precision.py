@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
-from torch.nn import functional as F
 
 from nutlet.constraints.stack import constrain, constrained_weight, constraints, remove_constraints
 from nutlet.errors import ConfigError
@@ -22,7 +21,6 @@ from nutlet.methods.quantization.integers import (
     integer_plan,
     usual_grid,
 )
-from nutlet.tasks.outputs import to_logits
 from nutlet.tasks.predict import predict
 from nutlet.training.context import Context
 
@@ -94,7 +92,7 @@ class MixedPrecision(OnIntegers):
     ) -> dict[str, dict[int, float]]:
         trial = copy.deepcopy(model)
         examples = context.data.calibration
-        wanted = F.log_softmax(to_logits(predict(trial, examples), context.outputs), 1)
+        wanted = predict(trial, examples)
         lost: dict[str, dict[int, float]] = {}
         with context.progress.task("sensitivity", total=len(names) * len(widths)) as task:
             for name in names:
@@ -103,8 +101,7 @@ class MixedPrecision(OnIntegers):
                 for width in widths:
                     stack = copy.deepcopy(constraints(layer))
                     attach_quantizer(layer, usual_grid(width))
-                    outputs = F.log_softmax(to_logits(predict(trial, examples), context.outputs), 1)
-                    lost[name][width] = float(F.kl_div(outputs, wanted, reduction="batchmean", log_target=True))
+                    lost[name][width] = context.divergence(predict(trial, examples), wanted)
                     remove_constraints(layer)
                     constrain(layer, stack)
                     task.advance(note=f"{name} at {width} bits")

@@ -16,6 +16,7 @@ from nutlet.graph.placement import place
 from nutlet.graph.trace import InstrumentedModel, trace
 from nutlet.methods.base import Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["keep_sensitive_in_float"]
@@ -77,12 +78,12 @@ def keep_sensitive_in_float(
     return {**held, "notes": [*plan["notes"], note]}
 
 
-def _executed(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+def _executed(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
     trial = with_integers(copy.deepcopy(model), plan)
     return attach(trial, plan["activations"], example) if "activations" in plan else trial
 
 
-def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: Tensor) -> Plan:
+def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: Inputs) -> Plan:
     """Return the plan without some layers and sites, and without activations that nothing reads then."""
     if not in_float:
         return plan
@@ -96,7 +97,7 @@ def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: T
     return {**changed, "activations": kept} if kept else changed
 
 
-def _by_effect(model: nn.Module, plan: Plan, x: Tensor, example: Tensor) -> list[str]:
+def _by_effect(model: nn.Module, plan: Plan, x: Inputs, example: Inputs) -> list[str]:
     """Return all layers and all sites with a scale of their own, first what moves the outputs most when it is alone."""
     trial = _executed(model, plan, example)
     quantizers = trial.by_site if isinstance(trial, InstrumentedModel) else {}
