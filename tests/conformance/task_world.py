@@ -18,6 +18,7 @@ from nutlet.tasks import (
     Segmentation,
     Task,
 )
+from nutlet.tasks.inputs import NamedInputs
 
 TOKENS, LENGTH = 13, 8
 
@@ -108,3 +109,32 @@ def trained(model: nn.Module, examples: Examples, steps: int) -> nn.Module:
         examples.task.loss(model(x), y).backward()
         optimizer.step()
     return model.eval()
+
+
+class TwoTowers(nn.Module):
+    """Rows ``a`` and tokens ``b``, both by name, to several outputs, of which ``scores`` is the task's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Linear(10, 16)
+        self.tokens = nn.Embedding(TOKENS, 16)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        hidden = (self.rows(a) + self.tokens(b).mean(1)).relu()
+        return {"hidden": hidden, "scores": self.head(hidden)}
+
+
+@cache
+def named_world() -> World:
+    """Return a regression of two inputs by name; its model gives two outputs."""
+    task, random = Regression(scale=2.0, output="scores"), torch.Generator().manual_seed(0)
+
+    def examples(count: int) -> Examples:
+        a, b = (drawn(name, count, random)[0] for name in ("regression", "language_modeling"))
+        return Examples(NamedInputs({"a": a, "b": b}), a[:, :2] + b[:, :1] / TOKENS, task=task)
+
+    train = examples(64)
+    torch.manual_seed(0)
+    data = Data(train=train, validation=examples(32), calibration=train.subset(slice(0, 32)), test=examples(64))
+    return World(TwoTowers().eval(), data)

@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import nutlet as nl
-from conformance.task_world import TASKS, world
+from conformance.task_world import TASKS, TOKENS, named_world, world
 from nutlet.attacks import known_attacks
 from nutlet.attacks.base import EVERY_TASK
+from nutlet.attacks.white_box.reuse import new_labels
+from nutlet.data.examples import Data
+from nutlet.data.streamed import Streamed
 from nutlet.report import render_audit
 from nutlet.report.load import check_audit
 
 PROTOCOL = nl.Protocol(queries=(16,), seeds=1, effort=0.05, shadow_models=2, attacks=("all",))
+# Those that are for classifiers alone are tested as such, and take their time.
+QUICK = ("Knockoff", "ActiveThief", "SemiSupervised", "LossThreshold", "RMIA", "BaVarIA")
 every_task = pytest.mark.parametrize("name", TASKS)
 
 
 @cache
 def audited(name: str) -> nl.Audit:
-    """Return an audit of the tiny net of a task by every attack that is for it."""
+    """Return an audit of the tiny net of a task by every attack, of a classifier by those that are for every task."""
     model, data = world(name)
-    return nl.audit(model, data, model, protocol=PROTOCOL)
+    protocol = replace(PROTOCOL, attacks=QUICK) if name == "classification" else PROTOCOL
+    return nl.audit(model, data, model, protocol=protocol)
 
 
-def ran(name: str) -> dict[str, dict[str, Any]]:
-    return {attack["name"]: attack for attack in audited(name).value["attacks"] if attack["status"] == "run"}
+def ran(audit: nl.Audit) -> dict[str, dict[str, Any]]:
+    return {attack["name"]: attack for attack in audit.value["attacks"] if attack["status"] == "run"}
 
 
 @every_task
 def test_what_is_for_other_tasks_says_so_and_nothing_else_fails(name: str) -> None:
-    for attack in audited(name).value["attacks"]:
-        kind = known_attacks()[attack["name"]]
-        if kind.tasks == EVERY_TASK or name in kind.tasks:
-            assert attack["error"] is None, attack["reason"]
-        else:
-            assert attack["reason"].startswith("for "), attack
+    audit = audited(name)
+    for attack in audit.value["attacks"]:
+        tasks = known_attacks()[attack["name"]].tasks
+        assert attack["error"] is None, attack["reason"]
+        if tasks != EVERY_TASK and name not in tasks:
+            assert attack["reason"].startswith("for classification")
             assert attack["reason"].endswith(f"only; the victim does {name}")
-    assert {"Knockoff", "ActiveThief", "SemiSupervised", "LossThreshold", "RMIA"} <= set(ran(name))
+    assert set(QUICK) <= set(ran(audit))
 
 
 @every_task
 def test_a_clone_is_scored_as_the_task_scores(name: str) -> None:
-    task = TASKS[name]
+    task, audit = TASKS[name], audited(name)
     for attack in ("Knockoff", "ActiveThief", "SemiSupervised"):
-        for victim in ran(name)[attack]["victims"]:
+        for victim in ran(audit)[attack]["victims"]:
             (point,) = victim["curve"]
             assert 0 <= point["agreement"]["value"] <= 1
             assert 0 <= point["chance_agreement"] <= 1
@@ -54,15 +63,16 @@ def test_a_clone_is_scored_as_the_task_scores(name: str) -> None:
             assert (point["agreement_where_wrong"] is not None) == task.zero_one
             assert point["accuracy"].get("unit", "%") == task.unit
             assert point["accuracy"]["low"] <= point["accuracy"]["value"] <= point["accuracy"]["high"]
-    assert any(measure.startswith(f"{task.metric} of the clone") for measure in audited(name).verdicts())
+    assert any(measure.startswith(f"{task.metric} of the clone") for measure in audit.verdicts())
 
 
 @every_task
 def test_members_are_told_apart_by_their_loss(name: str) -> None:
-    for attack in ("LossThreshold", "RMIA"):
-        for victim in ran(name)[attack]["victims"]:
-            assert 0 <= victim["auc"]["value"] <= 1
-            assert not math.isnan(victim["auc"]["value"])
+    for attack in ("LossThreshold", "RMIA", "BaVarIA"):
+        for victim in ran(audited(name))[attack]["victims"]:
+            # The nets are overfitted; of so few candidates a little less than a half may be chance.
+            assert victim["auc"]["value"] > (0.5 if attack == "LossThreshold" else 0.4)
+            assert not math.isnan(victim["auc"]["high"])
 
 
 @every_task
@@ -76,5 +86,71 @@ def test_the_page_and_the_terminal_name_the_metric(name: str) -> None:
 
 @every_task
 def test_a_release_against_itself_is_no_different(name: str) -> None:
-    verdicts = set(audited(name).verdicts().values())
-    assert verdicts == {"no measurable difference", "not measured"}
+    assert set(audited(name).verdicts().values()) == {"no measurable difference", "not measured"}
+
+
+@every_task
+def test_a_longer_theft_copies_better_than_a_guess(name: str) -> None:
+    model, data = world(name)
+    protocol = replace(PROTOCOL, queries=(64,), effort=0.4, attacks=("Knockoff",))
+    (victim,) = ran(nl.audit(model, data, protocol=protocol))["Knockoff"]["victims"]
+    (point,) = victim["curve"]
+    assert point["agreement"]["value"] > point["chance_agreement"] + 0.1
+
+
+@every_task
+def test_labels_alone_or_rounded_answers_teach_too(name: str) -> None:
+    model, data = world(name)
+    shown = TASKS[name].disclosures
+    for kind in ("rounded", "labels") if "labels" in shown else ("rounded",):
+        answers = nl.Disclosure(kind)  # type: ignore[arg-type]
+        protocol = replace(PROTOCOL, answers=answers, effort=0.2, attacks=("Knockoff", "LossThreshold"))
+        found = ran(nl.audit(model, data, protocol=protocol))
+        (point,) = found["Knockoff"]["victims"][0]["curve"]
+        assert point["agreement"]["value"] > 0.05, kind
+        assert found["LossThreshold"]["victims"][0]["auc"]["value"] >= 0.45, kind
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "classification"])
+def test_the_file_in_hand(name: str, tmp_path: Path) -> None:
+    model, data = world(name)
+    file = nl.export_onnx(model, tmp_path / "model.onnx", data.calibration.batch(slice(0, 2))[0])
+    protocol = replace(PROTOCOL, attacks=("FileLeaks", "Refine", "Reuse"))
+    audit = nl.audit(file, data, protocol=protocol)
+    found = ran(audit)
+    assert "FileLeaks" in found
+    if name == "language_modeling":  # the reader does not know LSTM
+        assert "not understood: LSTM" in audit.attack("Refine")["reason"]
+        return
+    share = found["Refine"]["victims"][0]["share"]
+    assert share.get("unit", "%") == TASKS[name].unit
+    assert any(row.startswith(f"{TASKS[name].metric} of the file refined") for row in audit.verdicts())
+    facts = found["Reuse"]["victims"][0]["facts"]
+    groups = new_labels(facts, data.train.y, TASKS[name]).bincount()
+    assert groups.tolist() == pytest.approx([32, 32], abs=8), "the groups are as equal as can be"
+
+
+def test_several_inputs_and_outputs_by_name() -> None:
+    model, data = named_world()
+    thief = nl.Surrogate(architecture=type(model)(), effort=0.05)
+    protocol = replace(PROTOCOL, attacks=QUICK)
+    audit = nl.audit(model, data, model, protocol=protocol, surrogate=thief)
+    assert set(QUICK) <= set(ran(audit))
+    check_audit(audit.value)
+
+
+def test_a_stream_of_examples_is_audited_as_those_in_memory() -> None:
+    model, data = world("regression")
+    protocol = replace(PROTOCOL, attacks=("Knockoff", "LossThreshold"))
+    pairs = torch.utils.data.TensorDataset(data.train.tensor, data.train.y)
+    streamed: Data = replace(data, train=Streamed(pairs, data.task))
+    one, other = (ran(nl.audit(model, each, protocol=protocol)) for each in (data, streamed))
+    for name in one:
+        assert one[name]["victims"] == other[name]["victims"]
+
+
+def test_tokens_that_only_the_transfer_set_holds_have_a_place() -> None:
+    model, data = world("language_modeling")
+    assert int(data.test.tensor.max()) < TOKENS  # type: ignore[union-attr]
+    value = nl.audit(model, data, protocol=replace(PROTOCOL, attacks=("Knockoff",))).value
+    assert value["protocol"]["thief"]["architecture"] == "_TokenNet"

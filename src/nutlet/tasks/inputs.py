@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from nutlet.content_hash import fingerprint
 from nutlet.errors import DataError
 
 __all__ = ["Inputs", "NamedInputs", "as_tensors", "blank", "cast", "input_shapes", "shapes_of"]
@@ -64,6 +65,10 @@ class NamedInputs(Mapping[str, Tensor]):
     def ndim(self) -> int:
         """No number of dimensions is that of all of them: 0, which no memory format of images fits."""
         return 0
+
+    def fingerprint(self) -> str:
+        """Return a hash of the names and the values."""
+        return fingerprint(self.tensors)
 
     def clone(self) -> NamedInputs:
         """Return copies."""
