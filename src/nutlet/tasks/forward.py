@@ -42,7 +42,12 @@ class _Pick:
     output: str | int | None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return output if module.training and self.output is None else picked(output, self.output)
+        try:
+            return picked(output, self.output)
+        except ModelError:
+            if module.training and self.output is None:
+                return output
+            raise
 
 
 def picked(output: Any, name: str | int | None) -> Any:
