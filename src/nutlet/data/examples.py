@@ -308,8 +308,8 @@ class Data:
 
     @property
     def classes(self) -> int:
-        """Number of classes seen in the training data."""
-        return max(self.train.classes, self.validation.classes)
+        """Number of classes seen in the training data; 0 for other tasks than classification."""
+        return max(self.train.classes, self.validation.classes) if self.task.name == "classification" else 0
 
 
 def check_seed(seed: int) -> None:

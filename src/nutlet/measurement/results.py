@@ -9,7 +9,7 @@ from nutlet.measurement.latency import Latency, Speedup
 from nutlet.tables import Table, Tabled
 from nutlet.tasks import Task
 
-__all__ = ["Figures", "FileFigures", "Measurement", "Metric"]
+__all__ = ["ACCURACY", "Figures", "FileFigures", "Measurement", "Metric"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,27 @@ class Metric:
         """Take what is to be shown of a task."""
         return Metric(task.name, task.metric, task.unit, task.higher_is_better)
 
+    @property
+    def name(self) -> str:
+        """The metric in a sentence; of classes plainly accuracy."""
+        return "accuracy" if self.task == "classification" else self.metric
+
+    def text(self, score: float, digits: int = 1) -> str:
+        """Return a mean score as the metric, with its unit."""
+        if self.unit == "%":
+            return f"{score:.{digits}%}"
+        return f"{0.0 + (score if self.higher_is_better else -score):.{digits + 3}g} {self.unit}".rstrip()
+
+    def amount(self, lost: float) -> str:
+        """Return how much of the metric a lost mean score is."""
+        return f"{100 * lost:.1f} points" if self.unit == "%" else f"{abs(lost):.3g} {self.unit}".rstrip()
+
+    def signed(self, gained: float) -> str:
+        """Return the change of the metric where the mean score rises by ``gained``, without a unit."""
+        if self.unit == "%":
+            return f"{100 * gained:+.2f}"
+        return f"{gained if self.higher_is_better else 0 - gained:+.4g}"
+
     def interval(self, value: float, low: float, high: float) -> str:
         """Return a mean score and its interval as the metric."""
         if self.unit == "%":
@@ -47,6 +68,10 @@ class Metric:
             return f"{100 * (0 - drop):+.2f} pp [{100 * (0 - high):+.2f}, {100 * (0 - low):+.2f}]"
         ends = (0 - drop, 0 - high, 0 - low) if self.higher_is_better else (drop, low, high)
         return "{:+.4g} {unit} [{:+.4g}, {:+.4g}]".format(*ends, unit=self.unit).replace("  ", " ")
+
+
+ACCURACY = Metric()
+"""That of classification."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +142,7 @@ class Measurement(Tabled):
     speedups: tuple[Speedup, ...]
     split: str
     environment: dict[str, Any]
-    task: Metric = Metric()
+    task: Metric = ACCURACY
 
     @property
     def accuracy_drop_pp(self) -> float | None:
