@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nutlet.compression.recipe import load_recipe
     from nutlet.compression.ship import ship
     from nutlet.data.examples import Data, Examples, flip_and_crop, split
+    from nutlet.data.streamed import Streamed
     from nutlet.errors import (
         BudgetError,
         ComparisonError,
@@ -91,6 +92,7 @@ _HOMES = {
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.training.context": ("Context",),
     "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
+    "nutlet.data.streamed": ("Streamed",),
     "nutlet.compression.ship": ("ship",),
     "nutlet.compression.diagnose": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
@@ -214,6 +216,7 @@ __all__ = [
     "Smooth",
     "Step",
     "StorageError",
+    "Streamed",
     "Student",
     "Surrogate",
     "Task",

@@ -68,7 +68,7 @@ class Compressed(Tabled):
 
     def export(self, path: Path | str, *, packed: bool = True) -> Path:
         """Write the ONNX file that ships; see :func:`nutlet.export_onnx`."""
-        return export_onnx(self.model, path, self.example, packed=packed)
+        return export_onnx(self.model, path, self.example, output=self.task.output, packed=packed)
 
     def save(self, folder: Path | str) -> Path:
         """Write tensors, history, recipe and the two inputs of :attr:`example` into ``folder``.

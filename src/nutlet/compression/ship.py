@@ -56,7 +56,7 @@ def ship(
     folder, progress = Path(folder), progress or Progress(quiet=True)
     with locked(folder, progress):
         shipped = compressed.export(folder / COMPRESSED)
-        reference = export_onnx(original, folder / ORIGINAL, compressed.example)
+        reference = export_onnx(original, folder / ORIGINAL, compressed.example, output=data.task.output)
         compressed.save(folder / "saved")
         check = parity(compressed.model, shipped, data.calibration)
         figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
@@ -112,7 +112,7 @@ def _warnings(compressed: Compressed, figures: Measurement, check: Parity, class
             f"The file agrees with its PyTorch simulation on only {check.agreement:.1%} of {check.examples} inputs."
         )
     original = figures.original
-    if original is not None and _near_chance(original.accuracy, classes):
+    if original is not None and classes > 1 and _near_chance(original.accuracy, classes):
         warnings.append(
             f"The original itself is right on only {original.accuracy:.1%} of the examples, near chance. Were its "
             "weights given, and are mean, std and labels those it was trained with? Changes measured here mean little."

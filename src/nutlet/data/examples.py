@@ -81,8 +81,9 @@ class Examples:
         inputs = _inputs(x)
         if y is None and task.name != "classification":
             raise DataError(f"found no targets; {task.name} expects some: only a classifier can learn without")
-        bare = torch.full((len(inputs),), -1)
-        targets = bare if y is None else task.as_targets(_tensor(chosen_target(y, task), "labels"))
+        targets = (
+            torch.full((len(inputs),), -1) if y is None else task.as_targets(_tensor(chosen_target(y, task), "labels"))
+        )
         check_numbers(inputs, targets)
         if y is not None and task.name == "classification":
             _check_labels(targets)
@@ -232,7 +233,9 @@ def chosen_target(y: Array | Mapping[str, Array], task: Task) -> Array:
 
 
 def check_numbers(inputs: Inputs, targets: Tensor) -> None:
-    """Raise DataError unless there are as many inputs as targets, and any."""
+    """Raise DataError unless there are as many of each input as targets, and any."""
+    if isinstance(inputs, NamedInputs):
+        inputs.check_rows()
     if (isinstance(inputs, Tensor) and inputs.ndim < 2) or len(inputs) != len(targets):
         raise DataError(
             f"inputs have shape {shapes_of(inputs)} and there are {len(targets)} labels; "
@@ -305,8 +308,8 @@ class Data:
 
     @property
     def classes(self) -> int:
-        """Number of classes seen in the training data."""
-        return max(self.train.classes, self.validation.classes)
+        """Number of classes seen in the training data; 0 for other tasks than classification."""
+        return max(self.train.classes, self.validation.classes) if self.task.name == "classification" else 0
 
 
 def check_seed(seed: int) -> None:

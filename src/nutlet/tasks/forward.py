@@ -42,7 +42,12 @@ class _Pick:
     output: str | int | None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return output if module.training and self.output is None else picked(output, self.output)
+        try:
+            return picked(output, self.output)
+        except ModelError:
+            if module.training and self.output is None:
+                return output
+            raise
 
 
 def picked(output: Any, name: str | int | None) -> Any:
@@ -111,10 +116,10 @@ def carry_adapter(before: nn.Module, after: nn.Module) -> None:
 
 
 @contextmanager
-def adapted(model: nn.Module, inputs: Inputs, output: str | int | None) -> Iterator[None]:
-    """Let ``model(inputs)`` return the output of a task within the block."""
+def adapted(model: nn.Module, inputs: Inputs, output: str | int | None, *, several: bool = False) -> Iterator[None]:
+    """Let ``model(inputs)`` return the output of a task within the block, see :func:`adapt`."""
     before = set(model._forward_pre_hooks) | set(model._forward_hooks)
-    adapt(model, inputs, output)
+    adapt(model, inputs, output, several=several)
     try:
         yield
     finally:

@@ -21,10 +21,7 @@ class NamedInputs(Mapping[str, Tensor]):
     :func:`len` counts examples.
 
     Args:
-        tensors: name to tensor, batch first.
-
-    Raises:
-        DataError: there is none, or their numbers of rows differ.
+        tensors: name to tensor, batch first, as many rows of each.
 
     >>> batch = NamedInputs({"ids": torch.zeros(3, 5, dtype=torch.int64), "mask": torch.ones(3, 5)})
     >>> len(batch), len(batch[:2]), sorted(batch)
@@ -33,12 +30,6 @@ class NamedInputs(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(tensors)
-        rows = {name: len(tensor) if tensor.ndim else 0 for name, tensor in self.tensors.items()}
-        if len(set(rows.values())) != 1:
-            found = ", ".join(f"{name} {count}" for name, count in rows.items()) or "none"
-            raise DataError(
-                f"the inputs have these numbers of rows: {found}; expected as many of each, one per example"
-            )
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -69,6 +60,13 @@ class NamedInputs(Mapping[str, Tensor]):
     def fingerprint(self) -> str:
         """Return a hash of the names and the values."""
         return fingerprint(self.tensors)
+
+    def check_rows(self) -> None:
+        """Raise DataError where there are no inputs, or their numbers of rows differ."""
+        rows = {name: len(tensor) if tensor.ndim else 0 for name, tensor in self.tensors.items()}
+        if len(set(rows.values())) != 1:
+            found = ", ".join(f"{name} {count}" for name, count in rows.items()) or "none"
+            raise DataError(f"the inputs have these numbers of rows: {found}; expected as many of each, one an example")
 
     def clone(self) -> NamedInputs:
         """Return copies."""

@@ -18,7 +18,7 @@ from nutlet.tasks.forward import adapted, picked
 if TYPE_CHECKING:  # tasks know nothing of data, which carry their task
     from nutlet.data.examples import Examples
 
-__all__ = ["evaluate", "evaluating", "let_go", "predict", "scores"]
+__all__ = ["answered", "evaluate", "evaluating", "let_go", "predict", "scores"]
 
 _NO_RESULTS = frozenset(vars(nn.Module())) - {"_buffers"}
 """What each module has: parameters, modules and hooks, of which no forward leaves any."""
@@ -63,7 +63,7 @@ def predict(model: nn.Module, examples: Examples, *, batch: int = 256) -> Tensor
     Raises:
         ModelError: the outputs are not one tensor with a row for each example, ``(N, classes)`` in classification.
     """
-    return torch.cat([outputs for outputs, _ in _answered(model, examples, batch)])
+    return torch.cat([outputs for outputs, _ in answered(model, examples, batch)])
 
 
 def scores(model: nn.Module, examples: Examples, *, batch: int = 256) -> Scores:
@@ -71,7 +71,7 @@ def scores(model: nn.Module, examples: Examples, *, batch: int = 256) -> Scores:
 
     Outputs are let go batch by batch: those of all examples may not fit into memory.
     """
-    return np.concatenate([examples.task.score(*row) for row in _answered(model, examples, batch)])
+    return np.concatenate([examples.task.score(*row) for row in answered(model, examples, batch)])
 
 
 def evaluate(model: nn.Module, examples: Examples) -> float:
@@ -79,8 +79,12 @@ def evaluate(model: nn.Module, examples: Examples) -> float:
     return float(scores(model, examples).mean())
 
 
-def _answered(model: nn.Module, examples: Examples, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield outputs, float32 on the CPU, and targets, batch by batch."""
+def answered(model: nn.Module, examples: Examples, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield outputs ``(B, ...)``, float32 on the CPU, and targets, batch by batch.
+
+    Raises:
+        ModelError: see :func:`predict`.
+    """
     place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     example = examples.batch(slice(0, 1))[0]
     with adapted(model, example, examples.task.output), evaluating(model), torch.inference_mode():

@@ -103,7 +103,7 @@ def teaching(context: Context, *, folded: bool = True) -> nn.Module:
         fold(teacher, foldable(teacher, trace(teacher, context.example)))
     layout = torch.channels_last if runs_channels_last(teacher, context.example) else torch.contiguous_format
     teacher.to(memory_format=layout)  # type: ignore[call-overload]
-    teacher.register_forward_pre_hook(_InLayout(layout))
+    teacher.register_forward_pre_hook(_InLayout(layout), prepend=True)  # while the inputs are one argument
     return teacher
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.errors import ExportError
 from nutlet.formats.onnx.comparison import agreeing
@@ -21,7 +21,9 @@ from nutlet.formats.onnx.trial import explain, silence
 from nutlet.graph.finalize import finalize
 from nutlet.memory import release
 from nutlet.storage import LARGEST_ONNX, write_atomic
-from nutlet.tasks.inputs import Inputs, as_tensors
+from nutlet.tasks.forward import adapted, is_adapted
+from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["export_onnx"]
 
@@ -30,7 +32,14 @@ OUTPUT = "y"
 """Name of the output of every file."""
 
 
-def export_onnx(model: nn.Module, path: Path | str, example: Inputs, *, packed: bool = True) -> Path:
+def export_onnx(
+    model: nn.Module,
+    path: Path | str,
+    example: Inputs | Mapping[str, Tensor],
+    *,
+    output: str | int | None = None,
+    packed: bool = True,
+) -> Path:
     """Write ``model`` as an ONNX file with a dynamic batch, one output ``y``, and its inputs by name, ``x`` if one.
 
     Quantized weights are stored as int8 and quantized activations appear as QuantizeLinear / DequantizeLinear pairs,
@@ -39,7 +48,9 @@ def export_onnx(model: nn.Module, path: Path | str, example: Inputs, *, packed: 
     Args:
         model: any module or result of the chain; constraints are finalized on a copy.
         path: where the file goes; it is written aside and renamed.
-        example: two real inputs, batch first: what the file answers to them is compared with what the module does.
+        example: two real inputs, batch first, one tensor or several by name: what the file answers to them is compared
+            with what the module does.
+        output: which output the file gives, where the module gives several.
         packed: weights of few values and weights with many zeros take as few bits as they need, and ordinary operators
             decode them. ONNX Runtime (1.18 and later) does so once, when a session is made; for a runtime that would do
             it at every call, or give up its integer kernels (OpenVINO), leave them unpacked.
@@ -49,10 +60,20 @@ def export_onnx(model: nn.Module, path: Path | str, example: Inputs, *, packed: 
             that answers otherwise, see :func:`nutlet.formats.onnx.comparison.agreeing`.
         StorageError: the file cannot be written.
     """
-    content = agreeing(model, example, partial(_content, packed=packed))
+    inputs = example if isinstance(example, (Tensor, NamedInputs)) else NamedInputs(example)
+    with adapted(model, inputs, output, several=_gives_several(model, inputs)):
+        content = agreeing(model, inputs, partial(_content, packed=packed))
     write_atomic(Path(path), lambda aside: aside.write_bytes(content))
     trust(content)
     return Path(path)
+
+
+def _gives_several(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether forward gives something else than one tensor."""
+    if not isinstance(inputs, Tensor) or is_adapted(model):
+        return False  # it is told which output to give
+    with evaluating(model), torch.no_grad():
+        return not isinstance(model(inputs.clone()), Tensor)
 
 
 def _content(model: nn.Module, example: Inputs, *, packed: bool) -> bytes:

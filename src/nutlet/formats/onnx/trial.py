@@ -28,6 +28,8 @@ _INSTEAD = {
     "fractional_max_pool2d": "max_pool2d with a fixed kernel",
 }
 """What to write in the place of operators that have no ONNX form."""
+_CHECK = torch.ops.aten._assert_tensor_metadata.default
+"""What a cast leaves in a traced graph (``mask.bool()``): it computes nothing, and the exporter drops it."""
 _DEPENDS_ON_DATA = re.compile(r"data-dependent|guard on|Unsupported dynamic|control flow", re.IGNORECASE)
 _FIXED_BATCH = re.compile(r"Constraints violated|specialized|batch", re.IGNORECASE)
 
@@ -98,7 +100,10 @@ def _operators(program: torch.export.ExportedProgram) -> list[str]:
     return [
         str(target._schema.name).partition("::")[2]
         for target in atens
-        if target.namespace == "aten" and not known(target) and not _is_made_of_others(target, decomposed)
+        if target.namespace == "aten"
+        and target is not _CHECK
+        and not known(target)
+        and not _is_made_of_others(target, decomposed)
     ]
 
 
