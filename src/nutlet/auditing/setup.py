@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
-from nutlet.auditing.scoring import metric_summary
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.jobs import Workers
-from nutlet.measurement import Estimate, top1
+from nutlet.measurement import Estimate
+from nutlet.measurement.scores import mean_score
 from nutlet.oracle import (
     Disclosure,
     FileSource,
@@ -30,7 +31,7 @@ from nutlet.oracle import (
     source_of,
     usual_disclosure,
 )
-from nutlet.tasks import Task, is_classifier
+from nutlet.tasks import Task, is_classifier, metric_of
 from nutlet.tasks.inputs import as_tensors
 from nutlet.tasks.predict import predict
 
@@ -127,13 +128,13 @@ def open_artifact(
 
 
 def _metric(outputs: Tensor, evaluation: Examples) -> Estimate:
-    """Return the metric of the task: of a classifier with the interval of a proportion."""
+    """Return the metric of the task, as :func:`nutlet.measure` does; examples without a target do not count."""
     task = evaluation.task
-    if is_classifier(task):
-        return top1(outputs.numpy(), evaluation.y.numpy())
     task.check(outputs, evaluation.y)
-    found = metric_summary(task.score(outputs, evaluation.y)[None], task)
-    return Estimate(found["value"], found["low"], found["high"], len(evaluation))
+    scores = task.score(outputs, evaluation.y)
+    found = mean_score(scores[~np.isnan(scores)], zero_one=task.zero_one)
+    low, high = sorted(metric_of(task, end) for end in (found.low, found.high))
+    return Estimate(metric_of(task, found.value), low, high, found.examples)
 
 
 def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
