@@ -46,7 +46,7 @@ def methods() -> Iterator[str]:
     yield "| method | when to pick it | fine-tuning after it helps |"
     yield "|---|---|---|"
     for name, kind in ours().items():
-        yield f"| `{name}` | {cell(kind.when)} | {'yes' if kind.recoverable else 'not needed'} |"
+        yield f"| `{name}` | {cell(kind.use_when)} | {'yes' if kind.recoverable else 'not needed'} |"
 
 
 def method_options() -> Iterator[str]:
