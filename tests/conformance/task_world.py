@@ -138,3 +138,17 @@ def named_world() -> World:
     torch.manual_seed(0)
     data = Data(train=train, validation=examples(32), calibration=train.subset(slice(0, 32)), test=examples(64))
     return World(TwoTowers().eval(), data)
+
+
+class TinyTransformer(nn.Module):
+    """Tokens ``(B, 8)`` to logits of the next one, ``(B, 8, 13)``, each seeing what came before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(TOKENS, 12)
+        self.body = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(12, TOKENS)
+        self.register_buffer("mask", torch.triu(torch.full((LENGTH, LENGTH), -torch.inf), 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.embed(x), src_mask=self.mask))

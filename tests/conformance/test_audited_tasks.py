@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import nutlet as nl
-from conformance.task_world import TASKS, TOKENS, named_world, world
+from conformance.task_world import TASKS, TOKENS, TinyTransformer, named_world, trained, world
 from nutlet.attacks import known_attacks
 from nutlet.attacks.base import EVERY_TASK
 from nutlet.attacks.white_box.reuse import new_labels
 from nutlet.data.examples import Data
 from nutlet.data.streamed import Streamed
+from nutlet.formats.onnx.reader import load_onnx
 from nutlet.report import render_audit
 from nutlet.report.load import check_audit
 
@@ -130,13 +131,31 @@ def test_the_file_in_hand(name: str, tmp_path: Path) -> None:
     assert groups.tolist() == pytest.approx([32, 32], abs=8), "the groups are as equal as can be"
 
 
-def test_several_inputs_and_outputs_by_name() -> None:
+def test_a_transformer_is_read_from_its_file(tmp_path: Path) -> None:
+    data = world("language_modeling").data
+    torch.manual_seed(0)
+    model, x = trained(TinyTransformer(), data.train, 40), data.calibration.batch(slice(0, 2))[0]
+    file = nl.export_onnx(model, tmp_path / "model.onnx", x)
+    assert torch.allclose(load_onnx(file)(x), model(x), atol=1e-5)
+    audit = nl.audit(file, data, protocol=replace(PROTOCOL, attacks=("Refine", "Reuse"), effort=0.2))
+    refined = ran(audit)["Refine"]["victims"][0]["share"]
+    assert refined["value"] < audit.value["artifacts"][0]["accuracy"] + 0.05
+    assert refined["unit"] == "nats"
+    assert "Reuse" in ran(audit)
+
+
+def test_several_inputs_and_outputs_by_name(tmp_path: Path) -> None:
     model, data = named_world()
     thief = nl.Surrogate(architecture=type(model)(), effort=0.05)
-    protocol = replace(PROTOCOL, attacks=QUICK)
-    audit = nl.audit(model, data, model, protocol=protocol, surrogate=thief)
+    audit = nl.audit(model, data, model, protocol=replace(PROTOCOL, attacks=QUICK), surrogate=thief)
     assert set(QUICK) <= set(ran(audit))
     check_audit(audit.value)
+    small = nl.compress(model, [nl.PruneWeights(sparsity=0.2)], data)
+    file = small.export(tmp_path / "model.onnx")
+    protocol = replace(PROTOCOL, attacks=("Knockoff", "LossThreshold", "FileLeaks", "Refine"))
+    audit = nl.audit(file, data, model, protocol=protocol, surrogate=thief)
+    assert set(ran(audit)) == {"Knockoff", "LossThreshold", "FileLeaks"}
+    assert "has the inputs ['a', 'b']" in audit.attack("Refine")["reason"]
 
 
 def test_a_stream_of_examples_is_audited_as_those_in_memory() -> None:

@@ -303,7 +303,7 @@ def source_of(victim: nn.Module | Path | str | Source, output: str | int | None 
 
     Args:
         victim: what answers.
-        output: which of several outputs, as the task of the data says; a file has names for them.
+        output: which of several outputs of a module, as the task of the data says; files have names of their own.
 
     Raises:
         StorageError, ModelError: the file cannot be opened.
@@ -311,5 +311,5 @@ def source_of(victim: nn.Module | Path | str | Source, output: str | int | None 
     if isinstance(victim, nn.Module):
         return ModuleSource(victim, output)
     if isinstance(victim, (str, Path)):
-        return FileSource(victim, output=output if isinstance(output, str) else None)
+        return FileSource(victim)
     return victim
