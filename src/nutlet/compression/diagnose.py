@@ -253,7 +253,8 @@ def _check_same(compressed: Compressed, original: nn.Module, data: Data) -> None
     if _differ(found, then, data):
         raise ConfigError(
             f"the original has {_named(found, data)} on these validation examples, the run began with "
-            f"{_named(then, data)}; expected its model and weights, its data, and the same options of these (seed, validation, mean, std)"
+            f"{_named(then, data)}; expected its model and weights, its data, and the same options of these (seed, "
+            "validation, mean, std)"
         )
 
 
