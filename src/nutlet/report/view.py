@@ -96,8 +96,8 @@ def _tiles(measurement: dict[str, Any]) -> list[Row]:
     words = NOT_MEASURED
     if accuracy:
         words = score_change(metric, accuracy.value) if accuracy.clear else "no measurable change"
-    scores = (Cell(score_text(metric, side.get("accuracy"))) for side in (before, after))
-    tiles.append(Row(titled(metric), "", *scores, words))
+    was, now = (Cell(score_text(metric, side.get("accuracy"))) for side in (before, after))
+    tiles.append(Row(titled(metric), "", was, now, words))
     return tiles
 
 
