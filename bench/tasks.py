@@ -191,7 +191,7 @@ def next_character(make: Callable[[int], nn.Module], epochs: int) -> Made:
 
 TASKS: dict[str, Callable[[], Made]] = {
     "classification": lambda: adult("income"),
-    "regression": lambda: adult("hours-per-week"),
+    "regression": lambda: adult("hours_per_week"),
     "multi_label": multi_label,
     "segmentation": segmentation,
     "embedding": embedding,
@@ -216,7 +216,7 @@ def run(name: str, recipe: str) -> None:
     small = nl.compress(model, RECIPES[recipe], data)
     with tempfile.TemporaryDirectory() as folder:
         path = small.export(Path(folder) / "model.onnx")
-        first = nl.compress(model, [], data).export(Path(folder) / "original.onnx")
+        first = nl.export_onnx(model, Path(folder) / "original.onnx", small.example, output=data.task.output)
         found = nl.measure(path, data, first, seconds=0.05, batches=(1,), threads=(1,))
         same = parity(small.model, path, data.validation)
     assert found.original is not None

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import nutlet as nl
 from nutlet.data.examples import Data, Examples
 from nutlet.tasks import Task, as_task
-from nutlet.tasks.inputs import NamedInputs
+from nutlet.tasks.forward import adapted
+from nutlet.training.loop import Training, supervised, train_on
 
 N, TEST = 192, 96
 
@@ -163,15 +164,7 @@ def trained(name: str) -> tuple[nn.Module, Data]:
     model, x, y, task = NETS[name]()
     examples = Examples.from_arrays(x, y, task=task)
     data = nl.split(examples.subset(slice(0, N)), examples.subset(slice(N, None)), calibration=64, validation=0.25)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(120):
-        inputs, targets = data.train.batch(slice(None))
-        outputs = model(**inputs) if isinstance(inputs, NamedInputs) else model(inputs)
-        outputs = (
-            outputs["logits"] if isinstance(outputs, dict) else outputs[0] if isinstance(outputs, tuple) else outputs
-        )
-        loss = task.loss(outputs, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval(), data
+    settings = Training(epochs=40, lr=0.01, batch_size=48, optimizer="adamw")
+    with adapted(model, data.train.batch(slice(0, 2))[0], task.output):
+        train_on(model, data.train, settings, supervised(task))
+    return model, data

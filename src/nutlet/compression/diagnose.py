@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from nutlet.compression.compressed import Compressed
+from nutlet.compression.gate import ready_copy
 from nutlet.compression.history import Step
 from nutlet.compression.order_rules import advise
 from nutlet.compression.pipeline import compress
@@ -25,7 +26,6 @@ from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places, with_places
 from nutlet.graph.trace import InstrumentedModel
-from nutlet.loading.copies import clean_copy
 from nutlet.measurement.results import ACCURACY, Metric
 from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method
@@ -181,7 +181,7 @@ def diagnose(
         StorageError: the folder does not hold a compressed form of ``original``.
     """
     progress = progress or Progress(quiet=True)
-    original, _ = clean_copy(original, data.calibration.batch(slice(0, 2))[0])
+    original, _ = ready_copy(original, data)
     if not isinstance(compressed, Compressed):
         compressed = Compressed.load(compressed, original)
     number = _number(compressed.steps, step)
@@ -253,7 +253,8 @@ def _check_same(compressed: Compressed, original: nn.Module, data: Data) -> None
     if _differ(found, then, data):
         raise ConfigError(
             f"the original has {_named(found, data)} on these validation examples, the run began with "
-            f"{_named(then, data)}; expected its model and weights, its data, and the same options of these (seed, validation, mean, std)"
+            f"{_named(then, data)}; expected its model and weights, its data, and the same options of these (seed, "
+            "validation, mean, std)"
         )
 
 

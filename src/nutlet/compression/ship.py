@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.compression.compressed import Compressed
 from nutlet.data.examples import Data
@@ -15,10 +16,11 @@ from nutlet.formats.onnx.export import export_onnx
 from nutlet.locks import locked
 from nutlet.measurement import Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity
+from nutlet.measurement.results import Metric
 from nutlet.progress import Progress
 from nutlet.report import write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
-from nutlet.tasks.inputs import input_shapes
+from nutlet.tasks.inputs import Inputs, input_shapes
 
 __all__ = ["COMPRESSED", "ORIGINAL", "ship"]
 
@@ -76,9 +78,9 @@ def _report(
         "model": {
             "name": names[0] or type(compressed.model).__name__,
             "classes": data.classes,
-            "input_shapes": {name: list(shape) for name, shape in input_shapes(compressed.example).items()},
-            "task": compressed.task.name,
+            **_shapes(compressed.example),
         },
+        "task": asdict(Metric.of(compressed.task)),
         "data": {
             "name": names[1],
             "train": len(data.train),
@@ -93,6 +95,11 @@ def _report(
         "parity": check.to_dict(),
         "warnings": _warnings(compressed, figures, check, data.classes),
     }
+
+
+def _shapes(example: Inputs) -> dict[str, Any]:
+    shapes = {name: list(shape) for name, shape in input_shapes(example).items()}
+    return {"input_shape": shapes["x"]} if isinstance(example, Tensor) else {"input_shapes": shapes}
 
 
 def _warnings(compressed: Compressed, figures: Measurement, check: Parity, classes: int) -> list[str]:

@@ -116,7 +116,7 @@ def carry_adapter(before: nn.Module, after: nn.Module) -> None:
 
 
 @contextmanager
-def adapted(model: nn.Module, inputs: Inputs, output: str | int | None, *, several: bool = False) -> Iterator[None]:
+def adapted(model: nn.Module, inputs: Inputs, output: str | int | None, *, several: bool = True) -> Iterator[None]:
     """Let ``model(inputs)`` return the output of a task within the block, see :func:`adapt`."""
     before = set(model._forward_pre_hooks) | set(model._forward_hooks)
     adapt(model, inputs, output, several=several)
