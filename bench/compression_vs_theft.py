@@ -177,24 +177,26 @@ def answers_of(name: str) -> Array:
 
 def extraction_rows(name: str, seeds: list[int], rows: Rows, answers: str = "probabilities") -> None:
     """Add the agreements of the clones of one artifact, beside those of the original's with the same seeds."""
-    labels = fashion("test").y.numpy()
-    file, original = answers_of(name), answers_of("original")
+    labels = fashion("test").y
+    file, original = torch.from_numpy(answers_of(name)), torch.from_numpy(answers_of("original"))
     thefts = [stolen(name, seed, answers) for seed in seeds]
     rows.seconds += seconds_of(thefts)
-    without = np.stack([alone(seed)["outputs"].argmax(2) == file.argmax(1) for seed in seeds if seed in ALONE])
+    without = np.stack([alone(seed)["outputs"].argmax(2) == file.argmax(1).numpy() for seed in seeds if seed in ALONE])
     curves = []
     for place, budget in enumerate(BUDGETS):
-        hits = clone_hits(np.stack([theft["outputs"][place] for theft in thefts]), file, labels, original)
-        first = clone_hits(
-            np.stack([stolen("original", seed)["outputs"][place] for seed in seeds]), original, labels, original
+        clones, firsts = (
+            torch.from_numpy(np.stack([theft["outputs"][place] for theft in each]))
+            for each in (thefts, [stolen("original", seed) for seed in seeds])
         )
+        hits = clone_hits(clones, file, labels, original)
+        first = clone_hits(firsts, original, labels, original)
         assert hits.original is not None
         gap = paired_difference(first.file, hits.file)
         for seed in range(len(seeds)):
             rows.add(f"agreement@{budget}", 100 * hits.file[seed].mean(), "%")
             rows.add(f"agreement_original@{budget}", 100 * hits.original[seed].mean(), "%")
             rows.add(f"agreement_where_wrong@{budget}", 100 * hits.where_wrong[seed].mean(), "%")
-            rows.add(f"clone_accuracy@{budget}", 100 * hits.label[seed].mean(), "%")
+            rows.add(f"clone_accuracy@{budget}", 100 * hits.score[seed].mean(), "%")
         for hit in without[:, place]:
             rows.add(f"no_query_agreement@{budget}", 100 * hit.mean(), "%")
         for part, value in (("", gap.value), ("_low", gap.low), ("_high", gap.high)):

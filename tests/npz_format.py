@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import nutlet as nl
 from nutlet.formats import Contents, Session, StoredTensor, TensorSpec
 from nutlet.graph.finalize import finalize
 from nutlet.graph.kernels import WEIGHTED, KernelProfile
 from nutlet.storage import write_atomic
+from nutlet.tasks.inputs import Inputs
 
 Array = npt.NDArray[Any]
 
 
-def export(model: nn.Module, path: Path | str, example: Tensor, *, packed: bool = True) -> Path:
+def export(
+    model: nn.Module, path: Path | str, example: Inputs, *, output: str | int | None = None, packed: bool = True
+) -> Path:
     """Write dense layers with ReLU between them; ``packed`` weights are compressed as the archive does it."""
+    if not isinstance(example, torch.Tensor):
+        raise nl.ExportError("found inputs by name; expected one: use ONNX")
     plain = finalize(model)
     layers = [module for module in plain.modules() if not list(module.children())]
     arrays: dict[str, Array] = {}
@@ -72,12 +78,12 @@ class NpzSession:
         self.inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "float32", ("batch", shapes[0][1])),)
         self.outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "float32", ("batch", shapes[-1][0])),)
 
-    def admit(self, *shapes: tuple[int, ...]) -> None:
+    def admit(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Any shape is: nothing in a file makes it compute more than its size says."""
 
-    def run(self, *inputs: Array, outputs: tuple[str, ...] = ()) -> tuple[Array, ...]:
+    def run(self, feed: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> tuple[Array, ...]:
         try:
-            return (compute(self._arrays, *inputs),)
+            return (compute(self._arrays, feed["x"]),)
         except ValueError as error:
             raise nl.ModelError(f"{self._path} fails: {error}; expected rows of another length") from error
 

@@ -102,7 +102,7 @@ def test_compress(job: Job) -> None:
     assert "2/3 FineTune" in result.stderr
     for text in ("What each step did", "top-1 accuracy", "the file agrees with PyTorch", str(job.out / "report.html")):
         assert text.replace(" ", "") in result.stdout.replace("\n", "").replace(" ", ""), text
-    assert Runtime(job.out / "model.onnx").input_shape[1:] == (1, 8, 8)
+    assert Runtime(job.out / "model.onnx").inputs["x"].shape[1:] == (1, 8, 8)
     assert job.halves() == []
 
 

@@ -26,8 +26,8 @@ SOURCE = ROOT / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FOLDERS = (
-    "data",
     "tasks",
+    "data",
     "constraints",
     "graph",
     "training",

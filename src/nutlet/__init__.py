@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nutlet.compression.recipe import load_recipe
     from nutlet.compression.ship import ship
     from nutlet.data.examples import Data, Examples, flip_and_crop, split
+    from nutlet.data.streamed import Streamed
     from nutlet.errors import (
         BudgetError,
         ComparisonError,
@@ -74,6 +75,16 @@ if TYPE_CHECKING:
     from nutlet.methods.base import Method, register
     from nutlet.oracle import Disclosure, Endpoint, Oracle
     from nutlet.progress import Progress
+    from nutlet.tasks import (
+        Classification,
+        Embedding,
+        LanguageModeling,
+        MultiLabel,
+        Regression,
+        Segmentation,
+        Task,
+        register_task,
+    )
     from nutlet.training.context import Context
 
 _HOMES = {
@@ -82,6 +93,7 @@ _HOMES = {
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.training.context": ("Context",),
     "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
+    "nutlet.data.streamed": ("Streamed",),
     "nutlet.compression.ship": ("ship",),
     "nutlet.compression.diagnose": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
@@ -131,6 +143,16 @@ _HOMES = {
         "method_from_dict",
     ),
     "nutlet.oracle": ("Disclosure", "Endpoint", "Oracle"),
+    "nutlet.tasks": (
+        "Classification",
+        "Embedding",
+        "LanguageModeling",
+        "MultiLabel",
+        "Regression",
+        "Segmentation",
+        "Task",
+        "register_task",
+    ),
     "nutlet.compression.pipeline": ("compress",),
     "nutlet.compression.check": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
@@ -148,6 +170,7 @@ __all__ = [
     "Audit",
     "Binarize",
     "BudgetError",
+    "Classification",
     "Cluster",
     "ComparisonError",
     "Compressed",
@@ -160,6 +183,7 @@ __all__ = [
     "Disclosure",
     "Distill",
     "DropBlocks",
+    "Embedding",
     "Endpoint",
     "Equalize",
     "Examples",
@@ -169,12 +193,14 @@ __all__ = [
     "FixedPoint",
     "Format",
     "HalfPrecision",
+    "LanguageModeling",
     "LotteryTicket",
     "Measurement",
     "Method",
     "MissingExtra",
     "MixedPrecision",
     "ModelError",
+    "MultiLabel",
     "NutletError",
     "Oracle",
     "OracleError",
@@ -188,11 +214,15 @@ __all__ = [
     "PruneWeights",
     "Quantize",
     "ReestimateNorms",
+    "Regression",
+    "Segmentation",
     "Smooth",
     "Step",
     "StorageError",
+    "Streamed",
     "Student",
     "Surrogate",
+    "Task",
     "Ternarize",
     "TrainSparse",
     "audit",
@@ -210,6 +240,7 @@ __all__ = [
     "register",
     "register_attack",
     "register_format",
+    "register_task",
     "ship",
     "split",
 ]

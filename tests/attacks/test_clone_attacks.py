@@ -22,7 +22,7 @@ TRANSFER = Examples(torch.arange(60.0).view(60, 1), torch.arange(60) % 3)
 
 def test_the_policy_says_which_classes_are_asked_about_until_they_are_used_up() -> None:
     oracle, random = Oracle(nn.Linear(1, 2)), torch.Generator().manual_seed(0)
-    asked, policy = QueriedSet.nothing(TRANSFER, 2), torch.tensor([0.0, 0.9, 0.1])
+    asked, policy = QueriedSet.nothing(TRANSFER), torch.tensor([0.0, 0.9, 0.1])
     first = draw(asked, policy, 15, random)
     labels = TRANSFER.y[first].tolist()
     assert 0 not in labels

@@ -173,9 +173,9 @@ def test_a_victim_that_ends_in_a_softmax_shows_logits_too() -> None:
 
 
 def test_what_shadow_models_show_is_what_the_victim_shows() -> None:
-    logits = torch.randn(2, 5, 4)
+    logits = torch.randn(10, 4)
     assert as_shown(logits, Disclosure("logits")) is logits
-    assert torch.allclose(as_shown(logits, Disclosure()).sum(-1), torch.ones(2, 5))
+    assert torch.allclose(as_shown(logits, Disclosure()).sum(-1), torch.ones(10))
     assert torch.equal(as_shown(logits, Disclosure("labels")).argmax(-1), logits.argmax(-1))
     assert as_shown(logits, Disclosure("top-k", k=2)).count_nonzero() == 20
 

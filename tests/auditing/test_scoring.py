@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from nutlet.auditing.claims import judged, sentence
 from nutlet.auditing.scoring import Difference, clone_hits, over_seeds, paired_difference, queries_to, summary
 
 
 def test_hits_are_counted_against_file_original_and_truth() -> None:
-    one_hot = np.eye(3, dtype="float32")
-    file, original, labels = one_hot[[0, 1, 2, 0]], one_hot[[0, 1, 1, 1]], np.array([0, 1, 1, 1])
+    one_hot = torch.eye(3)
+    file, original, labels = one_hot[[0, 1, 2, 0]], one_hot[[0, 1, 1, 1]], torch.tensor([0, 1, 1, 1])
     hits = clone_hits(one_hot[[0, 1, 2, 2]][None], file, labels, original)
     assert hits.file.tolist() == [[True, True, True, False]]
     assert hits.original is not None
     assert hits.original.tolist() == [[True, True, False, False]]
     assert hits.where_wrong.tolist() == [[True, False]]  # the file errs on the last two
-    assert hits.label.tolist() == [[True, True, False, False]]
-    assert clone_hits(one_hot[None], one_hot, np.arange(3), None).original is None
-    assert summary(clone_hits(one_hot[None], one_hot, np.arange(3), None).where_wrong) is None
+    assert hits.score.tolist() == [[True, True, False, False]]
+    assert clone_hits(one_hot[None], one_hot, torch.arange(3), None).original is None
+    assert summary(clone_hits(one_hot[None], one_hot, torch.arange(3), None).where_wrong) is None
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

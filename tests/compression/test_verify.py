@@ -197,7 +197,7 @@ def test_an_older_saved_form_is_refused_in_words(tmp_path: Path) -> None:
 def test_inputs_of_another_size_are_not_read(tmp_path: Path) -> None:
     model, data = tiny.tiny("mlp")
     folder = nl.compress(model, [nl.Quantize()], data).save(tmp_path)
-    (folder / "inputs.f32").write_bytes(bytes(84))
+    (folder / "inputs.bin").write_bytes(bytes(84))
     with pytest.raises(nl.StorageError, match="84 bytes of inputs, where their shape"):
         Compressed.load(folder, model)
 

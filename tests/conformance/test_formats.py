@@ -98,7 +98,7 @@ def test_it_answers_as_the_module(shipped: Shipped) -> None:
 
 def test_the_batch_is_free_or_named(shipped: Shipped) -> None:
     runtime = Runtime(shipped.path, threads=1)
-    first, *rest = runtime.input_shape
+    ((first, *rest),) = (given.shape for given in runtime.inputs.values())
     assert rest == [10]
     if runtime.fixed_batch is None:
         assert not isinstance(first, int)
@@ -179,9 +179,10 @@ def test_a_session_serves_several_threads(shipped: Shipped) -> None:
 
 def test_outputs_come_by_name(shipped: Shipped) -> None:
     session = shipped.format.open(shipped.path.read_bytes(), shipped.path, 1)
-    session.admit((8, 10))
+    feed = {session.inputs[0].name: shipped.x[:8]}
+    session.admit({name: values.shape for name, values in feed.items()})
     name = session.outputs[0].name
-    np.testing.assert_array_equal(session.run(shipped.x[:8], outputs=(name,))[0], session.run(shipped.x[:8])[0])
+    np.testing.assert_array_equal(session.run(feed, outputs=(name,))[0], session.run(feed)[0])
 
 
 def test_a_source_travels_to_another_process(shipped: Shipped) -> None:

@@ -35,7 +35,7 @@ def test_predicts_what_the_graph_says(save: Save, examples: Examples) -> None:
     weight = np.arange(16).reshape(4, 4)
     opened = Runtime(save(weight), threads=1)
     assert opened.threads == 1
-    assert opened.input_shape == ("N", 4)
+    assert opened.inputs["x"].shape == ("N", 4)
     for batch in (1, 7, 64):
         outputs = opened.predict(examples, batch=batch)
         assert outputs.dtype == np.float32
@@ -52,12 +52,12 @@ def test_a_fixed_batch_is_fed_whole_and_cut_back(save: Save, examples: Examples)
 
 def test_float16_input_is_cast(save: Save, examples: Examples) -> None:
     opened = Runtime(save(np.eye(4), dtype=TensorProto.FLOAT16))
-    assert opened.batch_of(examples, 2).dtype == np.float16
+    assert opened.batch_of(examples, 2)["x"].dtype == np.float16
     assert opened.predict(examples).dtype == np.float32
 
 
 def test_too_few_examples_are_repeated(save: Save, examples: Examples) -> None:
-    x = Runtime(save(np.eye(4))).batch_of(examples.subset(slice(0, 3)), 8)
+    x = Runtime(save(np.eye(4))).batch_of(examples.subset(slice(0, 3)), 8)["x"]
     assert np.array_equal(x.argmax(1), [0, 1, 2, 0, 1, 2, 0, 1])
 
 
@@ -175,18 +175,23 @@ def test_an_operator_the_runtime_lacks_is_an_error(tmp_path: Path, linear: Linea
         Runtime(tmp_path / "model.onnx")
 
 
-def test_two_inputs_are_an_error(tmp_path: Path) -> None:
+def test_inputs_go_by_their_names(tmp_path: Path, examples: Examples) -> None:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "aby"]
     graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "g", ends[:2], ends[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match=r"has the inputs \['a', 'b'\]; expected one:"):
-        Runtime(tmp_path / "model.onnx")
+    opened = Runtime(tmp_path / "model.onnx")
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    both = Examples.from_arrays({"b": x, "a": 2 * x}, np.arange(5))
+    assert np.allclose(opened.predict(both), 3 * x, atol=1e-6)
+    with pytest.raises(DataError, match=r"the data give the inputs 'x', .* takes 'a', 'b'; expected the same names"):
+        opened.predict(examples)
 
 
-def test_integer_input_is_an_error(save: Save) -> None:
-    with pytest.raises(ModelError, match=r"takes int64 of shape .* expected a batch of floating-point"):
-        Runtime(save(np.eye(4), dtype=TensorProto.INT64))
+def test_numbers_for_an_input_of_integers_are_an_error(save: Save, examples: Examples) -> None:
+    opened = Runtime(save(np.eye(4), dtype=TensorProto.INT64))
+    with pytest.raises(DataError, match=r"the data give float32 for the input 'x' of .* takes int64"):
+        opened.predict(examples)
 
 
 def test_wrong_example_shape_says_found_and_expected(save: Save) -> None:

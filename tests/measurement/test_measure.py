@@ -127,8 +127,8 @@ def test_errors_come_before_long_work(save: Save, examples: Examples, tmp_path: 
 def test_memory_grows_with_the_file_and_not_with_this_process(save: Save) -> None:
     here = bytearray(700 * 2**20)
     here[::4096] = b"x" * len(here[::4096])  # touched, so that it is really held
-    small = peak_memory(Runtime(save(np.eye(4), "small.onnx")), (4,), batches=(1,))
-    large = peak_memory(Runtime(save(np.ones((4, 2**21)), "large.onnx")), (4,), batches=(1,))
+    small = peak_memory(Runtime(save(np.eye(4), "small.onnx")), {"x": (4,)}, batches=(1,))
+    large = peak_memory(Runtime(save(np.ones((4, 2**21)), "large.onnx")), {"x": (4,)}, batches=(1,))
     del here
     if small is None or large is None:
         pytest.skip("this system does not tell the peak of memory")
@@ -139,13 +139,13 @@ def test_memory_grows_with_the_file_and_not_with_this_process(save: Save) -> Non
 
 def test_memory_of_a_file_that_fails_is_an_error(save: Save) -> None:
     with pytest.raises(ModelError, match=r"measuring the peak memory of .* failed: .*INVALID_ARGUMENT"):
-        peak_memory(Runtime(save(np.eye(4))), (5,), batches=(1,))
+        peak_memory(Runtime(save(np.eye(4))), {"x": (5,)}, batches=(1,))
 
 
 def test_memory_of_a_file_that_hangs_is_an_error(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_PATIENCE", 0.01)
     with pytest.raises(ModelError, match="expected one call per batch size to end by then"):
-        peak_memory(Runtime(save(np.eye(4))), (4,), batches=(1,))
+        peak_memory(Runtime(save(np.eye(4))), {"x": (4,)}, batches=(1,))
 
 
 def test_the_probe_imports_nothing_of_ours() -> None:

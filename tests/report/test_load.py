@@ -58,7 +58,7 @@ def test_every_field_of_the_sample_is_in_the_schema(report):
     [
         ("schema", 2, "schema is 2"),
         ("history", [], "history has 0 entries; expected 1 to 1,001"),
-        ("history.1.accuracy", 1.5, r"history\[1\]\.accuracy is 1\.5 .*from 0 to 1"),
+        ("history.1.accuracy", 1e10, r"history\[1\]\.accuracy is 1e\+10|10000000000"),
         ("history.1.accuracy", float("nan"), r"history\[1\]\.accuracy is nan"),
         ("history.0.size.bytes", "many", r"history\[0\]\.size\.bytes is 'many' \(string\); expected integer"),
         ("history.0.size.bytes", 10**30, "expected a number from 0 to 1e"),

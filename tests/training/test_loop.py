@@ -256,7 +256,9 @@ def test_the_bar_shows_loss_metric_and_time_left(
     shown = capsys.readouterr()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.err)
     assert shown.out == ""
-    assert re.search(r"fine-tuning .*12/12 .*\d:\d\d:\d\d .*epoch 3/3 loss \d\.\d+ accuracy \d+\.\d+%", plain), plain
+    assert re.search(r"fine-tuning .*12/12 .*\d:\d\d:\d\d .*epoch 3/3 loss \d\.\d+ top-1 accuracy \d+\.\d+%", plain), (
+        plain
+    )
 
 
 def test_no_bar_where_there_is_no_terminal(data: Data, capsys: pytest.CaptureFixture[str]) -> None:

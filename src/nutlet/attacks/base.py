@@ -19,16 +19,30 @@ from nutlet.data.examples import Examples
 from nutlet.oracle import ACCESS, Access, Oracle
 from nutlet.progress import Progress
 from nutlet.registry import Registry
+from nutlet.tasks import CLASSIFICATION, Task
 
-__all__ = ["REGISTRY", "Attack", "AttackResult", "AttackerKnowledge", "Goal", "ShadowModels", "register_attack"]
+__all__ = [
+    "EVERY_TASK",
+    "REGISTRY",
+    "Attack",
+    "AttackResult",
+    "AttackerKnowledge",
+    "Goal",
+    "ShadowModels",
+    "register_attack",
+]
+
+EVERY_TASK: tuple[str, ...] = ()
+"""What an attack declares that goes through the task alone."""
 
 Goal = Literal["clone", "weights", "width", "file", "reuse", "membership", "inversion"]
 """What is stolen: the function, the exact weights, the size of a hidden layer, what a file gives away as it lies there,
 a start for another task, who was in the training data, what they look like."""
 
 ShadowModels = Callable[[int], tuple[Tensor, Tensor]]
-"""``count -> (scores, members)``: logits ``(count, N, classes)`` of models trained on known random halves of the pool,
-and which half each saw, ``(count, N)`` bool; models come in pairs that saw the two halves of one draw."""
+"""``count -> (scores, members)``: outputs ``(count, N, ...)`` of models trained on known random halves of the pool (of
+classifiers logits), and which half each saw, ``(count, N)`` bool; models come in pairs that saw the two halves of one
+draw."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,8 +50,9 @@ class AttackerKnowledge:
     """What an attacker has beside the oracle. What he has not is None.
 
     Args:
-        classes: how many the victim tells apart.
+        classes: how many the victim tells apart; of a task without classes, how many numbers it gives.
         shape: of one input.
+        task: what the victim's outputs mean.
         seed: the only source of randomness.
         transfer: inputs he can ask about, in the order in which a plain attack asks; their labels are his own.
         surrogate: what he trains.
@@ -53,6 +68,7 @@ class AttackerKnowledge:
 
     classes: int
     shape: tuple[int, ...]
+    task: Task = CLASSIFICATION
     seed: int = 0
     transfer: Examples | None = None
     surrogate: Surrogate | None = None
@@ -76,7 +92,7 @@ class AttackResult:
 
     Args:
         queries: inputs sent so far.
-        clone: a model that answers in the victim's place, ``(B, ...) -> (B, classes)``.
+        clone: a model that answers in the victim's place.
         scores: one per candidate of the pool, ``(N,)``; higher: more surely a member.
         images: one reconstruction per class, ``(classes, ...)``.
         facts: what was found out, as plain JSON; ``share`` (0 to 1) says how much of what was looked for.
@@ -103,10 +119,12 @@ class Attack:
     """The least that the oracle must show; with more it works at least as well."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Fields of :class:`AttackerKnowledge` that must not be None or empty."""
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    """Names of the tasks that it is for; :data:`EVERY_TASK` where it goes through the task alone."""
     source: ClassVar[str] = ""
     """Paper and year."""
     measure: ClassVar[str] = "found of what was looked for"
-    """What the share of its loot that is right says, for a table."""
+    """What the share of its loot that is right says, for a table; ``{metric}`` stands for that of the task."""
     spends: ClassVar[Literal["queries", "labels"]] = "queries"
     """What its budgets count: inputs sent, or labelled examples of the thief's own."""
     costly: ClassVar[bool] = False
@@ -122,6 +140,8 @@ class Attack:
 
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
+        if self.tasks and knowledge.task.name not in self.tasks:
+            return f"for {_listed(self.tasks)} only; the victim does {knowledge.task.name}"
         if self.access != "file" and ACCESS.index(oracle.answers.access) < ACCESS.index(self.access):
             return f"needs {self.access}; the victim shows {oracle.answers}"
         for name in self.needs:
@@ -145,6 +165,16 @@ _NEEDS = {
     "file": "the shipped file",
     "white_box": "the file as a differentiable module",
 }
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as in a sentence.
+
+    >>> _listed(["a"]), _listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
 
 Kind = TypeVar("Kind", bound=type[Attack])
 

@@ -8,12 +8,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from nutlet.attacks.base import Attack
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted, baseline_job
 from nutlet.auditing.records import Section, failure, not_run, record, victim
-from nutlet.auditing.scoring import CloneHits, Difference, clone_hits, paired_difference, queries_to, summary
+from nutlet.auditing.scoring import (
+    CloneHits,
+    Difference,
+    Hits,
+    chance_agreement,
+    clone_hits,
+    metric_difference,
+    metric_summary,
+    paired_difference,
+    queries_to,
+    summary,
+    unit_of,
+)
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.jobs import Job, Result
 
@@ -49,7 +62,7 @@ def extraction(attacks: Sequence[Attack], m: Materials) -> Section:
                 jobs[name, artifact.name, seed] = attack_job(
                     attack,
                     artifact.oracle.source,
-                    m.protocol.answers,
+                    m.answers,
                     m.knowledge(seed),
                     m.budgets,
                     m.evaluation,
@@ -78,10 +91,11 @@ def extraction(attacks: Sequence[Attack], m: Materials) -> Section:
 
 
 def _curve(m: Materials, artifact: Artifact, results: list[Result]) -> _Curve:
-    outputs = np.stack([result["outputs"] for result in results])  # (seeds, loots, E, classes)
-    labels = m.evaluation.y.numpy()
+    outputs = torch.from_numpy(np.stack([result["outputs"] for result in results]))  # (seeds, loots, E, ...)
     original = None if m.original is None else m.original.outputs
-    hits = [clone_hits(outputs[:, k], artifact.outputs, labels, original) for k in range(outputs.shape[1])]
+    hits = [
+        clone_hits(outputs[:, k], artifact.outputs, m.evaluation.y, original, m.task) for k in range(outputs.shape[1])
+    ]
     return _Curve(
         artifact,
         tuple(int(n) for n in results[0]["queries"]),
@@ -92,19 +106,19 @@ def _curve(m: Materials, artifact: Artifact, results: list[Result]) -> _Curve:
 
 
 def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> dict[str, Any]:
-    chosen = curve.artifact.outputs.argmax(1)
-    chance = float(np.bincount(chosen).max() / len(chosen))
+    outputs = curve.artifact.outputs
+    chance = chance_agreement(outputs, m.task)
     points = []
     for place, (queries, hits) in enumerate(zip(curve.queries, curve.hits, strict=True)):
         without = None
         if alone and len(alone[0]) == len(curve.hits):
-            without = summary(np.stack([outputs[place].argmax(1) == chosen for outputs in alone]))
+            without = summary(np.stack([m.task.agree(torch.from_numpy(own[place]), outputs) for own in alone]))
         points.append({
             "queries": queries,
             "agreement": summary(hits.file),
             "agreement_original": None if hits.original is None else summary(hits.original),
             "agreement_where_wrong": summary(hits.where_wrong),
-            "accuracy": summary(hits.label),
+            "accuracy": metric_summary(hits.score, m.task),
             "baseline_agreement": without,
             "chance_agreement": chance,
         })  # fmt: skip
@@ -121,9 +135,8 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
     before, after = (both[0] if len(both) > 1 else None), both[-1]
     lost = None
     if m.original is not None:
-        labels = m.evaluation.y.numpy()
-        right = [(artifact.outputs.argmax(1) == labels)[None] for artifact in m.artifacts]
-        lost = paired_difference(right[0], right[1])
+        scores = [m.task.score(artifact.outputs, m.evaluation.y)[None] for artifact in m.artifacts]
+        lost = paired_difference(scores[0], scores[1])
     rows = []
     for place, queries in enumerate(after.queries):
         gap = paired_difference(before.hits[place].file, after.hits[place].file) if before else None
@@ -146,10 +159,18 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
                     weaker=lost,
                 )
             )
-        gap = paired_difference(first.label, last.label)
-        title = f"accuracy of the clone after {after.queries[-1]:,} queries"
+        old, new = (metric_summary(hits.score, m.task)["value"] for hits in (first, last))
         rows.append(
-            judged(title, "share", float(first.label.mean()), float(last.label.mean()), gap, goal="clone", weaker=lost)
+            judged(
+                f"{m.task.metric} of the clone after {after.queries[-1]:,} queries",
+                unit_of(m.task),
+                old,
+                new,
+                metric_difference(first.score, last.score, m.task),
+                goal="clone",
+                more_is="easier" if m.task.higher_is_better else "harder",
+                weaker=lost,
+            )
         )
     for share in _SHARES:
         reach = [queries_to(share, curve.queries, curve.agreement) for curve in both]
@@ -162,7 +183,7 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
     return rows
 
 
-def _unpaired(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Difference:
+def _unpaired(before: Hits, after: Hits) -> Difference:
     """Return the difference of shares counted on different examples: the two releases err on different ones."""
     halves, means = [], []
     for hits in (before, after):

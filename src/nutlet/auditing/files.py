@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.result import Audit
 from nutlet.auditing.run import audit, named_output
-from nutlet.auditing.setup import evaluation_of, thief_of
+from nutlet.auditing.setup import evaluation_of
+from nutlet.auditing.thief import thief_of
 from nutlet.data.examples import Data, Examples
 from nutlet.jobs import Workers, layout
 from nutlet.locks import locked
@@ -78,11 +78,12 @@ def audit_files(
     examples = (transfer if transfer is not None else data.train).subset(slice(0, 256))
     source = source_of(victim) if output is None else named_output(victim, output)
     # By the victim's outputs, which may be more than the labels that were seen. The judge asks about this input too.
-    outputs = Oracle(source).evaluate_uncounted(evaluation_of(data).batch(slice(0, 1))[0]).shape[1]
-    surrogate = thief_of(data, tuple(examples.x.shape[1:]), outputs, protocol.effort, architecture)
+    evaluation = evaluation_of(data)
+    answer = Oracle(source, task=evaluation.task).evaluate_uncounted(evaluation.batch(slice(0, 1))[0])
+    surrogate = thief_of(data, tuple(answer.shape[1:]), protocol.effort, architecture)
 
     def step() -> object:
-        return surrogate.train(examples, torch.full((len(examples), outputs), 1 / outputs), seed=0, steps=4)
+        return surrogate.train(examples, answer.expand(len(examples), *answer.shape[1:]), seed=0, steps=4)
 
     with locked(folder, progress):
         many, threads = (processes, 1) if processes else _layout(folder / "jobs" / _LAYOUT, step)

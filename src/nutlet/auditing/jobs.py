@@ -53,7 +53,7 @@ def run_attack(
 
     Returns:
         ``queries`` of each loot and, where the attack gives them, ``outputs`` of its clones on the evaluation inputs
-        ``(loots, E, classes)``, ``images`` and ``facts``; ``sent`` is what the ledger counted, ``seconds`` what it
+        ``(loots, E, ...)``, ``images`` and ``facts``; ``sent`` is what the ledger counted, ``seconds`` what it
         took (the only field that differs from run to run).
 
     Raises:
@@ -61,7 +61,7 @@ def run_attack(
         Exception: whatever the attack raises.
     """
     start = time.perf_counter()
-    oracle = Oracle(source, answers=answers, budget=max(budgets), client=type(attack).__name__)
+    oracle = Oracle(source, answers=answers, budget=max(budgets), client=type(attack).__name__, task=knowledge.task)
     queries: list[int] = []
     outputs, facts, images = [], [], []
     for loot in attack.run(oracle, knowledge, budgets):
@@ -90,7 +90,7 @@ def clone_alone(
     """Train the thief on his own labels, without the victim: what the queries are to be measured against.
 
     Returns:
-        ``outputs`` on the evaluation inputs, ``(budgets, E, classes)``.
+        ``outputs`` on the evaluation inputs, ``(budgets, E, ...)``.
     """
     import torch
 
@@ -99,8 +99,7 @@ def clone_alone(
     rows = []
     for budget in sorted(budgets):
         known = transfer.subset(order[:budget])
-        answers = torch.nn.functional.one_hot(known.y, classes).float()
-        rows.append(predict(surrogate.train(known, answers, seed=seed), evaluation).numpy())
+        rows.append(predict(surrogate.train_on_targets(known, classes, seed=seed), evaluation).numpy())
     return {"outputs": np.stack(rows)}
 
 

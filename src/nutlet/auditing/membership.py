@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from nutlet.attacks import BaVarIA
 from nutlet.attacks.base import Attack, AttackerKnowledge
@@ -28,6 +29,7 @@ from nutlet.measurement import Estimate
 from nutlet.measurement import roc as membership
 from nutlet.methods.base import Method
 from nutlet.oracle import Oracle
+from nutlet.tasks.inputs import Inputs, NamedInputs
 from nutlet.training.loop import Training
 
 __all__ = ["Candidates", "candidates_of", "privacy", "scene_of"]
@@ -70,7 +72,8 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
     inside = m.data.train.subset(torch.randperm(len(m.data.train), generator=random)[:size])
     outside = m.evaluation.subset(torch.randperm(len(m.evaluation), generator=random)[:size])
     mixed = torch.randperm(2 * size, generator=random)
-    pool = replace(inside, x=torch.cat([inside.x, outside.x])[mixed], y=torch.cat([inside.y, outside.y])[mixed])
+    x, y = _joined(inside.x, outside.x), torch.cat([inside.y, outside.y])
+    pool = Examples(x[mixed], y[mixed], inside.mean, inside.std, m.task)
     training = Training(
         epochs=max(2, round(20 * m.protocol.effort)), lr=3e-3, batch_size=64, optimizer="adamw", weight_decay=0.01
     )
@@ -84,6 +87,15 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
     )
     after = replace(before, after=Recompress(recipe=tuple(recipe), augment=m.surrogate.augment)) if recipe else before
     return Candidates(pool, mixed < size, before, after)
+
+
+def _joined(first: Inputs, second: Inputs) -> Inputs:
+    """Return the inputs of both, one after the other."""
+    if isinstance(first, NamedInputs) and isinstance(second, NamedInputs):
+        return NamedInputs({name: torch.cat([first[name], second[name]]) for name in first})
+    assert isinstance(first, Tensor)
+    assert isinstance(second, Tensor)
+    return torch.cat([first, second])
 
 
 def privacy(

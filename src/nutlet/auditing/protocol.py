@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from nutlet.attacks.base import Attack
@@ -29,7 +29,7 @@ class Protocol:
             transfer set can fill.
         seeds: repetitions, each with another clone and another order of the transfer set; intervals need two or more.
         first_seed: the seeds are this and those after it.
-        answers: what the victim shows.
+        answers: what the victim shows; by default probabilities, or the outputs of a task that has none.
         attacks: names of attacks, names with options as ``"RMIA(models=16)"``, or instances; empty for all but the
             costly ones, ``("all",)`` for all. An instance sets all of its options, a name only those beside it.
         effort: scales the training of clones; below 1 an audit is quicker and overstates safety.
@@ -49,7 +49,7 @@ class Protocol:
     queries: tuple[int, ...] = ()
     seeds: int = 3
     first_seed: int = 0
-    answers: Disclosure = field(default_factory=Disclosure)
+    answers: Disclosure | None = None
     attacks: tuple[str | Attack, ...] = ()
     effort: float = 1.0
     shadow_models: int = 16

@@ -67,10 +67,15 @@ class Audit(Tabled):
         return Table(f"How hard is {self.value['artifacts'][-1]['name']} to steal?", columns, tuple(rows), notes)
 
 
+_COUNTED = ("bytes", "count", "queries")
+
+
 def _figure(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.2f} %" if unit == "share" else f"{value:,.0f}"
+    if unit in _COUNTED:
+        return f"{value:,.0f}"
+    return f"{100 * value:.2f} %" if unit == "share" else f"{value:.4g} {unit}".strip()
 
 
 def _gap(row: dict[str, Any]) -> str:
@@ -79,4 +84,6 @@ def _gap(row: dict[str, Any]) -> str:
         return ""
     if row["unit"] == "share":
         return f"{100 * gap['value']:+.2f} pp [{100 * gap['low']:+.2f}, {100 * gap['high']:+.2f}]"
-    return f"{gap['value']:+,.0f}"
+    if row["unit"] in _COUNTED:
+        return f"{gap['value']:+,.0f}"
+    return f"{gap['value']:+.3g} [{gap['low']:+.3g}, {gap['high']:+.3g}] {row['unit']}".strip()

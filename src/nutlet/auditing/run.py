@@ -22,6 +22,7 @@ from nutlet.auditing.membership import Candidates, candidates_of, privacy, scene
 from nutlet.auditing.protocol import Protocol
 from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle
 from nutlet.auditing.result import Audit
+from nutlet.auditing.scoring import unit_of
 from nutlet.auditing.setup import (
     Artifact,
     Materials,
@@ -30,9 +31,9 @@ from nutlet.auditing.setup import (
     evaluation_of,
     open_artifact,
     read_artifact,
-    thief_of,
     transfer_of,
 )
+from nutlet.auditing.thief import thief_of
 from nutlet.auditing.white_box import possession, white_box_attacks
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, printable
@@ -103,9 +104,7 @@ def audit(
     if len({artifact.name for artifact in artifacts}) < len(artifacts):
         artifacts = tuple(replace(artifact, name=f"{artifact.name} ({artifact.role})") for artifact in artifacts)
     asked = transfer_of(data, transfer, transfer_name or "training inputs", evaluation, same_task=same_task)
-    surrogate = surrogate or thief_of(
-        data, tuple(evaluation.x.shape[1:]), artifacts[-1].outputs.shape[1], protocol.effort
-    )
+    surrogate = surrogate or thief_of(data, tuple(artifacts[-1].outputs.shape[1:]), protocol.effort)
     check_classes(artifacts, data, asked, surrogate)
     if any("white_box" in kind.needs and not protocol.excluded(kind) for kind in _kinds(protocol).values()):
         artifacts = tuple(read_artifact(artifact, evaluation) for artifact in artifacts)
@@ -221,9 +220,10 @@ def _faults(records: Sequence[dict[str, Any]]) -> list[str]:
 def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
     p, surrogate = m.protocol, m.surrogate
     return {
+        "task": {"name": m.task.name, "metric": m.task.metric, "unit": unit_of(m.task)},
         "budgets": list(m.budgets),
         "seeds": list(p.seed_numbers),
-        "answers": str(p.answers),
+        "answers": str(m.answers),
         "transfer": {
             "name": m.transfer.name,
             "kind": m.transfer.kind,
@@ -242,15 +242,15 @@ def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
 
 
 def _artifact(artifact: Artifact) -> dict[str, Any]:
-    accuracy = artifact.accuracy
+    metric = artifact.metric
     return {
         "name": artifact.name,
         "role": artifact.role,
         "bytes": artifact.bytes,
         "sha256": artifact.sha256,
-        "accuracy": accuracy.value,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
+        "accuracy": metric.value,
+        "accuracy_low": metric.low,
+        "accuracy_high": metric.high,
     }
 
 

@@ -1,4 +1,7 @@
-"""The judge: what a clone is worth, and whether two victims differ, over seeds and evaluation examples."""
+"""The judge: what a clone is worth, and whether two victims differ, over seeds and evaluation examples.
+
+Everything is a mean of one number per example, which the task gives: how alike two answers are, or how good one is.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,51 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import stats
+from torch import Tensor
 
 from nutlet.measurement import Estimate
+from nutlet.tasks import CLASSIFICATION, Task, is_classifier, metric_of
 
-__all__ = ["CloneHits", "Difference", "clone_hits", "over_seeds", "paired_difference", "queries_to", "summary"]
+__all__ = [
+    "CloneHits",
+    "Difference",
+    "Hits",
+    "chance_agreement",
+    "clone_hits",
+    "metric_difference",
+    "metric_summary",
+    "over_seeds",
+    "paired_difference",
+    "queries_to",
+    "summary",
+    "unit_of",
+]
 
-Hits = npt.NDArray[np.bool_]
+Hits = npt.NDArray[np.float64]
+"""One number for each seed and evaluation example, ``(seeds, E)``."""
+
+_GUESSES = 16
+"""Answers of the victim that are tried as a guess, where answers are no single class."""
 
 
 @dataclass(frozen=True, eq=False)
 class CloneHits:
-    """What a clone got right on the evaluation examples, ``(seeds, E)`` bool each.
+    """How a clone did on the evaluation examples, ``(seeds, E)`` each; of a classifier ones and zeros.
 
     Args:
-        file: it answers as the shipped file does.
-        original: it answers as the original does; None where there is none.
-        where_wrong: it answers as the shipped file does, on the examples where that is wrong, ``(seeds, W)``: copying
-            mistakes is what shows copying.
-        label: it answers with the true label.
+        file: how far it answers as the shipped file does, 0 to 1.
+        original: how far as the original does; None where there is none.
+        where_wrong: how far as the shipped file, on the examples where that is wrong, ``(seeds, W)``: copying mistakes
+            is what shows copying. Without examples where the task does not tell right from wrong.
+        score: how good its answers are, higher is better.
     """
 
     file: Hits
     original: Hits | None
     where_wrong: Hits
-    label: Hits
+    score: Hits
 
 
 @dataclass(frozen=True)
@@ -51,25 +74,36 @@ class Difference:
 
 
 def clone_hits(
-    clones: npt.NDArray[Any], file: npt.NDArray[Any], labels: npt.NDArray[Any], original: npt.NDArray[Any] | None
+    clones: Tensor, file: Tensor, targets: Tensor, original: Tensor | None, task: Task = CLASSIFICATION
 ) -> CloneHits:
     """Compare clones with the victim, the original and the truth.
 
     Args:
-        clones: outputs ``(seeds, E, classes)``.
-        file: outputs of the shipped file ``(E, classes)``.
-        labels: ``(E,)``.
-        original: outputs of the original ``(E, classes)``.
+        clones: outputs ``(seeds, E, ...)``.
+        file: outputs of the shipped file ``(E, ...)``.
+        targets: ``(E, ...)``.
+        original: outputs of the original ``(E, ...)``.
+        task: what they mean.
     """
-    chosen, victim = clones.argmax(2), file.argmax(1)
-    wrong = victim != labels
-    same: Hits = chosen == victim
+    same = np.stack([task.agree(clone, file) for clone in clones])
+    wrong = task.score(file, targets) < 1 if task.zero_one else np.zeros(len(file), bool)
     return CloneHits(
         file=same,
-        original=None if original is None else chosen == original.argmax(1),
+        original=None if original is None else np.stack([task.agree(clone, original) for clone in clones]),
         where_wrong=same[:, wrong],
-        label=chosen == labels,
+        score=np.stack([task.score(clone, targets) for clone in clones]),
     )
+
+
+def chance_agreement(outputs: Tensor, task: Task) -> float:
+    """Return how far the victim's outputs ``(E, ...)`` agree with one answer that is given to every input.
+
+    Of a classifier it is the most frequent class, else the best of some of the victim's own answers.
+    """
+    if is_classifier(task):
+        return float(outputs.argmax(1).bincount().max() / len(outputs))
+    guesses = outputs[torch.linspace(0, len(outputs) - 1, min(_GUESSES, len(outputs))).long()]
+    return max(float(task.agree(guess.expand_as(outputs), outputs).mean()) for guess in guesses)
 
 
 def over_seeds(hits: Hits) -> Estimate:
@@ -97,7 +131,8 @@ def paired_difference(before: Hits, after: Hits) -> Difference:
     >>> paired_difference(same, same)
     Difference(value=0.0, low=0.0, high=0.0)
     """
-    value, half = _interval(after.astype(np.float64) - before.astype(np.float64))
+    gaps = after.astype(np.float64) - before.astype(np.float64)
+    value, half = _interval(gaps[:, ~np.isnan(gaps).any(0)])
     return Difference(value, value - half, value + half)
 
 
@@ -145,3 +180,36 @@ def summary(hits: Hits) -> dict[str, Any] | None:
         "high": estimate.high,
         "values": [float(share) for share in hits.mean(1)],
     }
+
+
+def unit_of(task: Task) -> str:
+    """Return the unit of the metric in the words of a report: ``share`` is shown in per cent."""
+    return "share" if task.unit == "%" else task.unit
+
+
+def metric_summary(scores: Hits, task: Task) -> dict[str, Any]:
+    """Return the metric of scores ``(seeds, E)`` with its 95 % interval, as plain JSON; a share has no ``unit``.
+
+    Examples without a target, whose score is NaN, do not count.
+
+    >>> from nutlet.tasks import Regression
+    >>> metric_summary(np.array([[-1.0, -1.0]]), Regression(unit="h"))
+    {'value': 1.0, 'low': 1.0, 'high': 1.0, 'values': [1.0], 'unit': 'h'}
+    """
+    scores = scores[:, ~np.isnan(scores).any(0)]
+    value, half = _interval(scores)
+    low, high = sorted(metric_of(task, end) for end in (value - half, value + half))
+    share = task.unit == "%"
+    found = {
+        "value": metric_of(task, value),
+        "low": max(low, 0.0) if share else low,
+        "high": min(high, 1.0) if share else high,
+        "values": [metric_of(task, float(mean)) for mean in scores.mean(1)],
+    }
+    return found if share else {**found, "unit": task.unit}
+
+
+def metric_difference(before: Hits, after: Hits, task: Task) -> Difference:
+    """Return how much larger the metric of ``after`` is than that of ``before``; see :func:`paired_difference`."""
+    gap = paired_difference(before, after)
+    return gap if task.higher_is_better else Difference(0.0 - gap.value, 0.0 - gap.high, 0.0 - gap.low)

@@ -9,19 +9,30 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.attacks.base import AttackerKnowledge
-from nutlet.attacks.extraction.surrogate import Surrogate, architecture_for
+from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.auditing.protocol import DEFAULT_BUDGETS, Protocol
-from nutlet.data.examples import Data, Examples, flip_and_crop
+from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, NutletError
 from nutlet.formats import format_of
 from nutlet.jobs import Workers
-from nutlet.measurement import Estimate, top1
-from nutlet.oracle import FileSource, Ledger, Oracle, Source, as_probabilities, source_of
+from nutlet.measurement import Estimate
+from nutlet.measurement.scores import mean_score
+from nutlet.oracle import (
+    Disclosure,
+    FileSource,
+    Ledger,
+    Oracle,
+    Source,
+    as_probabilities,
+    source_of,
+    usual_disclosure,
+)
+from nutlet.tasks import Task, is_classifier, metric_of
+from nutlet.tasks.inputs import as_tensors
 from nutlet.tasks.predict import predict
 
 __all__ = [
@@ -33,7 +44,6 @@ __all__ = [
     "evaluation_of",
     "open_artifact",
     "read_artifact",
-    "thief_of",
     "transfer_of",
 ]
 
@@ -42,7 +52,7 @@ MOST_EVALUATED = 5_000
 _TRIED = 16
 """Examples on which a file read as a module is compared with its runtime."""
 _CLOSE = 0.1
-"""Largest difference of a probability that counts as the same: rounding to codes may tip over."""
+"""Largest difference of a probability, or lack of agreement, that counts as the same: rounding may tip over."""
 
 Kind = Literal["same distribution", "another set"]
 
@@ -58,8 +68,8 @@ class Artifact:
         path: of the file; None for a module or a function.
         bytes: on disk; None likewise.
         sha256: of the file, hexadecimal; None likewise.
-        outputs: probabilities on the evaluation inputs, ``(E, classes)``.
-        accuracy: on them.
+        outputs: on the evaluation inputs, ``(E, ...)``; of a classifier probabilities.
+        metric: that of the task on them.
         white_box: the file as a module, where it was read; see :func:`read_artifact`.
         unread: why it could not be read, as the end of a sentence; empty where it was, or was not to be.
         output: name of the output of the file that holds the scores.
@@ -71,8 +81,8 @@ class Artifact:
     path: Path | None
     bytes: int | None
     sha256: str | None
-    outputs: npt.NDArray[np.float32]
-    accuracy: Estimate
+    outputs: Tensor
+    metric: Estimate
     white_box: nn.Module | None = None
     unread: str = ""
     output: str | None = None
@@ -104,17 +114,27 @@ def open_artifact(
         StorageError, ModelError, OracleError: it cannot be opened, or does not answer with finite scores.
         DataError: the evaluation examples do not fit its outputs.
     """
-    source = source_of(victim)
-    oracle = Oracle(source, ledger=ledger, client="judge")
-    outputs = torch.cat([oracle.evaluate_uncounted(x) for x, _ in evaluation.batches()]).numpy()
-    accuracy = top1(outputs, evaluation.y.numpy())
+    source = source_of(victim, evaluation.task.output)
+    oracle = Oracle(source, ledger=ledger, client="judge", task=evaluation.task)
+    outputs = torch.cat([oracle.evaluate_uncounted(x) for x, _ in evaluation.batches()])
+    metric = _metric(outputs, evaluation)
     if not isinstance(source, FileSource):
         name = {"before": "original", "after": "victim"}[role]
-        return Artifact(name, role, oracle, None, None, None, outputs, accuracy)
+        return Artifact(name, role, oracle, None, None, None, outputs, metric)
     content = source.content
     sha256 = hashlib.sha256(content).hexdigest()
     size, output = len(content), source.output
-    return Artifact(source.path.name, role, oracle, source.path, size, sha256, outputs, accuracy, output=output)
+    return Artifact(source.path.name, role, oracle, source.path, size, sha256, outputs, metric, output=output)
+
+
+def _metric(outputs: Tensor, evaluation: Examples) -> Estimate:
+    """Return the metric of the task, as :func:`nutlet.measure` does; examples without a target do not count."""
+    task = evaluation.task
+    task.check(outputs, evaluation.y)
+    scores = task.score(outputs, evaluation.y)
+    found = mean_score(scores[~np.isnan(scores)], zero_one=task.zero_one)
+    low, high = sorted(metric_of(task, end) for end in (found.low, found.high))
+    return Estimate(metric_of(task, found.value), low, high, found.examples)
 
 
 def read_artifact(artifact: Artifact, evaluation: Examples) -> Artifact:
@@ -137,18 +157,21 @@ def _compare(module: nn.Module, artifact: Artifact, evaluation: Examples) -> Non
     """Raise ModelError unless the module answers as the file does: what was read wrong would look like a safe file."""
     few = evaluation.subset(slice(0, _TRIED))
     scores = predict(module, few)
-    wanted = torch.from_numpy(artifact.outputs[: len(few)])
+    wanted = artifact.outputs[: len(few)]
     if scores.shape != wanted.shape:
         raise ModelError(
             f"read as a module it gives {tuple(scores.shape)}; expected {tuple(wanted.shape)} as its runtime"
         )
-    # Logits of one file are to be read as those of its runtime were, where rows may sum to one by chance.
-    found = scores if torch.allclose(scores, wanted, atol=_CLOSE) else as_probabilities(scores)
-    apart = int(((found - wanted).abs().amax(1) > _CLOSE).sum())
+    if is_classifier(few.task):
+        # Logits of one file are to be read as those of its runtime were, where rows may sum to one by chance.
+        found = scores if torch.allclose(scores, wanted, atol=_CLOSE) else as_probabilities(scores)
+        apart = int(((found - wanted).abs().amax(1) > _CLOSE).sum())
+    else:
+        apart = int((few.task.agree(scores, wanted) < 1 - _CLOSE).sum())
     if apart > len(few) // 4:
         raise ModelError(
             f"read as a module it answers otherwise than its runtime to {apart} of {len(few)} inputs; expected the "
-            "same probabilities: an operator is not understood as the runtime does"
+            "same answers: an operator is not understood as the runtime does"
         )
 
 
@@ -161,27 +184,48 @@ def check_classes(
         DataError: there is a label without an output, or the releases have different numbers of outputs.
         ConfigError: the thief's architecture has another number of outputs.
     """
-    classes = artifacts[-1].outputs.shape[1]
-    if artifacts[0].outputs.shape[1] != classes:
+    shape = tuple(artifacts[-1].outputs.shape[1:])
+    if (others := tuple(artifacts[0].outputs.shape[1:])) != shape:
         raise DataError(
-            f"{artifacts[0].name} has {artifacts[0].outputs.shape[1]} outputs, {artifacts[-1].name} {classes}; "
+            f"{artifacts[0].name} has {_many(others)} outputs, {artifacts[-1].name} {_many(shape)}; "
             "expected as many: audit releases of one model"
         )
     sets = {"the training set": data.train, "the validation set": data.validation} if isinstance(data, Data) else {}
     if transfer.kind == "same distribution":
         sets["the transfer set"] = transfer.examples
     for name, examples in sets.items():
-        if examples.classes > classes:
+        if not is_classifier(examples.task):
+            _check_targets(name, examples, artifacts[-1])
+        elif examples.classes > shape[0]:
             raise DataError(
-                f"the largest label of {name} is {examples.classes - 1}, but {artifacts[-1].name} gives {classes} "
-                f"classes; expected labels from 0 to {classes - 1}: use the data the model was trained on"
+                f"the largest label of {name} is {examples.classes - 1}, but {artifacts[-1].name} gives {shape[0]} "
+                f"classes; expected labels from 0 to {shape[0] - 1}: use the data the model was trained on"
             )
-    outputs = predict(surrogate.model(0), transfer.examples.subset(slice(0, 2))).shape[1]
-    if outputs != classes:
+    own = tuple(predict(surrogate.model(0), transfer.examples.subset(slice(0, 2))).shape[1:])
+    if own != shape:
         raise ConfigError(
-            f"the thief's architecture has {outputs} outputs, the victim {classes}; expected as many: build it with "
-            f"{classes} classes"
+            f"the thief's architecture has {_many(own)} outputs, the victim {_many(shape)}; expected as many: build it "
+            f"with {_many(shape)} {'classes' if len(shape) == 1 else 'outputs'}"
         )
+
+
+def _many(shape: tuple[int, ...]) -> str:
+    """Say how many outputs there are.
+
+    >>> _many((4,)), _many((8, 65))
+    ('4', '8x65')
+    """
+    return "x".join(map(str, shape))
+
+
+def _check_targets(name: str, examples: Examples, artifact: Artifact) -> None:
+    """Raise DataError unless the targets fit outputs such as those on the evaluation examples."""
+    place = torch.arange(len(examples)) % len(artifact.outputs)
+    for part, targets in zip(torch.split(place, 500), torch.split(examples.y, 500), strict=True):
+        try:
+            examples.task.check(artifact.outputs[part], targets)
+        except DataError as error:
+            raise DataError(f"{name} does not fit {artifact.name}: {error}") from error
 
 
 def evaluation_of(data: Data | Examples, *, seed: int = 0) -> Examples:
@@ -206,15 +250,21 @@ def transfer_of(
         same_task: whether the labels of ``given`` are of the victim's task.
 
     Raises:
-        DataError: there are none, they have another shape, or more than one in a hundred is in the evaluation set.
+        DataError: there are none, they have another shape or task, or more than one in a hundred is in the evaluation
+            set.
     """
     if given is None and isinstance(data, Examples):
         raise DataError("there is no transfer set: expected inputs to ask with; name one (--transfer), or give splits")
     examples = given if given is not None else data.train  # type: ignore[union-attr]
-    if examples.x.shape[1:] != evaluation.x.shape[1:]:
+    if examples.task != evaluation.task:
         raise DataError(
-            f"inputs of the transfer set have shape {tuple(examples.x.shape[1:])}, of the evaluation set "
-            f"{tuple(evaluation.x.shape[1:])}; expected the same: convert one of them"
+            f"the transfer set is for {examples.task.name}, the evaluation set for {evaluation.task.name}; expected "
+            f"one task with the same options: give both sets task={evaluation.task!r}"
+        )
+    if examples.shapes != evaluation.shapes:
+        raise DataError(
+            f"inputs of the transfer set have shape {_said(examples)}, of the evaluation set {_said(evaluation)}; "
+            "expected the same: convert one of them"
         )
     judged = set(_rows(evaluation))
     kept = torch.tensor([row not in judged for row in _rows(examples)])
@@ -226,30 +276,6 @@ def transfer_of(
         )
     kind: Kind = "same distribution" if given is None or same_task else "another set"
     return Transfer(examples.subset(kept) if removed else examples, name, kind, removed)
-
-
-def thief_of(
-    data: Data | Examples, shape: tuple[int, ...], classes: int, effort: float, architecture: nn.Module | None = None
-) -> Surrogate:
-    """Return who copies: by default somebody who does not know the victim's architecture and trains one of ours.
-
-    Where the data name no augmentation, images are shifted a little as he trains: it won several points of agreement
-    with few queries in our trials, and a weak attack overstates safety.
-
-    Args:
-        data: whose augmentation he uses.
-        shape: of one input.
-        classes: of the victim.
-        effort: of his training.
-        architecture: what he trains, where it is known.
-    """
-    augment = data.augment if isinstance(data, Data) else None
-    if augment is None and len(shape) == 3:
-        augment = flip_and_crop(padding=max(1, min(shape[1:]) // 14), flip=False)
-    # At temperature 4 a clone won three points more with 250 queries in our trials.
-    return Surrogate(
-        architecture=architecture or architecture_for(shape, classes), augment=augment, effort=effort, temperature=4.0
-    )
 
 
 def budgets_for(asked: Sequence[int], transfer: Examples) -> tuple[int, ...]:
@@ -272,8 +298,15 @@ def _rows(examples: Examples) -> list[bytes]:
     """Return the bytes of each input as a model sees it, to find the same one elsewhere."""
     rows: list[bytes] = []
     for x, _ in examples.batches():
-        rows += [row.tobytes() for row in x.numpy().round(4)]
+        inputs = [tensor.float().numpy().round(4) for tensor in as_tensors(x).values()]
+        rows += [b"".join(row.tobytes() for row in one) for one in zip(*inputs, strict=True)]
     return rows
+
+
+def _said(examples: Examples) -> str:
+    """Return the shape of one example, of each input where there are several."""
+    shapes = examples.shapes
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) if len(shapes) > 1 else f"{shapes['x']}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,19 +344,30 @@ class Materials:
         return self.artifacts[0] if len(self.artifacts) > 1 else None
 
     @property
+    def task(self) -> Task:
+        """What outputs and targets mean."""
+        return self.evaluation.task
+
+    @property
     def classes(self) -> int:
-        """How many the victim tells apart."""
-        return int(self.file.outputs.shape[1])
+        """How many the victim tells apart; of a task without classes, how many numbers it gives."""
+        return int(self.file.outputs.shape[self.task.class_dim or 1])
+
+    @property
+    def answers(self) -> Disclosure:
+        """What the victim shows."""
+        return self.protocol.answers or usual_disclosure(self.task)
 
     def oracle(self, artifact: Artifact, client: str = "attacker") -> Oracle:
         """Return ``artifact`` as an attacker sees it, with a count of its own."""
-        return Oracle(artifact.oracle.source, answers=self.protocol.answers, client=client)
+        return Oracle(artifact.oracle.source, answers=self.answers, client=client, task=self.task)
 
     def knowledge(self, seed: int) -> AttackerKnowledge:
         """Return what every attacker has."""
         return AttackerKnowledge(
             classes=self.classes,
-            shape=tuple(self.evaluation.x.shape[1:]),
+            shape=next(iter(self.evaluation.shapes.values())),
+            task=self.task,
             seed=seed,
             transfer=self.transfer.examples,
             surrogate=self.surrogate,

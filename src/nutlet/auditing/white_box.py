@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from nutlet.attacks import Reuse
 from nutlet.attacks.base import Attack, AttackerKnowledge
+from nutlet.attacks.white_box.reuse import new_labels
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted
 from nutlet.auditing.recognition import recognised
 from nutlet.auditing.records import Section, failure, not_run, obstacle, record, victim
-from nutlet.auditing.scoring import over_seeds, paired_difference, summary
+from nutlet.auditing.scoring import Hits, metric_difference, metric_summary, over_seeds, unit_of
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.data.examples import Data
 from nutlet.jobs import Job, Result
 from nutlet.storage import packed_size
+from nutlet.tasks import CLASSIFICATION, Task
 
 __all__ = ["possession", "white_box_attacks"]
 
@@ -28,8 +29,6 @@ LABELS = 100
 """Labelled examples of the task that the stolen file is put to."""
 _JUDGED_BY = 4_000
 """Training examples of the classifier that names reconstructions."""
-
-Hits = npt.NDArray[np.bool_]
 
 
 def white_box_attacks(m: Materials, artifact: Artifact) -> AttackerKnowledge:
@@ -87,7 +86,7 @@ def _job(m: Materials, attack: Attack, artifact: Artifact, knowledge: AttackerKn
     most = LABELS if attack.spends == "labels" else m.budgets[-1]
     budgets = (min(most, len(m.transfer.examples)),)
     title = f"{type(attack).__name__} on {artifact.name}, seed {knowledge.seed}"
-    return attack_job(attack, artifact.oracle.source, m.protocol.answers, knowledge, budgets, m.evaluation, title)
+    return attack_job(attack, artifact.oracle.source, m.answers, knowledge, budgets, m.evaluation, title)
 
 
 def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Result]], judge: nn.Module | None) -> None:
@@ -97,7 +96,7 @@ def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Res
         facts = (seeds[0].get("facts") or [None])[-1]
         # An attack that says itself how much it found is not scored by what its clone answers.
         hits = None if facts and "share" in facts else _hits(m, attack, seeds, judge)
-        share = summary(hits) if hits is not None else None
+        share = metric_summary(hits, _task(m, attack)) if hits is not None else None
         if facts and "share" in facts:
             shares = [float(result["facts"][-1]["share"]) for result in seeds]
             share = {"value": float(np.mean(shares)), "low": None, "high": None, "values": shares}
@@ -110,36 +109,52 @@ def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Res
     (old, first), (new, last) = before_after[0], before_after[-1]
     if new is None:
         return
-    gap = paired_difference(first, last) if len(before_after) > 1 and first is not None and last is not None else None
+    task = _task(m, attack)
+    gap = None
+    if len(before_after) > 1 and first is not None and last is not None:
+        gap = metric_difference(first, last, task)
     before = old["value"] if old and len(before_after) > 1 else None
     labels = attack.spends == "labels"
     name = f"{type(attack).__name__}, {LABELS} labels" if labels else type(attack).__name__
-    row = judged(f"{attack.measure} ({name})", "share", before, new["value"], gap, goal=attack.goal)
+    row = judged(
+        f"{attack.measure.format(metric=task.metric)} ({name})",
+        unit_of(task) if last is not None else "share",
+        before,
+        new["value"],
+        gap,
+        goal=attack.goal,
+        more_is="easier" if task.higher_is_better or last is None else "harder",
+    )
     (found.worth if labels else found.surface).append(row)
 
 
 def _hits(m: Materials, attack: Attack, seeds: list[Result], judge: nn.Module | None = None) -> Hits | None:
-    """Return which examples (or classes) were right, ``(seeds, E)``, after the largest budget."""
+    """Return the scores of examples (or classes), ``(seeds, E)``, after the largest budget."""
     if "images" in seeds[0]:
         assert judge is not None
-        return np.stack([recognised(torch.from_numpy(result["images"][-1]), judge).numpy() for result in seeds])
+        images = [torch.from_numpy(result["images"][-1]) for result in seeds]
+        return np.stack([recognised(of_one, judge).double().numpy() for of_one in images])
     if "outputs" not in seeds[0]:
         return None
     rows = []
     for result in seeds:
-        truth = m.evaluation.y.numpy()
-        groups = result["facts"][-1].get("groups") if attack.goal == "reuse" else None
-        wanted = truth if groups is None else np.array(groups)[truth]
-        rows.append(result["outputs"][-1].argmax(1) == wanted)
+        targets = m.evaluation.y
+        if attack.goal == "reuse":
+            targets = new_labels(result["facts"][-1], targets, m.task)
+        rows.append(_task(m, attack).score(torch.from_numpy(result["outputs"][-1]), targets))
     return np.stack(rows)
+
+
+def _task(m: Materials, attack: Attack) -> Task:
+    """Return the task that what an attack brings is scored on: the victim's, or classes made for the purpose."""
+    return CLASSIFICATION if attack.goal in ("reuse", "inversion") else m.task
 
 
 def _judge(m: Materials) -> nn.Module:
     """Return a classifier of the thief's architecture, trained on true labels, to name reconstructions."""
     known = m.data.train if isinstance(m.data, Data) else m.evaluation
     known = known.subset(slice(0, _JUDGED_BY))
-    answers = torch.nn.functional.one_hot(known.y, m.classes).float()
-    return m.surrogate.train(known, answers, seed=m.protocol.first_seed + 1_000)
+    return m.surrogate.train_on_targets(known, m.classes, seed=m.protocol.first_seed + 1_000)
 
 
 def _compare_with_nothing(found: Section, m: Materials, random: list[Result]) -> None:

@@ -51,9 +51,12 @@ def audit(
     queries: Annotated[str, typer.Option(help="Budgets, as 250,1000,4000.")] = "",
     validation: Annotated[float, typer.Option(help="Share of the training set held out, as for compress.")] = 0.1,
     seeds: Annotated[int, typer.Option(help="Repetitions; intervals need two or more.")] = 3,
-    answers: Annotated[str, typer.Option(help="What is shown: probabilities, labels, logits, top-3, rounded-2.")] = (
-        "probabilities"
-    ),
+    answers: Annotated[
+        str | None,
+        typer.Option(
+            help="What is shown: labels, probabilities, logits, values, top-3, rounded-2; what the task usually shows."
+        ),
+    ] = None,
     attacks: Annotated[
         str, typer.Option(help="Names, with options: Knockoff,RMIA(models=16); or all. See `nutlet attacks`.")
     ] = "",
@@ -89,7 +92,7 @@ def audit(
         queries=counts("--queries", queries),
         seeds=seeds,
         first_seed=seed,
-        answers=Disclosure.parse(answers),
+        answers=None if answers is None else Disclosure.parse(answers),
         attacks=split_attacks(attacks),
         effort=effort,
         shadow_models=shadow_models,

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from nutlet.compression.gate import Admitted, examine
+from nutlet.compression.gate import Admitted, examine, ready_copy
 from nutlet.compression.order_rules import advise
 from nutlet.compression.recipe import read_steps, read_yaml
 from nutlet.compression.size import size_of
@@ -22,13 +22,13 @@ from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError
 from nutlet.formats import DEFAULT
 from nutlet.graph.skip_reasons import MADE_ELSEWHERE, layers_with_values
-from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_kinds
 from nutlet.methods import known_methods, method_from_dict
 from nutlet.methods.base import Method
 from nutlet.progress import Progress
 from nutlet.storage import prepare_folder
 from nutlet.tables import Table, Tabled
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["LayerCheck", "Preflight", "check"]
 
@@ -158,7 +158,7 @@ def check(
     (False, 'the data have labels up to 2, the model has 2 outputs (')
     """
     check_kinds(model, data)
-    ready, notes = clean_copy(model, data.calibration.batch(slice(0, 2))[0])
+    ready, notes = ready_copy(model, data)
     asking = _Asking(ready, data, progress or Progress(quiet=True), notes=notes)
     steps = [] if recipe is None else asking.steps(recipe, recover)
     runs = asking.runs(teacher, steps)
@@ -191,8 +191,9 @@ class _Asking:
     admitted: Admitted | None = None
 
     @property
-    def example(self) -> Tensor:
-        return self.data.calibration.batch(slice(0, 2))[0]
+    def example(self) -> Inputs:
+        x: Inputs = self.data.calibration.batch(slice(0, 2))[0]
+        return x
 
     @contextmanager
     def noting(self, who: str = "") -> Iterator[None]:
@@ -239,7 +240,7 @@ class _Asking:
         if teacher is not None:
             classes = self.data.classes if self.admitted is None else self.admitted.classes
             with self.noting(), tempfile.TemporaryDirectory() as answers:
-                teacher_of(teacher, Path(answers), self.example, classes)
+                teacher_of(teacher, Path(answers), self.data, classes)
         return self.admitted is not None
 
     def ask(self, methods: Sequence[Method], every: bool) -> None:

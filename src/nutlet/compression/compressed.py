@@ -27,13 +27,16 @@ from nutlet.methods.base import Method, apply_plan
 from nutlet.reading import read_bytes
 from nutlet.storage import write_atomic, write_json, write_text
 from nutlet.tables import Table, Tabled
+from nutlet.tasks import CLASSIFICATION, Task, as_task, metric_text, task_options
+from nutlet.tasks.forward import adapt
+from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors
 
 __all__ = ["Compressed"]
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "compressed.json"
 TENSORS = "model.packed"
-INPUTS = "inputs.f32"
+INPUTS = "inputs.bin"
 _MANIFEST_LIMIT = 64 << 20
 _INPUTS_LIMIT = 256 << 20
 """Bytes of the two inputs that are kept."""
@@ -49,12 +52,14 @@ class Compressed(Tabled):
         steps: what each step did; the first is the original.
         seed: seed of the run.
         example: two real inputs, of the calibration examples: walks, exports and comparisons are made with them.
+        task: what the outputs of the model mean.
     """
 
     model: nn.Module
     steps: tuple[Step, ...]
     seed: int
-    example: Tensor
+    example: Inputs
+    task: Task = CLASSIFICATION
 
     @property
     def recipe(self) -> list[Method]:
@@ -72,7 +77,7 @@ class Compressed(Tabled):
             ConfigError: no format has such a name.
             ExportError, StorageError: see :class:`nutlet.formats.base.Exporter`.
         """
-        return format_for(path).export(self.model, path, self.example, packed=packed)
+        return format_for(path).export(self.model, path, self.example, output=self.task.output, packed=packed)
 
     def save(self, folder: Path | str) -> Path:
         """Write tensors, history, recipe and the two inputs of :attr:`example` into ``folder``.
@@ -84,7 +89,7 @@ class Compressed(Tabled):
             ComparisonError: what was packed does not come back the same.
         """
         folder = Path(folder)
-        inputs = self.example.contiguous().numpy().astype("<f4").tobytes()
+        inputs = b"".join(_stored(tensor).tobytes() for tensor in as_tensors(self.example).values())
         if len(inputs) > _INPUTS_LIMIT:
             raise StorageError(
                 f"two inputs of the model take {len(inputs):,} bytes; expected at most {_INPUTS_LIMIT:,} to keep"
@@ -101,7 +106,15 @@ class Compressed(Tabled):
                 "format": FORMAT,
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "seed": self.seed,
-                "inputs": {"shape": list(self.example.shape), "sha256": hashlib.sha256(inputs).hexdigest()},
+                "inputs": {
+                    "tensors": {
+                        name: {"shape": list(tensor.shape), "dtype": _stored(tensor).dtype.str}
+                        for name, tensor in as_tensors(self.example).items()
+                    },
+                    "alone": isinstance(self.example, Tensor),
+                    "sha256": hashlib.sha256(inputs).hexdigest(),
+                },
+                "task": {self.task.name: task_options(self.task)},
                 "steps": [step.to_dict() for step in self.steps],
             },
         )
@@ -123,7 +136,9 @@ class Compressed(Tabled):
             manifest = _read_manifest(folder / MANIFEST)
             steps = tuple(_step(step) for step in manifest["steps"])
             example = _inputs(folder / INPUTS, manifest["inputs"])
+            task = _task(manifest["task"])
             model, _ = clean_copy(original, example)
+            adapt(model, example, task.output)
             with shapes_only():  # every value is read from the file
                 for step in steps[1:]:
                     model = apply_plan(type(method_from_dict(step.method)), model, step.plan, example)
@@ -140,14 +155,14 @@ class Compressed(Tabled):
                 f"{folder} does not hold a compressed form of this {type(original).__name__}: {first_line(error)}; "
                 "expected files written by Compressed.save, and the architecture they came from"
             ) from error
-        return Compressed(model, steps, seed, example)
+        return Compressed(model, steps, seed, example, task)
 
     def table(self) -> Table:
         """Return the history as a table."""
         rows = tuple(
             (
                 step.name,
-                f"{step.accuracy:.2%}",
+                metric_text(self.task, step.accuracy),
                 f"{step.size.bytes:,}",
                 f"{step.size.bytes_packed:,}",
                 f"{step.size.macs:,}",
@@ -156,9 +171,13 @@ class Compressed(Tabled):
             )
             for step in self.steps
         )
-        columns = ("step", "validation accuracy", "bytes", "packed", "MACs", "effective MACs", "seconds")
+        columns = ("step", f"validation {self._metric}", "bytes", "packed", "MACs", "effective MACs", "seconds")
         notes = [f"{step.name}: {note}" for step in self.steps for note in step.notes]
         return Table("What each step did to the model in memory", columns, rows, tuple(notes))
+
+    @property
+    def _metric(self) -> str:
+        return "accuracy" if self.task.name == "classification" else self.task.metric
 
     def __repr__(self) -> str:
         chain = " → ".join(step.name for step in self.steps)
@@ -214,16 +233,41 @@ def _step(value: dict[str, Any]) -> Step:
     return step
 
 
-def _inputs(path: Path, spec: dict[str, Any]) -> Tensor:
-    """Read the two inputs of a saved model: as many bytes as their shape says, looked at before any is read."""
-    shape = [int(n) for n in spec["shape"]]
-    expected = 4 * math.prod(shape)
-    if not shape or min(shape) < 1 or shape[0] > _INPUTS_ROWS or expected > _INPUTS_LIMIT:
-        raise ValueError(f"inputs of shape {shown(shape)}; expected one or two of moderate size")
+_DTYPES = ("<f4", "<i8", "|b1")
+"""How inputs are kept: floating point, integers, masks."""
+
+
+def _stored(tensor: Tensor) -> np.ndarray:
+    """Return an input as it is kept, in an order of bytes that is the same on every machine."""
+    kind = "<f4" if tensor.is_floating_point() else "|b1" if tensor.dtype == torch.bool else "<i8"
+    return tensor.contiguous().numpy().astype(kind)
+
+
+def _inputs(path: Path, spec: dict[str, Any]) -> Inputs:
+    """Read the two inputs of a saved model: as many bytes as their shapes say, looked at before any is read."""
+    shapes = {str(name): [int(n) for n in part["shape"]] for name, part in spec["tensors"].items()}
+    dtypes = {str(name): np.dtype(_DTYPES[_DTYPES.index(part["dtype"])]) for name, part in spec["tensors"].items()}
+    for shape in shapes.values():
+        if not shape or min(shape) < 1 or shape[0] > _INPUTS_ROWS:
+            raise ValueError(f"inputs of shape {shown(shape)}; expected one or two of moderate size")
+    sizes = {name: dtypes[name].itemsize * math.prod(shape) for name, shape in shapes.items()}
+    expected = sum(sizes.values())
+    if not sizes or expected > _INPUTS_LIMIT:
+        raise ValueError(f"inputs of {expected:,} bytes; expected some, and at most {_INPUTS_LIMIT:,}")
     if (size := path.stat().st_size) != expected:
-        raise ValueError(f"{size:,} bytes of inputs, where their shape {shape} takes {expected:,}")
-    values = np.frombuffer(_read_tensors(path, spec["sha256"], expected), "<f4").astype(np.float32)
-    return torch.from_numpy(values).view(shape)
+        raise ValueError(f"{size:,} bytes of inputs, where their shapes {list(shapes.values())} take {expected:,}")
+    content, start, tensors = _read_tensors(path, spec["sha256"], expected), 0, {}
+    for name, shape in shapes.items():
+        values = np.frombuffer(content[start : start + sizes[name]], dtypes[name])
+        tensors[name] = torch.from_numpy(values.astype(dtypes[name].newbyteorder("="))).view(shape)
+        start += sizes[name]
+    return next(iter(tensors.values())) if spec["alone"] and len(tensors) == 1 else NamedInputs(tensors)
+
+
+def _task(value: dict[str, dict[str, Any]]) -> Task:
+    """Return the task of a saved model: one that is known here, with plain options."""
+    ((name, options),) = value.items()
+    return type(as_task(name))(**options)
 
 
 def _check_packed(model: nn.Module, content: bytes) -> None:

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+import numpy as np
+from torch import nn
 
 from nutlet.compression.compressed import Compressed
+from nutlet.compression.gate import ready_copy
 from nutlet.compression.history import Step
 from nutlet.compression.order_rules import advise
 from nutlet.compression.pipeline import compress
@@ -25,16 +26,20 @@ from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places, with_places
 from nutlet.graph.trace import InstrumentedModel
-from nutlet.loading.copies import clean_copy
+from nutlet.measurement.results import ACCURACY, Metric
 from nutlet.methods import method_from_dict
 from nutlet.methods.base import Method
 from nutlet.methods.sensitivity import sensitivities
 from nutlet.progress import Progress
 from nutlet.tables import Table, Tabled
-from nutlet.tasks.predict import evaluate, predict
+from nutlet.tasks import Task
+from nutlet.tasks.base import Scores
+from nutlet.tasks.predict import answered, evaluate
 
 __all__ = ["Diagnosis", "LayerLoss", "StepAccuracy", "diagnose"]
 
+BROKEN, BROKEN_LOSS = -1e6, 1e6
+"""Score, where it is no share, and loss of outputs that are no numbers."""
 WATCHED = 32
 """Examples on which results inside the model are compared; they are all held at once."""
 
@@ -84,6 +89,7 @@ class Diagnosis(Tabled):
         sites: how far results inside the model have moved, along the depth.
         words: what it comes to, and what to do.
         notes: what could not be told, and what it cost to find out.
+        metric: what the figures are, which are mean scores: of classes accuracies.
     """
 
     step: int
@@ -98,6 +104,7 @@ class Diagnosis(Tabled):
     sites: tuple[SiteError, ...]
     words: tuple[str, ...]
     notes: tuple[str, ...]
+    metric: Metric = ACCURACY
 
     @property
     def activations_do_it(self) -> bool:
@@ -128,15 +135,16 @@ class Diagnosis(Tabled):
         rows = tuple(
             (
                 layer.name,
-                f"{layer.accuracy:.2%}",
-                f"{100 * (layer.accuracy - self.before):+.2f}",
+                self.metric.text(layer.accuracy, 2),
+                self.metric.signed(layer.accuracy - self.before),
                 f"{layer.loss:.3f}",
                 f"{layer.loss - self.loss:+.3f}",
             )
             for layer in self.layers
         )
-        columns = ("this layer's change alone", "accuracy", "points", "loss", "change")
-        title = f"Step {self.step}, {self.method}: {self.before:.2%} before, {self.after:.2%} after"
+        columns = ("this layer's change alone", self.metric.name, "points", "loss", "change")
+        before, after = self.metric.text(self.before, 2), self.metric.text(self.after, 2)
+        title = f"Step {self.step}, {self.method}: {before} before, {after} after"
         return Table(title, columns, rows, (*self.words, *self.notes))
 
 
@@ -173,7 +181,7 @@ def diagnose(
         StorageError: the folder does not hold a compressed form of ``original``.
     """
     progress = progress or Progress(quiet=True)
-    original, _ = clean_copy(original, data.calibration.batch(slice(0, 2))[0])
+    original, _ = ready_copy(original, data)
     if not isinstance(compressed, Compressed):
         compressed = Compressed.load(compressed, original)
     number = _number(compressed.steps, step)
@@ -184,7 +192,7 @@ def diagnose(
     with _models(compressed, original, data, number, teacher, workdir, progress, notes) as (before, after):
         measured = data.validation.subset(slice(0, examples))
         plain, changed = bare(before), bare(after)
-        accuracy, loss = _measure(plain, measured)
+        scores, loss = _measure(plain, measured)
         effects = sensitivities(
             dict(_changes(plain, changed, compressed, number, notes)),
             lambda model: _measure(model, measured),
@@ -192,14 +200,15 @@ def diagnose(
             "one layer's change at a time",
             lambda name, error: notes.append(_untold(name, error)),
         )
-        layers = [LayerLoss(name, *effect) for name, effect in effects.items()]
+        layers = [LayerLoss(name, float(alone.mean()), cost) for name, (alone, cost) in effects.items()]
         sites: list[SiteError] = []
         try:
             sites = activation_errors(before, after, data.calibration.batch(slice(0, WATCHED))[0])
         except Exception as error:  # a forward of free Python may take another path after the step
             notes.append(_untold("results inside the model", error))
         final = _measure(after, measured)[0]
-        unquantized = _measure(changed, measured)[0] if isinstance(after, InstrumentedModel) else None
+        quantized = isinstance(after, InstrumentedModel)
+        unquantized = float(_measure(changed, measured)[0].mean()) if quantized else None
     layers.sort(key=lambda layer: (layer.accuracy, -layer.loss))
     notes.append(f"Measured with {len(layers) + 3} passes over {len(measured):,} validation examples.")
     found = Diagnosis(
@@ -207,16 +216,19 @@ def diagnose(
         method=compressed.steps[number].name,
         accuracies=tuple(StepAccuracy(step.name, step.accuracy) for step in compressed.steps),
         examples=len(measured),
-        before=accuracy,
+        before=float(scores.mean()),
         loss=loss,
-        after=final,
+        after=float(final.mean()),
         unquantized=unquantized,
         layers=tuple(layers),
         sites=tuple(sites),
         words=(),
         notes=tuple(notes),
+        metric=Metric.of(data.task),
     )
-    return replace(found, words=tuple(_words(found, compressed, len(data.validation))))
+    counted = len(data.validation)
+    chance = _chance(compressed.steps[number - 1].accuracy, counted, data.task, scores, final)
+    return replace(found, words=tuple(_words(found, compressed, counted, chance)))
 
 
 def _number(steps: tuple[Step, ...], step: int | str | None) -> int:
@@ -231,7 +243,8 @@ def _number(steps: tuple[Step, ...], step: int | str | None) -> int:
 
 def _differ(found: float, then: float, data: Data) -> bool:
     """Whether two accuracies differ by more than another machine does, where sums round differently."""
-    return abs(found - then) > max(0.005, 1.5 / len(data.validation))
+    scale = 1.0 if data.task.unit == "%" else max(abs(then), 1e-12)
+    return abs(found - then) > max(0.005, 1.5 / len(data.validation)) * scale
 
 
 def _check_same(compressed: Compressed, original: nn.Module, data: Data) -> None:
@@ -241,9 +254,15 @@ def _check_same(compressed: Compressed, original: nn.Module, data: Data) -> None
     found, then = evaluate(original, data.validation), compressed.steps[0].accuracy
     if _differ(found, then, data):
         raise ConfigError(
-            f"the original has an accuracy of {found:.2%} on these validation examples, the run began with {then:.2%}; "
-            "expected its model and weights, its data, and the same options of these (seed, validation, mean, std)"
+            f"the original has {_named(found, data)} on these validation examples, the run began with "
+            f"{_named(then, data)}; expected its model and weights, its data, and the same options of these (seed, "
+            "validation, mean, std)"
         )
+
+
+def _named(score: float, data: Data) -> str:
+    metric = Metric.of(data.task)
+    return f"{'an ' if metric.name[0] in 'aeiou' else 'a '}{metric.name} of {metric.text(score, 2)}"
 
 
 @contextlib.contextmanager
@@ -275,8 +294,8 @@ def _models(
             found, then = made.steps[-1].accuracy, compressed.steps[step].accuracy
             if _differ(found, then, data):
                 notes.append(
-                    f"After step {step} accuracy is {found:.2%}, and was {then:.2%} in the run: what is said here is "
-                    "of another training. Was there a teacher? Then give it here too."
+                    f"After step {step} {_named(found, data)}, and {_named(then, data)} in the run: what is said here "
+                    "is of another training. Was there a teacher? Then give it here too."
                 )
             return made.model
 
@@ -301,13 +320,9 @@ def _changes(
              for part in value]  # fmt: skip
     for key, part in parts:
         plan = {**step.plan, key: {part: step.plan[key][part]}}
-        yield part, _made(_carried_out, kind, before, plan, example)
+        yield part, _made(lambda plan=plan: bare(kind.apply(copy.deepcopy(before), plan, example)))
     if not parts:
         notes.append("no layer's change could be told from the others: the step changes the model as a whole")
-
-
-def _carried_out(kind: type[Method], model: nn.Module, plan: dict[str, Any], example: Tensor) -> nn.Module:
-    return bare(kind.apply(copy.deepcopy(model), plan, example))
 
 
 @contextlib.contextmanager
@@ -320,34 +335,44 @@ def _untold(what: str, error: Exception) -> str:
     return f"{what}: could not be told ({type(error).__name__}: {first_line(error)})"
 
 
-def _measure(model: nn.Module, examples: Examples) -> tuple[float, float]:
-    """Return accuracy and cross entropy in nats, both of outputs that are no numbers as bad as can be."""
-    outputs = predict(model, examples)
-    broken = ~outputs.isfinite().all(1)
-    right = (outputs.argmax(1) == examples.y) & ~broken
-    loss = F.cross_entropy(outputs.nan_to_num(0.0, 0.0, 0.0), examples.y, reduction="none").masked_fill(broken, 1e6)
-    return float(right.float().mean()), float(loss.mean())
+def _measure(model: nn.Module, examples: Examples) -> tuple[Scores, float]:
+    """Return the scores and the mean loss of the task, outputs that are no numbers as bad as can be."""
+    task = examples.task
+    scores, loss = [], 0.0
+    for outputs, targets in answered(model, examples, 256):
+        broken = ~outputs.isfinite().flatten(1).all(1)
+        found = task.score(outputs.nan_to_num(0.0, 0.0, 0.0), targets)
+        scores.append(np.where(broken.numpy(), 0.0 if task.unit == "%" else BROKEN, found))
+        mean = BROKEN_LOSS if bool(broken.all()) else float(task.loss(outputs[~broken], targets[~broken]))
+        loss += mean * int((~broken).sum()) + BROKEN_LOSS * int(broken.sum())
+    return np.concatenate(scores), loss / len(examples)
 
 
-def _words(found: Diagnosis, compressed: Compressed, counted: int) -> Iterator[str]:
+def _chance(before: float, counted: int, task: Task, first: Scores, second: Scores) -> float:
+    """Return what chance alone moves: two standard errors, of a share or of the paired differences."""
+    if task.zero_one:
+        return 2 * math.sqrt(max(before * (1 - before), 0.25 / counted) / counted)
+    return 2 * float((first - second).std()) / math.sqrt(counted)
+
+
+def _words(found: Diagnosis, compressed: Compressed, counted: int, chance: float) -> Iterator[str]:
     step, previous = compressed.steps[found.step], compressed.steps[found.step - 1]
     method = method_from_dict(step.method)
     lost = previous.accuracy - step.accuracy
-    # What chance alone moves: two standard errors of a share.
-    chance = 2 * math.sqrt(max(previous.accuracy * (1 - previous.accuracy), 0.25 / counted) / counted)
-    change = f"validation accuracy {previous.accuracy:.1%} → {step.accuracy:.1%}"
+    metric = found.metric
+    change = f"validation {metric.name} {metric.text(previous.accuracy)} → {metric.text(step.accuracy)}"
     if lost <= chance:
         yield f"With {counted:,} examples this may be chance; step {found.step}, {step.name}: {change}."
         return
-    yield f"Step {found.step}, {step.name}, lost {100 * lost:.1f} points: {change}."
+    yield f"Step {found.step}, {step.name}, lost {metric.amount(lost)}: {change}."
     if found.activations_do_it:
         yield (
-            f"The quantized activations do it: with the same weights and activations in floating point accuracy is "
-            f"{found.unquantized:.1%}."
+            f"The quantized activations do it: with the same weights and activations in floating point "
+            f"{metric.name} is {metric.text(found.unquantized or 0.0)}."
         )
     elif found.layers:
         worst = found.layers[0]
-        cost = f"its change alone takes {found.before:.1%} to {worst.accuracy:.1%}"
+        cost = f"its change alone takes {metric.text(found.before)} to {metric.text(worst.accuracy)}"
         if found.culprit:
             mend = "" if method.effect == "student" else f" Leave it out: `exclude: [{worst.name}]`."
             yield f"The layer {worst.name} does it: {cost}.{mend}"

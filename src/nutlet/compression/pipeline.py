@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.compression.compressed import MANIFEST, Compressed
 from nutlet.compression.gate import admit
@@ -36,6 +36,8 @@ from nutlet.locks import locked
 from nutlet.methods.base import Method
 from nutlet.progress import Progress
 from nutlet.storage import digest
+from nutlet.tasks import Task, metric_text
+from nutlet.tasks.inputs import Inputs, as_tensors
 from nutlet.tasks.predict import evaluate
 from nutlet.training.context import BlackBoxTeacher, Context
 from nutlet.training.loop import CHECKPOINTS
@@ -58,7 +60,8 @@ def compress(
     """Apply the steps of ``recipe`` to a copy of ``model``.
 
     Args:
-        model: a module from one batch ``(B, ...)`` to outputs ``(B, classes)``; it is not changed.
+        model: a module that takes the inputs of ``data``, one tensor or several by name, and gives the outputs of its
+            task: one tensor, or several of which the task names one. It is not changed; the result gives that one.
         recipe: methods in order, or the path of a YAML recipe.
         data: splits, see :func:`nutlet.split`; the test split is not looked at.
         recover: training inserted after every run of steps that it can repair.
@@ -95,7 +98,7 @@ def compress(
             guide = as_teacher(original, admitted.outputs)
         else:
             answers = Path(passing if workdir is None else workdir) / "answers"
-            guide = teacher_of(teacher, answers, example, admitted.classes)
+            guide = teacher_of(teacher, answers, data, admitted.classes)
         guest = guide if teacher is not None else None
         keys = _keys(original, data, steps, seed, guest, form.kernels) if workdir is not None else []
         folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
@@ -109,7 +112,7 @@ def compress(
         notes = [*admitted.notes, *notes]
         if result is None:
             first = _measured({}, {}, original, data, example, time.perf_counter(), notes)
-            result = Compressed(copy.deepcopy(original), (first,), seed, example)
+            result = Compressed(copy.deepcopy(original), (first,), seed, example, data.task)
         for number in range(len(result.steps), len(steps) + 1):
             folder = folders[number]
             context = Context(
@@ -128,7 +131,7 @@ def compress(
                 result.save(folder)
                 for checkpoint in folder.glob(CHECKPOINTS):
                     checkpoint.unlink()
-            progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2])}")
+            progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2], data.task)}")
     return result
 
 
@@ -151,7 +154,7 @@ def _step(before: Compressed, method: Method, context: Context, advice: Sequence
     faster = isinstance(model, InstrumentedModel) and quantized is None  # integer kernels take its activations now
     if promised and not faster and not _smaller(step.size, before.steps[-1].size):
         step = dataclasses.replace(step, notes=(*step.notes, "this step made the model neither smaller nor faster"))
-    return Compressed(model, (*before.steps, step), before.seed, before.example)
+    return Compressed(model, (*before.steps, step), before.seed, before.example, before.task)
 
 
 def _measured(
@@ -159,7 +162,7 @@ def _measured(
     plan: dict[str, Any],
     model: nn.Module,
     data: Data,
-    example: Tensor,
+    example: Inputs,
     start: float,
     notes: Sequence[str] = (),
 ) -> Step:
@@ -190,9 +193,9 @@ def _smaller(now: Size, before: Size) -> bool:
     )
 
 
-def _summary(now: Step, before: Step) -> str:
+def _summary(now: Step, before: Step, task: Task) -> str:
     return (
-        f"{now.name}: validation {before.accuracy:.2%} → {now.accuracy:.2%}, "
+        f"{now.name}: validation {metric_text(task, before.accuracy)} → {metric_text(task, now.accuracy)}, "
         f"{before.size.bytes:,} → {now.size.bytes:,} bytes, "
         f"{before.size.macs / 1e6:.2f} → {now.size.macs / 1e6:.2f} M MACs, {now.seconds:.1f} s"
     )
@@ -226,9 +229,11 @@ def _keys(
 
 
 def _hash_examples(sha: Any, examples: Examples) -> None:
-    sha.update(repr((tuple(examples.x.shape), str(examples.x.dtype), examples.mean, examples.std)).encode())
-    sha.update(examples.x.numpy().tobytes())
-    sha.update(examples.y.numpy().tobytes())
+    sha.update(repr((examples.mean, examples.std, examples.task)).encode())
+    for x, y in examples.batches():  # those of a data set may not fit into memory
+        for name, tensor in (*as_tensors(x).items(), ("", y)):
+            sha.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+            sha.update(tensor.contiguous().numpy().tobytes())
 
 
 def _latest(folders: Sequence[Path | None], original: nn.Module, data: Data, progress: Progress) -> Compressed | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.compression.compressed import Compressed
 from nutlet.data.examples import Data
@@ -15,9 +16,11 @@ from nutlet.formats import DEFAULT, format_named
 from nutlet.locks import locked
 from nutlet.measurement import Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity
+from nutlet.measurement.results import Metric
 from nutlet.progress import Progress
 from nutlet.report import write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
+from nutlet.tasks.inputs import Inputs, input_shapes
 
 __all__ = ["ship"]
 
@@ -59,7 +62,7 @@ def ship(
     suffix = form.suffixes[0]
     with locked(folder, progress):
         shipped = compressed.export(folder / f"model{suffix}", packed=packed)
-        reference = form.export(original, folder / f"original{suffix}", compressed.example)
+        reference = form.export(original, folder / f"original{suffix}", compressed.example, output=data.task.output)
         compressed.save(folder / "saved")
         check = parity(compressed.model, shipped, data.calibration)
         figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
@@ -79,8 +82,9 @@ def _report(
         "model": {
             "name": names[0] or type(compressed.model).__name__,
             "classes": data.classes,
-            "input_shape": list(compressed.example.shape[1:]),
+            **_shapes(compressed.example),
         },
+        "task": asdict(Metric.of(compressed.task)),
         "data": {
             "name": names[1],
             "train": len(data.train),
@@ -95,6 +99,11 @@ def _report(
         "parity": check.to_dict(),
         "warnings": _warnings(compressed, figures, check, data.classes),
     }
+
+
+def _shapes(example: Inputs) -> dict[str, Any]:
+    shapes = {name: list(shape) for name, shape in input_shapes(example).items()}
+    return {"input_shape": shapes["x"]} if isinstance(example, Tensor) else {"input_shapes": shapes}
 
 
 def _warnings(compressed: Compressed, figures: Measurement, check: Parity, classes: int) -> list[str]:
@@ -114,7 +123,7 @@ def _warnings(compressed: Compressed, figures: Measurement, check: Parity, class
             f"The file agrees with its PyTorch simulation on only {check.agreement:.1%} of {check.examples} inputs."
         )
     original = figures.original
-    if original is not None and _near_chance(original.accuracy, classes):
+    if original is not None and classes > 1 and _near_chance(original.accuracy, classes):
         warnings.append(
             f"The original itself is right on only {original.accuracy:.1%} of the examples, near chance. Were its "
             "weights given, and are mean, std and labels those it was trained with? Changes measured here mean little."

@@ -13,11 +13,12 @@ from nutlet.graph.finalize import finalize
 from nutlet.graph.macs import site_macs
 from nutlet.graph.scope import Layer
 from nutlet.graph.trace import InstrumentedModel, trace
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["size_of"]
 
 
-def size_of(model: nn.Module, example: Tensor) -> Size:
+def size_of(model: nn.Module, example: Inputs) -> Size:
     """Return the size of ``model`` with its constraints finalized and its quantized weights as integers.
 
     Args:

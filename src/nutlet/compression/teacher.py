@@ -19,6 +19,7 @@ from nutlet.loading.copies import clean_copy
 from nutlet.loading.models import check_model
 from nutlet.loading.weights import check_finite_weights
 from nutlet.oracle import CachedSource, Endpoint, FileSource, Oracle, load_endpoint
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.outputs import OutputKind, to_logits
 from nutlet.tasks.predict import predict
 from nutlet.training.context import BlackBoxTeacher
@@ -29,7 +30,7 @@ Teacher = nn.Module | Path | str | Oracle | Endpoint
 """What can teach: a module, the path of a shipped file, an oracle, or an endpoint."""
 
 
-def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) -> nn.Module:
+def teacher_of(teacher: Teacher, folder: Path, data: Data, classes: int) -> nn.Module:
     """Return ``teacher`` as a module in evaluation mode that gives logits ``(B, classes)``.
 
     A shipped file is read into a module where its operators are understood, and else asked in its runtime. Of an oracle
@@ -39,7 +40,7 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
     Args:
         teacher: what was given; not changed.
         folder: where answers are kept.
-        example: inputs to try it on.
+        data: whose calibration examples it is tried on, and whose task it is for.
         classes: number of outputs of the model that learns from it.
 
     Raises:
@@ -47,9 +48,10 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
         ModelError: it does not take the data, gives another number of classes, or has NaN weights.
         StorageError: the file cannot be read.
     """
+    example, targets = data.calibration.batch(slice(0, 2))
     try:
         module = _module(teacher, folder, example)
-        found = check_model(module, example, 0)
+        found = check_model(module, example, 0, data.task, targets)
     except NutletError as error:
         raise type(error)(f"the teacher: {error}") from error
     if found != classes:
@@ -57,7 +59,9 @@ def teacher_of(teacher: Teacher, folder: Path, example: Tensor, classes: int) ->
             f"the teacher gives {found} classes, the model {classes}; expected as many, in the same order: take a "
             "teacher of the same task, or give the model as many outputs"
         )
-    return module if isinstance(module, BlackBoxTeacher) else as_teacher(module, output_kind(module, example))
+    if isinstance(module, BlackBoxTeacher) or data.task.name != "classification":
+        return module
+    return as_teacher(module, output_kind(module, example))
 
 
 def as_teacher(model: nn.Module, outputs: OutputKind) -> nn.Module:
@@ -102,7 +106,7 @@ def labelled_by(data: Data, teacher: nn.Module) -> tuple[Data, list[str]]:
     bare = {name: part for name, part in parts.items() if not part.labelled}
     if not bare:
         return data, []
-    named = {name: replace(part, y=predict(teacher, part).argmax(1)) for name, part in bare.items()}
+    named = {name: part.with_targets(data.task.target(predict(teacher, part))) for name, part in bare.items()}
     says = f"the {' and '.join(bare)} examples have no labels: those of the teacher stand in for them"
     note = says + (", and accuracy is agreement with it" if "validation" in bare else "")
     return replace(data, **named), [note]
@@ -121,7 +125,7 @@ class _Asked:
         return fingerprint([self.oracle.source, self.oracle.answers, self.oracle.outputs])
 
 
-def _module(teacher: Teacher, folder: Path, example: Tensor) -> nn.Module:
+def _module(teacher: Teacher, folder: Path, example: Inputs) -> nn.Module:
     if isinstance(teacher, nn.Module):
         ready, _ = clean_copy(teacher, example)
         check_finite_weights(ready)

@@ -30,6 +30,7 @@ from nutlet.graph.trace import InstrumentedModel, body_of, trace
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.memory import release
 from nutlet.methods.base import Method, Plan, apply_plan
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["plan_and_apply", "probe", "trained"]
@@ -42,10 +43,11 @@ WORK = 2e9
 MEND = "leave this step out, or its layers (`exclude`), and please report the model and the recipe"
 
 
-def probe(model: nn.Module, context: Context) -> Tensor:
+def probe(model: nn.Module, context: Context) -> Inputs:
     """Return real calibration inputs ``(B, ...)`` for a comparison: fewer where the model has more to do."""
     work = max(macs(trace(model, context.example)), 1)
-    return context.data.calibration.batch(slice(0, max(LEAST, min(MOST, int(WORK / work)))))[0]
+    x: Inputs = context.data.calibration.batch(slice(0, max(LEAST, min(MOST, int(WORK / work)))))[0]
+    return x
 
 
 def plan_and_apply(method: Method, model: nn.Module, context: Context) -> tuple[nn.Module, Plan, list[str]]:
@@ -79,7 +81,7 @@ def plan_and_apply(method: Method, model: nn.Module, context: Context) -> tuple[
     return after, plan, notes
 
 
-def trained(method: Method, before: Mapping[str, tuple[int, ...]], model: nn.Module, x: Tensor) -> None:
+def trained(method: Method, before: Mapping[str, tuple[int, ...]], model: nn.Module, x: Inputs) -> None:
     """Check a model that was just trained, and make its dense weights equal to the constrained ones.
 
     Args:

@@ -1,4 +1,4 @@
-"""Labelled examples in memory, and how a training set is split so that the test set stays untouched.
+"""Examples in memory, and how a training set is split so that the test set stays untouched.
 
 Images stay ``uint8`` as they were read; a batch is turned into normalised ``float32`` when it is asked for.
 """
@@ -6,19 +6,27 @@ Images stay ``uint8`` as they were read; a batch is turned into normalised ``flo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nutlet.errors import ConfigError, DataError, shown
+from nutlet.tasks import CLASSIFICATION, Task, as_task
+from nutlet.tasks.inputs import Inputs, NamedInputs, input_shapes, shapes_of
+from nutlet.tasks.targets import has_target
 
 __all__ = ["MOST_CLASSES", "Augment", "Data", "Examples", "check_seed", "flip_and_crop", "split"]
 
 MOST_CLASSES = 1_000_000
 """Classes that labels may tell apart: memory is taken for each of them."""
+
+Array = np.ndarray | Tensor
+
+_TWO_TASKS = "the {} set is for {}, the training set for {}; expected one task: make both with the same task="
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """A hook ``(batch, generator) -> batch`` applied to training batches; all randomness comes from the generator."""
@@ -26,111 +34,104 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs and integer labels, indexable in batches.
+    """Inputs and targets, indexable in batches.
 
     Args:
-        x: inputs, ``(N, ...)``; ``uint8`` images are ``(N, C, H, W)`` and are scaled to [0, 1] on the way out.
-        y: labels, ``(N,)`` int64; -1 throughout where there are none.
+        x: inputs, ``(N, ...)``, or several by name; ``uint8`` images are ``(N, C, H, W)`` and are scaled to [0, 1] on
+            the way out.
+        y: targets, ``(N, ...)`` as the task has them: class indices ``(N,)`` int64, -1 throughout where there are none.
         mean: subtracted per channel after scaling; empty for none.
         std: divides per channel after scaling; empty for none.
+        task: what the targets mean.
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    task: Task = CLASSIFICATION
 
     @staticmethod
     def from_arrays(
-        x: np.ndarray | Tensor,
-        y: np.ndarray | Tensor | None = None,
+        x: Array | Mapping[str, Array],
+        y: Array | Mapping[str, Array] | None = None,
         *,
         mean: tuple[float, ...] = (),
         std: tuple[float, ...] = (),
+        task: Task | str = CLASSIFICATION,
     ) -> Examples:
         """Check arrays as users have them and bring them into the layout of a model.
 
         ``uint8`` arrays ``(N, H, W)`` and ``(N, H, W, C)`` with 1, 3 or 4 channels become ``(N, C, H, W)``;
-        floating inputs are taken as they are. Without ``y`` the examples have no labels: for distillation alone.
+        other inputs are taken as they are, integers (tokens) as int64. A dict holds several inputs, by the names of the
+        arguments of ``forward``, or several targets, of which the task reads that with the name of its output. Without
+        ``y`` the examples have no labels: for distillation of classifiers alone.
 
         Raises:
-            DataError: the numbers of inputs and labels differ, a dtype is not understood, labels are negative,
+            DataError: the numbers of inputs and targets differ, a dtype is not understood, targets are of another task,
                 inputs hold NaN or infinity, or ``mean`` and ``std`` do not fit the channels.
+            ConfigError: there is no such task.
 
         >>> Examples.from_arrays(np.zeros((5, 28, 28), "uint8"), np.arange(5)).batch([0, 1])[0].shape
         torch.Size([2, 1, 28, 28])
+        >>> Examples.from_arrays({"ids": np.zeros((5, 7), int)}, np.zeros((5, 7), int), task="language_modeling").x
+        NamedInputs(ids: (5, 7) torch.int64)
         """
-        inputs = _tensor(x, "inputs")
-        labels = _labels(y) if y is not None else torch.zeros(inputs.shape[:1], dtype=torch.int64)
-        if inputs.ndim < 2 or len(inputs) != len(labels):
-            raise DataError(
-                f"inputs have shape {tuple(inputs.shape)} and there are {len(labels)} labels; "
-                "expected inputs (N, ...) with as many rows as labels"
-            )
-        if len(labels) == 0:
-            raise DataError("found no examples; expected at least one")
-        if int(labels.min()) < 0:
-            raise DataError(f"the smallest label is {int(labels.min())}; expected class indices from 0 up")
-        if int(labels.max()) >= MOST_CLASSES:
-            raise DataError(
-                f"the largest label is {int(labels.max()):,}, which would ask for as many outputs; expected class "
-                f"indices below {MOST_CLASSES:,}: number the classes from 0 up without gaps (numpy.unique(y, "
-                "return_inverse=True)[1])"
-            )
-        if inputs.dtype == torch.uint8:
-            if inputs.ndim == 3:
-                inputs = inputs.unsqueeze(1)
-            elif inputs.ndim == 4 and inputs.shape[-1] in (1, 3, 4):
-                inputs = inputs.permute(0, 3, 1, 2).contiguous()
-            elif inputs.ndim != 4 or inputs.shape[1] not in (1, 3, 4):
-                raise DataError(
-                    f"uint8 inputs have shape {tuple(inputs.shape)}; expected images (N, H, W) or (N, H, W, C) "
-                    "with 1, 3 or 4 channels; convert other data to float32"
-                )
-        elif inputs.is_floating_point():
-            inputs = inputs.float()
-            if not bool(torch.isfinite(inputs).all()):
-                raise DataError("the inputs hold NaN or infinity; expected finite numbers: clean or impute them first")
-        else:
-            raise DataError(f"inputs have dtype {inputs.dtype}; expected uint8 images or floating point")
-        if y is None:
-            labels = labels - 1
-        examples = Examples(inputs, labels, tuple(mean), tuple(std))
-        channels = inputs.shape[1]
-        for name, values in (("mean", examples.mean), ("std", examples.std)):
-            if len(values) not in (0, 1, channels):
-                raise DataError(f"{name} has {len(values)} values; expected 1 or {channels}, one per channel")
-            if not all(math.isfinite(value) for value in values):
-                raise DataError(f"{name} is {shown(values)}; expected finite numbers")
-        if not all(value > 0 for value in examples.std):
-            raise DataError(f"std is {shown(examples.std)}; expected positive numbers")
+        task = as_task(task)
+        inputs = _inputs(x)
+        if y is None and task.name != "classification":
+            raise DataError(f"found no targets; {task.name} expects some: only a classifier can learn without")
+        targets = (
+            torch.full((len(inputs),), -1) if y is None else task.as_targets(_tensor(chosen_target(y, task), "labels"))
+        )
+        check_numbers(inputs, targets)
+        if y is not None and task.name == "classification":
+            _check_labels(targets)
+        examples = Examples(inputs, targets, tuple(mean), tuple(std), task)
+        examples._check_normalisation()
         return examples
 
     def __len__(self) -> int:
         return len(self.y)
 
     @property
+    def tensor(self) -> Tensor:
+        """The inputs where there is one tensor of them.
+
+        Raises:
+            DataError: there are several.
+        """
+        if isinstance(self.x, NamedInputs):
+            raise DataError(
+                f"found the inputs {', '.join(self.x)}; expected one tensor: what was asked for takes no more"
+            )
+        return self.x
+
+    @property
     def labelled(self) -> bool:
-        """Whether every example has a label."""
-        return bool((self.y >= 0).all())
+        """Whether every example has a target."""
+        return bool(has_target(self.y).all())
 
     @property
     def classes(self) -> int:
-        """One more than the largest label; 0 without labels."""
-        return int(self.y.max()) + 1
+        """One more than the largest label; 0 without labels, and for tasks whose targets are no class indices."""
+        return 0 if self.y.is_floating_point() else int(self.y.max()) + 1
 
-    def batch(self, indices: list[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Return inputs ``(B, ...)`` as normalised float32 and labels ``(B,)``."""
-        x = self.x[indices]
-        x = x.float().div_(255) if x.dtype == torch.uint8 else x.clone()
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        if self.mean:
-            x -= torch.tensor(self.mean).view(shape)
-        if self.std:
-            x /= torch.tensor(self.std).view(shape)
-        return x, self.y[indices]
+    def only_label(self) -> int | None:
+        """Return the class of all examples where there are several of one class."""
+        one = len(self) > 1 and self.labelled and int(self.y.min()) == int(self.y.max())
+        return int(self.y[0]) if one else None
 
-    def batches(self, size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one example of each input; one alone is called ``x``."""
+        return input_shapes(self.x)
+
+    def batch(self, indices: list[int] | Tensor | slice) -> tuple[Any, Tensor]:
+        """Return inputs ``(B, ...)``, images as normalised float32, and targets ``(B, ...)``."""
+        return self._normalised(self.x[indices]), self.y[indices]
+
+    def batches(self, size: int = 500) -> Iterator[tuple[Any, Tensor]]:
         """Yield all examples in order, ``size`` at a time."""
         for start in range(0, len(self), size):
             yield self.batch(slice(start, start + size))
@@ -139,8 +140,123 @@ class Examples:
         """Return the examples at ``indices``."""
         return replace(self, x=self.x[indices], y=self.y[indices])
 
+    def with_targets(self, y: Tensor) -> Examples:
+        """Return the same inputs with other targets."""
+        return replace(self, y=y)
 
-def _tensor(values: np.ndarray | Tensor, what: str) -> Tensor:
+    def _normalised(self, x: Inputs) -> Inputs:
+        if isinstance(x, NamedInputs):
+            return x.clone()
+        x = x.float().div_(255) if x.dtype == torch.uint8 else x.clone()
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        if self.mean:
+            x -= torch.tensor(self.mean).view(shape)
+        if self.std:
+            x /= torch.tensor(self.std).view(shape)
+        return x
+
+    def _check_normalisation(self) -> None:
+        if (self.mean or self.std) and not (
+            isinstance(self.x, Tensor) and (self.x.dtype == torch.uint8 or self.x.is_floating_point())
+        ):
+            raise DataError("mean and std were given for inputs that are no images or features; leave them out")
+        channels = self.x.shape[1] if isinstance(self.x, Tensor) else 0
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, 1, channels):
+                raise DataError(f"{name} has {len(values)} values; expected 1 or {channels}, one per channel")
+            if not all(math.isfinite(value) for value in values):
+                raise DataError(f"{name} is {shown(values)}; expected finite numbers")
+        if not all(value > 0 for value in self.std):
+            raise DataError(f"std is {shown(self.std)}; expected positive numbers")
+
+
+def _inputs(x: Array | Mapping[str, Array]) -> Inputs:
+    """Return inputs as users have them in the layout of a model."""
+    if not isinstance(x, Mapping):
+        return as_input(_tensor(x, "inputs"))
+    return NamedInputs({name: as_input(_tensor(values, f"inputs {name!r}"), name) for name, values in x.items()})
+
+
+def as_input(x: Tensor, name: str = "") -> Tensor:
+    """Return one input of a batch in the layout of a model.
+
+    Args:
+        x: batch first.
+        name: of one of several, among which ``uint8`` is not taken for images.
+
+    Raises:
+        DataError: it holds NaN or infinity, or a dtype that is not understood.
+    """
+    what = f"the inputs {name!r}" if name else "the inputs"
+    if x.dtype == torch.uint8 and not name:
+        if x.ndim == 3:
+            return x.unsqueeze(1)
+        if x.ndim == 4 and x.shape[-1] in (1, 3, 4):
+            return x.permute(0, 3, 1, 2).contiguous()
+        if x.ndim != 4 or x.shape[1] not in (1, 3, 4):
+            raise DataError(
+                f"uint8 inputs have shape {tuple(x.shape)}; expected images (N, H, W) or (N, H, W, C) "
+                "with 1, 3 or 4 channels; convert other data to float32"
+            )
+        return x
+    if x.is_floating_point():
+        x = x.float()
+        if not bool(torch.isfinite(x).all()):
+            raise DataError(
+                f"{what} hold NaN or infinity; expected finite numbers: clean or impute them first; a mask is boolean"
+            )
+        return x
+    if x.dtype == torch.bool or (x.dtype in (torch.int16, torch.int32, torch.int64) and x.ndim > 1):
+        return x if x.dtype == torch.bool else x.long()
+    raise DataError(
+        f"{what} have dtype {x.dtype}; expected uint8 images, floating point, integers (tokens, int16 to int64) or "
+        "boolean masks"
+    )
+
+
+def chosen_target(y: Array | Mapping[str, Array], task: Task) -> Array:
+    """Return the targets that a task reads: those with the name of its output, or the only ones.
+
+    Raises:
+        DataError: there are none of that name, or several and the task names no output.
+    """
+    if not isinstance(y, Mapping):
+        return y
+    if len(y) == 1:
+        return next(iter(y.values()))
+    if task.output in y:
+        return y[str(task.output)]
+    raise DataError(
+        f"the targets are {', '.join(map(repr, y)) or 'an empty dict'}, and {task.name} reads the output "
+        f"{task.output!r}; expected one of them: name it, as in Classification(output={next(iter(y), 'y')!r})"
+    )
+
+
+def check_numbers(inputs: Inputs, targets: Tensor) -> None:
+    """Raise DataError unless there are as many of each input as targets, and any."""
+    if isinstance(inputs, NamedInputs):
+        inputs.check_rows()
+    if (isinstance(inputs, Tensor) and inputs.ndim < 2) or len(inputs) != len(targets):
+        raise DataError(
+            f"inputs have shape {shapes_of(inputs)} and there are {len(targets)} labels; "
+            "expected inputs (N, ...) with as many rows as labels"
+        )
+    if len(targets) == 0:
+        raise DataError("found no examples; expected at least one")
+
+
+def _check_labels(labels: Tensor) -> None:
+    if int(labels.min()) < 0:
+        raise DataError(f"the smallest label is {int(labels.min())}; expected class indices from 0 up")
+    if int(labels.max()) >= MOST_CLASSES:
+        raise DataError(
+            f"the largest label is {int(labels.max()):,}, which would ask for as many outputs; expected class "
+            f"indices below {MOST_CLASSES:,}: number the classes from 0 up without gaps (numpy.unique(y, "
+            "return_inverse=True)[1])"
+        )
+
+
+def _tensor(values: Array, what: str) -> Tensor:
     """Return an array as a tensor, in the byte order of this machine.
 
     Raises:
@@ -156,26 +272,6 @@ def _tensor(values: np.ndarray | Tensor, what: str) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
         raise DataError(f"{what} are a sparse, quantized, nested or empty (meta) tensor; expected a dense one")
     return tensor
-
-
-def _labels(values: np.ndarray | Tensor) -> Tensor:
-    """Return labels as class indices ``(N,)`` int64, whatever integers (or booleans) they were.
-
-    Raises:
-        DataError: they have another shape, or are no integers.
-    """
-    labels = _tensor(values, "labels")
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-        raise DataError(
-            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected one class index "
-            "per example, shape (N,), integers (whole numbers as floats: y.astype(int); one-hot labels: take argmax "
-            "over the last axis)"
-        )
-    if labels.dtype == torch.uint64 and bool((labels.long() < 0).any()):
-        raise DataError("found a label above 2**63; expected class indices from 0 up")
-    return labels.long()
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,13 +293,23 @@ class Data:
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "calibration"):
-            if len(getattr(self, name)) == 0:
+            part: Examples = getattr(self, name)
+            if len(part) == 0:
                 raise DataError(f"the {name} set is empty; expected at least one example: put some into it")
+            if part.task != self.task:
+                raise DataError(_TWO_TASKS.format(name, part.task, self.task))
+        if self.test is not None and self.test.task != self.task:
+            raise DataError(_TWO_TASKS.format("test", self.test.task, self.task))
+
+    @property
+    def task(self) -> Task:
+        """What the targets mean."""
+        return self.train.task
 
     @property
     def classes(self) -> int:
-        """Number of classes seen in the training data."""
-        return max(self.train.classes, self.validation.classes)
+        """Number of classes seen in the training data; 0 for other tasks than classification."""
+        return max(self.train.classes, self.validation.classes) if self.task.name == "classification" else 0
 
 
 def check_seed(seed: int) -> None:
@@ -244,16 +350,13 @@ def split(
             f"found {len(train)} training examples, of which {held} go to validation, and {calibration} asked for "
             "calibration; expected at least one calibration example: raise `calibration`, or add data"
         )
-    if len(train) > 1 and train.labelled and int(train.y.min()) == int(train.y.max()):
+    if train.task.name == "classification" and (only := train.only_label()) is not None:
         raise DataError(
-            f"all training labels are {int(train.y[0])}; expected at least two classes: "
-            "check which column holds the label"
+            f"all training labels are {only}; expected at least two classes: check which column holds the label"
         )
-    if test is not None and test.x.shape[1:] != train.x.shape[1:]:
-        raise DataError(
-            f"test inputs have shape {tuple(test.x.shape[1:])}, training inputs {tuple(train.x.shape[1:])}; "
-            "expected the same shape"
-        )
+    if test is not None and test.shapes != train.shapes:
+        found, expected = (", ".join(map(str, part.shapes.values())) for part in (test, train))
+        raise DataError(f"test inputs have shape {found}, training inputs {expected}; expected the same shape")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     fitted = train.subset(order[held:])
     return Data(

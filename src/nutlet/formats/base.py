@@ -7,19 +7,20 @@ Everything above this folder finds the format of a file by its name and its firs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.errors import ModelError
 from nutlet.formats.files import read_file
 from nutlet.graph.kernels import KERNELS, KernelProfile
 from nutlet.registry import Registry
+from nutlet.tasks.inputs import Inputs
 
 __all__ = [
     "REGISTRY",
@@ -62,6 +63,11 @@ class TensorSpec:
         """Whether it holds floating-point numbers that NumPy has."""
         return self.dtype in ("float16", "float32", "float64")
 
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds numbers that examples can be cast to."""
+        return self.is_floating or self.dtype in ("int32", "int64", "bool")
+
 
 class Session(Protocol):
     """A file in its runtime. Several threads may run it at a time.
@@ -78,7 +84,7 @@ class Session(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def admit(self, *shapes: tuple[int, ...]) -> None:
+    def admit(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Make sure that inputs of these shapes ask for no more memory and time than a file of unknown origin may.
 
         What takes long is done here, so that it falls into no measured time.
@@ -87,8 +93,8 @@ class Session(Protocol):
             ModelError: they ask for more.
         """
 
-    def run(self, *inputs: Array, outputs: tuple[str, ...] = ()) -> tuple[Array, ...]:
-        """Return the outputs for one batch: those named, or all in the order of :attr:`outputs`.
+    def run(self, feed: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> tuple[Array, ...]:
+        """Return the outputs for one batch, its inputs given by name: those named, or all in the order of the file.
 
         Raises:
             ModelError: the file fails to run on it.
@@ -118,13 +124,23 @@ class Opener(Protocol):
 class Exporter(Protocol):
     """Writes files of one format."""
 
-    def __call__(self, model: nn.Module, path: Path | str, example: Tensor, *, packed: bool = True) -> Path:
+    def __call__(
+        self,
+        model: nn.Module,
+        path: Path | str,
+        example: Inputs,
+        *,
+        output: str | int | None = None,
+        packed: bool = True,
+    ) -> Path:
         """Write ``model`` into one file, written aside and renamed, and return its path.
 
         Args:
             model: any module or result of the chain, constraints and quantizers on it; it is not changed.
             path: where the file goes.
-            example: two real inputs ``(2, ...)``: what the file answers to them has to be what the module does.
+            example: two real inputs, batch first, one tensor or several by name: what the file answers to them has to
+                be what the module does.
+            output: which output the file gives, where the module gives several.
             packed: whether weights may take as few bits as they need; False: as plainly as the format stores them.
 
         Raises:
@@ -203,7 +219,7 @@ class Reader(Protocol):
         """
 
 
-def _tells_nothing(model: nn.Module, example: Tensor) -> str:
+def _tells_nothing(model: nn.Module, example: Inputs) -> str:
     """Return no problem: what keeps a model from being exported shows in the export."""
     return ""
 
@@ -224,7 +240,7 @@ class Format:
         kernels: what the integer kernels of the runtime take.
         export_problem: returns in seconds what would keep a module (with two inputs) from being exported, or nothing.
         bare: a Python file that imports the runtime and nothing of nutlet, with a function ``open_bare(path)`` that
-            returns one that runs a batch: for the measurement of memory. None: memory is not told.
+            returns one that runs a batch, its inputs by name: for the measurement of memory. None: memory is not told.
     """
 
     name: str
@@ -236,7 +252,7 @@ class Format:
     largest: int = 2**31 - 1
     reader: Reader | None = None
     kernels: KernelProfile = KERNELS
-    export_problem: Callable[[nn.Module, Tensor], str] = _tells_nothing
+    export_problem: Callable[[nn.Module, Inputs], str] = _tells_nothing
     bare: Path | None = None
 
     @property

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError, ModelError
-from nutlet.formats.base import Format, Session
+from nutlet.formats.base import Format, Session, TensorSpec
 from nutlet.formats.known import format_of
 from nutlet.formats.outputs import chosen_output
 from nutlet.machine import cores
 from nutlet.progress import Progress
+from nutlet.tasks.inputs import Inputs, as_tensors
 from nutlet.tasks.outputs import check_finite
 
 __all__ = ["Runtime"]
+
+Feed = dict[str, npt.NDArray[Any]]
+"""One batch by the names of the inputs of a file, in its dtypes."""
+Value = TypeVar("Value")
 
 
 class Runtime:
     """A shipped file, opened in the runtime of its format on the CPU.
 
     Args:
-        path: of the file: one input ``(N, ...)``, one output ``(N, classes)``.
+        path: of the file: inputs ``(N, ...)``, one output ``(N, classes)`` or as its task has it.
         threads: threads for one operator; 0 for all cores. ``self.threads`` holds the true count.
         output: name of the output that holds the scores; by default the only one that can.
 
     Raises:
         StorageError: there is no such file, it is of no known format, damaged, or needs other files.
-        ModelError: the runtime refuses the file, or it has not one floating-point input and one output of scores.
+        ModelError: the runtime refuses the file, or it has an input of no numbers, or not one output of scores.
         ConfigError: there is no such output.
     """
 
@@ -59,32 +66,33 @@ class Runtime:
     def _use(self, session: Session, output: str | None) -> None:
         self._session = session
         self.content, self.threads = session.content, session.threads
-        inputs = session.inputs
-        if len(inputs) != 1:
-            raise ModelError(
-                f"{self.path} has the inputs {[i.name for i in inputs]}; "
-                "expected one: export a module that takes one tensor and returns one, (N, classes)"
-            )
-        if not inputs[0].is_floating or not inputs[0].shape:
-            raise ModelError(
-                f"{self.path} takes {inputs[0].dtype} of shape {list(inputs[0].shape)}; expected a batch of "
-                "floating-point examples, of float32, float16 or float64: export it with such an input"
-            )
-        self.input_name = inputs[0].name
-        self.input_shape = inputs[0].shape
-        self.dtype = inputs[0].dtype
+        for given in session.inputs:
+            if not given.is_number or not given.shape:
+                raise ModelError(
+                    f"{self.path} takes {given.dtype} of shape {list(given.shape)} as {given.name!r}; expected a batch "
+                    "of numbers, of float32, float16, float64, int64, int32 or bool: export it with such an input"
+                )
+        self.inputs: dict[str, TensorSpec] = {given.name: given for given in session.inputs}
+        if not self.inputs:
+            raise ModelError(f"{self.path} takes no input; expected a batch of examples")
         self.output = chosen_output(self.path, session.outputs, output)
 
     @property
     def fixed_batch(self) -> int | None:
         """The only batch size the file takes, or None where it takes any."""
-        first = self.input_shape[0]
+        first = next(iter(self.inputs.values())).shape[0]
         return first if isinstance(first, int) else None
 
     def predict(
         self, examples: Examples, *, batch: int = 64, progress: Progress | None = None
     ) -> npt.NDArray[np.float32]:
-        """Return the outputs ``(N, classes)`` for all examples.
+        """Return the outputs ``(N, ...)`` for all examples; see :meth:`answers`."""
+        return np.concatenate([outputs for outputs, _ in self.answers(examples, batch=batch, progress=progress)])
+
+    def answers(
+        self, examples: Examples, *, batch: int = 64, progress: Progress | None = None
+    ) -> Iterator[tuple[npt.NDArray[np.float32], Tensor]]:
+        """Yield outputs ``(B, ...)`` and targets batch by batch: those of all examples may not fit into memory.
 
         Args:
             examples: inputs in the shape the file takes.
@@ -93,46 +101,54 @@ class Runtime:
 
         Raises:
             DataError: the examples do not fit the input of the file.
-            ModelError: the file fails to run, or its outputs are not finite scores ``(N, classes)``.
+            ModelError: the file fails to run, or its outputs are not finite scores, ``(B, classes)`` for classes.
         """
         progress = progress or Progress(quiet=True)
         self.check(examples)
         batch = self.fixed_batch or batch
-        rows = []
+        classes = examples.task.name == "classification"
+        done = 0
         with progress.task(f"predicting with {self.path.name}", total=-(-len(examples) // batch)) as task:
-            for x, _ in examples.batches(batch):
-                rows.append(self.run(self.feed(x.numpy(), self.fixed_batch or len(x)))[: len(x)])
+            for x, targets in examples.batches(batch):
+                feed = self.feed(_arrays(x), self.fixed_batch or len(x))
+                outputs = (self.run(feed) if classes else self._floats(feed))[: len(x)]
+                check_finite(str(self.path), outputs, first=done, total=len(examples))
+                yield outputs, targets
+                done += len(x)
                 task.advance()
-        outputs: npt.NDArray[np.float32] = np.concatenate(rows)
-        check_finite(str(self.path), outputs)
-        return outputs
 
-    def run(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return the outputs ``(B, classes)`` for one batch ``(B, ...)`` of the right dtype.
+    def run(self, x: Feed | npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the outputs ``(B, classes)`` for one batch of the right dtypes.
 
         Raises:
             ModelError: the file fails to run, or its outputs are not scores ``(B, classes)``.
         """
-        y = self.run_raw(x)
+        return self._floats(x, expected="scores", ndim=2)
+
+    def _floats(
+        self, x: Feed | npt.NDArray[Any], expected: str = "numbers", ndim: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        y, rows = self.run_raw(x), len(next(iter(self._named(x).values())))
         shape = getattr(y, "shape", None)
-        if shape is None or len(shape) != 2 or shape[0] != len(x) or not np.issubdtype(y.dtype, np.floating):
+        fits = shape and shape[0] == rows and len(shape) == (ndim or max(len(shape), 2))
+        if not fits or not np.issubdtype(y.dtype, np.floating):
             found = f"{getattr(y, 'dtype', type(y).__name__)} of shape {shape}"
             raise ModelError(
-                f"{self.path} gives {found} for {len(x)} examples; expected floating-point scores "
-                f"({len(x)}, classes): export the module that returns one row of scores per example"
+                f"{self.path} gives {found} for {rows} examples; expected floating-point {expected} "
+                f"({rows}, {'classes' if ndim else '...'}): export the module that returns one row of scores for each"
             )
         return np.asarray(y, dtype=np.float32)
 
-    def run_raw(self, x: npt.NDArray[Any]) -> Any:
+    def run_raw(self, x: Feed | npt.NDArray[Any]) -> Any:
         """Return what the runtime gives for one batch, unchecked: the call that is timed.
 
         Raises:
             ModelError: the file fails to run, or takes too much memory or time for such a batch.
         """
-        return self._session.run(x, outputs=(self.output,))[0]
+        return self._session.run(self._named(x), outputs=(self.output,))[0]
 
-    def batch_of(self, examples: Examples, size: int) -> npt.NDArray[Any]:
-        """Return ``size`` real examples in the dtype of the file, repeated where there are too few.
+    def batch_of(self, examples: Examples, size: int) -> Feed:
+        """Return ``size`` real examples in the dtypes of the file, repeated where there are too few.
 
         Raises:
             DataError: the examples do not fit, or the file takes another batch size only.
@@ -144,31 +160,67 @@ class Runtime:
                 f"{self.path} takes batches of {self.fixed_batch} only, asked for was {size}; export it with a "
                 f"dynamic batch dimension, or measure with batches=({self.fixed_batch},)"
             )
-        batch = self.feed(examples.batch(slice(0, size))[0].numpy(), size)
-        self._session.admit(batch.shape)  # now, and not within the time of the first call
-        return batch
+        feed = self.feed(_arrays(examples.batch(slice(0, size))[0]), size)
+        # Now, and not within the time of the first call.
+        self._session.admit({name: values.shape for name, values in feed.items()})
+        return feed
 
     def check(self, examples: Examples) -> None:
-        """Raise DataError unless there are examples of the shape the file takes."""
+        """Raise DataError unless there are examples of the names, shapes and kinds of numbers that the file takes."""
         if len(examples) == 0:
             raise DataError(f"found no examples to run {self.path} on; expected at least one")
-        found, expected = tuple(examples.x.shape[1:]), self.input_shape[1:]
-        fits = len(found) == len(expected) and all(
-            not isinstance(want, int) or want == have for have, want in zip(found, expected, strict=True)
-        )
-        if not fits:
-            mend = "give the data the file was exported for, in the same size and layout"
-            if len(found) == 3 and (found[1], found[2], found[0]) == tuple(expected):
-                mend = "the file takes channels last: permute the inputs, x.permute(0, 2, 3, 1)"
-            elif len(found) == 3 and (found[2], found[0], found[1]) == tuple(expected):
-                mend = "the file takes channels first: permute the inputs, x.permute(0, 3, 1, 2)"
-            raise DataError(
-                f"one example has shape {found}, but the input {self.input_name!r} of {self.path} expects "
-                f"({', '.join(map(str, expected))}); {mend}"
+        for name, found in self.named(examples.shapes).items():
+            expected = self.inputs[name].shape[1:]
+            fits = len(found) == len(expected) and all(
+                not isinstance(want, int) or want == have for have, want in zip(found, expected, strict=True)
             )
+            if not fits:
+                mend = "give the data the file was exported for, in the same size and layout"
+                if len(found) == 3 and (found[1], found[2], found[0]) == tuple(expected):
+                    mend = "the file takes channels last: permute the inputs, x.permute(0, 2, 3, 1)"
+                elif len(found) == 3 and (found[2], found[0], found[1]) == tuple(expected):
+                    mend = "the file takes channels first: permute the inputs, x.permute(0, 3, 1, 2)"
+                raise DataError(
+                    f"one example has shape {found}, but the input {name!r} of {self.path} expects "
+                    f"({', '.join(map(str, expected))}); {mend}"
+                )
 
-    def feed(self, x: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-        """Repeat rows up to ``size`` and cast to the dtype of the file."""
-        if len(x) < size:
-            x = np.resize(x, (size, *x.shape[1:]))
-        return np.ascontiguousarray(x, dtype=self.dtype)
+    def named(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Return what belongs to the inputs by their names in the file; one alone may have any name in the data.
+
+        Raises:
+            DataError: the file takes other inputs.
+        """
+        if len(values) == len(self.inputs) == 1:
+            return {next(iter(self.inputs)): next(iter(values.values()))}
+        if values.keys() != self.inputs.keys():
+            raise DataError(
+                f"the data give the inputs {', '.join(map(repr, values))}, {self.path} takes "
+                f"{', '.join(map(repr, self.inputs))}; expected the same names: give the data those"
+            )
+        return dict(values)
+
+    def feed(self, x: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]], size: int) -> Feed:
+        """Repeat rows up to ``size`` and cast to the dtypes of the file.
+
+        Raises:
+            DataError: floating-point numbers for an input of integers.
+        """
+        feed = {}
+        for name, values in self.named(x if isinstance(x, Mapping) else {"x": x}).items():
+            wanted = self.inputs[name]
+            if np.issubdtype(values.dtype, np.floating) and not wanted.is_floating:
+                raise DataError(
+                    f"the data give {values.dtype} for the input {name!r} of {self.path}, which takes {wanted.dtype}; "
+                    "expected integers (tokens) or a mask"
+                )
+            rows = np.resize(values, (size, *values.shape[1:])) if len(values) < size else values
+            feed[name] = np.ascontiguousarray(rows, dtype=wanted.dtype)
+        return feed
+
+    def _named(self, x: Feed | npt.NDArray[Any]) -> Feed:
+        return x if isinstance(x, dict) else {next(iter(self.inputs)): x}
+
+
+def _arrays(x: Inputs) -> dict[str, npt.NDArray[Any]]:
+    return {name: tensor.numpy() for name, tensor in as_tensors(x).items()}

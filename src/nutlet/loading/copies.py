@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
@@ -21,13 +21,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from nutlet.errors import ModelError, first_line
 from nutlet.graph.detaching import Detaching
+from nutlet.tasks.inputs import Inputs, cast, shapes_of
 
 __all__ = ["clean_copy"]
 
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
-def clean_copy(model: nn.Module, example: Tensor | None = None) -> tuple[nn.Module, list[str]]:
+def clean_copy(model: nn.Module, example: Inputs | None = None) -> tuple[nn.Module, list[str]]:
     """Return a copy of ``model`` that every method can work on, in evaluation mode, and notes on what was changed.
 
     Args:
@@ -123,17 +124,17 @@ def _culprit(model: nn.Module) -> str:
     return "the model"
 
 
-def _initialised(model: nn.Module, example: Tensor) -> list[str]:
+def _initialised(model: nn.Module, example: Inputs) -> list[str]:
     """Run lazy layers once, which gives them their sizes; values that they have not yet are drawn from seed 0."""
     without = [name for name, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]
-    kind = next((t.dtype for t in model.parameters() if not is_lazy(t)), example.dtype)
+    kind = next((t.dtype for t in model.parameters() if not is_lazy(t)), torch.float32)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model(example.to(kind))
+            model(cast(example, kind))
     except Exception as error:  # the forward is the user's code
         raise ModelError(
-            f"the model has lazy layers, and running it on a batch of shape {tuple(example.shape)} to size them raised "
+            f"the model has lazy layers, and running it on a batch of shape {shapes_of(example)} to size them raised "
             f"{type(error).__name__}: {first_line(error)}; expected a forward that takes such a batch"
         ) from error
     uncalled = [name for name, module in model.named_modules() if isinstance(module, LazyModuleMixin)]

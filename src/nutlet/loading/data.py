@@ -14,6 +14,7 @@ from nutlet.loading.factory import build, is_factory
 from nutlet.loading.hf_datasets import read_hub
 from nutlet.loading.images import read_image_folder
 from nutlet.loading.npz import Arrays, cached, read_npz, read_npz_folder
+from nutlet.tasks.inputs import Inputs, input_shapes
 
 __all__ = ["AUGMENTATIONS", "load_data", "load_examples", "load_inputs"]
 
@@ -188,13 +189,14 @@ def _from_factory(value: Any, spec: str) -> Arrays | Data:
     )
 
 
-def _augmentation(name: str | None, x: Tensor) -> Augment | None:
+def _augmentation(name: str | None, x: Inputs) -> Augment | None:
     if name is None or name == "none":
         return None
     if name not in AUGMENTATIONS:
         raise ConfigError(f"found the augmentation {name!r}; {nearest(name, AUGMENTATIONS)}")
-    if x.ndim != 4:
+    if not isinstance(x, Tensor) or x.ndim != 4:
         raise DataError(
-            f"the inputs have shape {tuple(x.shape[1:])}, which {name!r} cannot augment; expected images: use 'none'"
+            f"the inputs have shape {', '.join(map(str, input_shapes(x).values()))}, which {name!r} cannot augment; "
+            "expected images: use 'none'"
         )
     return flip_and_crop(max(1, min(4, min(x.shape[-2:]) // 8)), flip=name == "flip-crop")

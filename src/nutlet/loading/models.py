@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.data.examples import Data
-from nutlet.errors import ConfigError, DataError, ModelError
+from nutlet.errors import ConfigError, DataError, ModelError, NutletError
 from nutlet.formats import format_for, is_model_file
 from nutlet.graph.scope import Layer
 from nutlet.loading.factory import build, is_factory
 from nutlet.loading.program import load_program
 from nutlet.loading.weights import check_finite_weights, load_into, read_weights
+from nutlet.tasks import CLASSIFICATION, Task
+from nutlet.tasks.forward import adapt, picked
+from nutlet.tasks.inputs import Inputs, input_shapes, shapes_of
 from nutlet.tasks.outputs import TWO_OUTPUTS
 from nutlet.tasks.predict import evaluating
 
@@ -82,16 +86,24 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     return model.eval()
 
 
-def check_model(model: nn.Module, example_batch: Tensor, classes: int) -> int:
+def check_model(
+    model: nn.Module, example_batch: Inputs, classes: int, task: Task = CLASSIFICATION, targets: Tensor | None = None
+) -> int:
     """Run ``model`` once on a real batch and return its number of outputs.
 
     Args:
-        model: the classifier; its mode is put back afterwards.
+        model: its mode is put back afterwards; it is adapted to the task, see :func:`nutlet.tasks.forward.adapt`.
         example_batch: inputs ``(B, ...)`` as the data give them, B at least 1.
         classes: one more than the largest label in the data.
+        task: what its outputs mean.
+        targets: of these inputs; needed where the task is no classification.
+
+    Returns:
+        The number of outputs: classes, or values for an example.
 
     Raises:
-        ModelError: the model cannot take such a batch, or does not give ``(B, classes)`` finite floats.
+        ModelError: the model cannot take such a batch, or does not give finite floats of the shape of the task,
+            ``(B, classes)`` in classification.
         DataError: the data have labels that the model has no output for.
 
     >>> check_model(nn.Linear(4, 3), torch.zeros(2, 4), classes=3)
@@ -108,17 +120,29 @@ def check_model(model: nn.Module, example_batch: Tensor, classes: int) -> int:
 
     handles = [m.register_forward_pre_hook(note(name)) for name, m in model.named_modules() if isinstance(m, Layer)]
     try:
+        adapt(model, example_batch, task.output)
         with evaluating(model), torch.no_grad():
             output = model(example_batch)
+            if not isinstance(output, Tensor):
+                output = picked(output, task.output)
+                adapt(model, example_batch, task.output, several=True)
+    except NutletError:
+        raise
     except Exception as error:  # the forward is the user's code
         raise ModelError(_explain(error, example_batch, seen)) from error
     finally:
         for handle in handles:
             handle.remove()
-    return _check_output(output, example_batch, classes)
+    if task.name == "classification" or targets is None:
+        return _check_output(output, example_batch, classes)
+    if not isinstance(output, Tensor):
+        raise ModelError(f"the model returned a {type(output).__name__}; expected one float tensor for {task.name}")
+    task.check(output, targets)
+    _check_finite(output)
+    return math.prod(output.shape[1:])
 
 
-def _check_output(output: object, batch: Tensor, classes: int) -> int:
+def _check_output(output: object, batch: Inputs, classes: int) -> int:
     rows = len(batch)
     wanted = f"expected one float tensor of shape ({rows}, classes), the logits of a classifier"
     if not isinstance(output, Tensor):
@@ -135,12 +159,16 @@ def _check_output(output: object, batch: Tensor, classes: int) -> int:
             f"{output.shape[1] - 1}); expected an output for every label: check the labels, or build the model with "
             f"{classes} classes"
         )
+    _check_finite(output)
+    return int(output.shape[1])
+
+
+def _check_finite(output: Tensor) -> None:
     if not bool(torch.isfinite(output).all()):
         raise ModelError(
             "the model returned NaN or infinity on real inputs; expected finite logits: check the normalisation "
             "(mean, std) and the weights"
         )
-    return int(output.shape[1])
 
 
 def one_output(probability: bool = False) -> str:
@@ -152,9 +180,9 @@ def one_output(probability: bool = False) -> str:
     )
 
 
-def _explain(error: Exception, batch: Tensor, seen: list[tuple[str, nn.Module, tuple[int, ...]]]) -> str:
+def _explain(error: Exception, batch: Inputs, seen: list[tuple[str, nn.Module, tuple[int, ...]]]) -> str:
     """Say in words why a batch did not pass; the layer that ran last is the one that failed."""
-    data = "x".join(map(str, batch.shape[1:]))
+    data = ", ".join("x".join(map(str, shape)) for shape in input_shapes(batch).values())
     if seen:
         name, layer, shape = seen[-1]
         place = f"the model's first layer ({name})" if len(seen) == 1 else f"the layer {name}"
@@ -178,6 +206,6 @@ def _explain(error: Exception, batch: Tensor, seen: list[tuple[str, nn.Module, t
                     f"{shape[1]} channels"
                 )
     return (
-        f"the model raised {type(error).__name__} on a batch of shape {tuple(batch.shape)}: {error}; expected a "
+        f"the model raised {type(error).__name__} on a batch of shape {shapes_of(batch)}: {error}; expected a "
         "forward that takes one float batch and returns logits"
     )

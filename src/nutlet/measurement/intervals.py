@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
 from nutlet.tasks.outputs import TWO_OUTPUTS, check_finite
-from nutlet.tasks.predict import predict
+from nutlet.tasks.predict import answered, predict
 
-__all__ = ["Estimate", "agreement", "difference", "predict_module", "top1", "wilson"]
+__all__ = ["Estimate", "agreement", "difference", "module_answers", "predict_module", "top1", "wilson"]
 
 Array = npt.NDArray[Any]
 
@@ -126,6 +127,22 @@ def difference(right: Array, others_right: Array) -> Estimate:
         return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
     return Estimate(p - q, p - q - joint(*down), p - q + joint(*up), n)
+
+
+def module_answers(
+    model: nn.Module, examples: Examples, *, batch: int = 64
+) -> Iterator[tuple[npt.NDArray[np.float32], Tensor]]:
+    """Yield finite outputs ``(B, ...)`` of a module in evaluation mode and targets, batch by batch.
+
+    Raises:
+        ModelError: the outputs are not one finite tensor with a row for each example.
+    """
+    done = 0
+    for outputs, targets in answered(model, examples, batch):
+        values: npt.NDArray[np.float32] = outputs.numpy()
+        check_finite("the module", values, first=done, total=len(examples))
+        yield values, targets
+        done += len(values)
 
 
 def predict_module(model: nn.Module, examples: Examples, *, batch: int = 64) -> npt.NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +32,14 @@ class Memory:
     process_mib: float
 
 
-def peak_memory(runtime: Runtime, shape: Sequence[int], *, batches: Sequence[int] = (1, 32)) -> Memory | None:
+def peak_memory(
+    runtime: Runtime, shapes: Mapping[str, Sequence[int]], *, batches: Sequence[int] = (1, 32)
+) -> Memory | None:
     """Load the file in a fresh process, run each batch size once on one thread, and return the peak of memory.
 
     Args:
         runtime: the file, opened (and so checked) before.
-        shape: shape of one example.
+        shapes: shape of one example of each input.
         batches: examples per call.
 
     Returns:
@@ -52,8 +54,7 @@ def peak_memory(runtime: Runtime, shape: Sequence[int], *, batches: Sequence[int
     wanted = {
         "runtime": str(program),
         "path": str(runtime.path.resolve()),
-        "shape": list(shape),
-        "dtype": runtime.dtype,
+        "inputs": {name: (list(shape), runtime.inputs[name].dtype) for name, shape in runtime.named(shapes).items()},
         "batches": list(batches),
     }
     # -P: the folder of the script is not searched for modules, or ours would shadow others of the same name.

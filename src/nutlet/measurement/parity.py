@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from nutlet.data.examples import Examples
 from nutlet.formats.runtime import Runtime
-from nutlet.measurement.intervals import predict_module
+from nutlet.measurement.intervals import module_answers
 
 __all__ = ["Parity", "parity"]
 
@@ -22,7 +23,7 @@ class Parity:
 
     Args:
         examples: how many real inputs were compared.
-        agreement: share with the same top-1 answer, 0 to 1.
+        agreement: mean agreement of the task, 0 to 1: of classes the share with the same top-1 answer.
         max_difference: largest absolute difference of any output.
     """
 
@@ -44,10 +45,10 @@ class Parity:
 def parity(model: nn.Module, path: Path | str, examples: Examples, *, count: int = 256) -> Parity:
     """Compare ``model`` with the file at ``path`` on the first ``count`` examples."""
     some = examples.subset(slice(0, count))
-    simulated = np.asarray(predict_module(model, some))
+    simulated = np.concatenate([outputs for outputs, _ in module_answers(model, some)])
     shipped = Runtime(path).predict(some)
     return Parity(
         examples=len(some),
-        agreement=float((simulated.argmax(1) == shipped.argmax(1)).mean()),
+        agreement=float(some.task.agree(torch.from_numpy(simulated), torch.from_numpy(shipped)).mean()),
         max_difference=float(np.abs(simulated - shipped).max()),
     )

@@ -35,7 +35,7 @@ def main(argument: str) -> None:
     before = peak_bytes()
     run = open_bare(wanted["path"])
     for batch in wanted["batches"]:
-        run(np.zeros((batch, *wanted["shape"]), wanted["dtype"]))
+        run({name: np.zeros((batch, *shape), dtype) for name, (shape, dtype) in wanted["inputs"].items()})
     print(json.dumps({"before": before, "after": peak_bytes()}))
 
 

@@ -7,8 +7,71 @@ from typing import Any
 
 from nutlet.measurement.latency import Latency, Speedup
 from nutlet.tables import Table, Tabled
+from nutlet.tasks import Task
 
-__all__ = ["Figures", "FileFigures", "Measurement"]
+__all__ = ["ACCURACY", "Figures", "FileFigures", "Measurement", "Metric"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the scores of a measurement are, see :class:`~nutlet.Task`.
+
+    Args:
+        task: name of the task.
+        metric: what the mean score is called.
+        unit: ``%`` for shares, or what the metric counts.
+        higher_is_better: whether the metric is the mean score, or minus that.
+    """
+
+    task: str = "classification"
+    metric: str = "top-1 accuracy"
+    unit: str = "%"
+    higher_is_better: bool = True
+
+    @staticmethod
+    def of(task: Task) -> Metric:
+        """Take what is to be shown of a task."""
+        return Metric(task.name, task.metric, task.unit, task.higher_is_better)
+
+    @property
+    def name(self) -> str:
+        """The metric in a sentence; of classes plainly accuracy."""
+        return "accuracy" if self.task == "classification" else self.metric
+
+    def text(self, score: float, digits: int = 1) -> str:
+        """Return a mean score as the metric, with its unit."""
+        if self.unit == "%":
+            return f"{score:.{digits}%}"
+        return f"{0.0 + (score if self.higher_is_better else -score):.{digits + 3}g} {self.unit}".rstrip()
+
+    def amount(self, lost: float) -> str:
+        """Return how much of the metric a lost mean score is."""
+        return f"{100 * lost:.1f} points" if self.unit == "%" else f"{abs(lost):.3g} {self.unit}".rstrip()
+
+    def signed(self, gained: float) -> str:
+        """Return the change of the metric where the mean score rises by ``gained``, without a unit."""
+        if self.unit == "%":
+            return f"{100 * gained:+.2f}"
+        return f"{gained if self.higher_is_better else 0 - gained:+.4g}"
+
+    def interval(self, value: float, low: float, high: float) -> str:
+        """Return a mean score and its interval as the metric."""
+        if self.unit == "%":
+            return _percent(value, low, high)
+        ends = (value, low, high) if self.higher_is_better else (-value, -high, -low)
+        return "{:.4g} {unit} [{:.4g}, {:.4g}]".format(*(0.0 + end for end in ends), unit=self.unit).replace("  ", " ")
+
+    def change(self, drop: float, low: float, high: float) -> str:
+        """Return the change of the metric that a drop of the mean score is."""
+        # 0 - x and not -x: no drop must not print as "-0.00".
+        if self.unit == "%":
+            return f"{100 * (0 - drop):+.2f} pp [{100 * (0 - high):+.2f}, {100 * (0 - low):+.2f}]"
+        ends = (0 - drop, 0 - high, 0 - low) if self.higher_is_better else (drop, low, high)
+        return "{:+.4g} {unit} [{:+.4g}, {:+.4g}]".format(*ends, unit=self.unit).replace("  ", " ")
+
+
+ACCURACY = Metric()
+"""That of classification."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +79,8 @@ class Figures:
     """What is known of any model, a module in memory as well.
 
     Args:
-        accuracy: top-1, 0 to 1.
-        accuracy_low: lower end of its 95 % Wilson interval.
+        accuracy: mean score of the task, see :class:`Metric`: top-1, 0 to 1, in classification.
+        accuracy_low: lower end of its 95 % interval (Wilson for shares, t and bootstrap otherwise).
         accuracy_high: upper end.
         examples: number of examples behind it.
     """
@@ -58,12 +121,13 @@ class Measurement(Tabled):
     Args:
         compressed: figures of the file.
         original: figures of the original: a file, a module in memory (accuracy alone), or None.
-        agreement: share of examples on which both choose the same class; None without an original.
-        agreement_low: lower end of its 95 % Wilson interval.
+        agreement: mean agreement of the task, 0 to 1, of classes the share of examples on which both choose the same;
+            None without an original.
+        agreement_low: lower end of its 95 % interval.
         agreement_high: upper end.
-        accuracy_drop_pp: accuracy lost, in percentage points; negative where the file is better.
-        accuracy_drop_pp_low: lower end of its 95 % interval, paired on the same examples.
-        accuracy_drop_pp_high: upper end.
+        score_drop: mean score lost, in units of the score; negative where the file is better.
+        score_drop_low: lower end of its 95 % interval, paired on the same examples.
+        score_drop_high: upper end.
         speedups: how many times faster the file is, per setting, timed in turn in one run.
         split: which examples: ``test``, ``validation`` or ``given``.
         environment: machine and versions, see :func:`nutlet.measurement.environment`.
@@ -74,12 +138,31 @@ class Measurement(Tabled):
     agreement: float | None
     agreement_low: float | None
     agreement_high: float | None
-    accuracy_drop_pp: float | None
-    accuracy_drop_pp_low: float | None
-    accuracy_drop_pp_high: float | None
+    score_drop: float | None
+    score_drop_low: float | None
+    score_drop_high: float | None
     speedups: tuple[Speedup, ...]
     split: str
     environment: dict[str, Any]
+    task: Metric = ACCURACY
+
+    @property
+    def accuracy_drop_pp(self) -> float | None:
+        """Accuracy lost, in percentage points; None without an original, and where scores are no shares."""
+        return self._points(self.score_drop)
+
+    @property
+    def accuracy_drop_pp_low(self) -> float | None:
+        """Lower end of its interval."""
+        return self._points(self.score_drop_low)
+
+    @property
+    def accuracy_drop_pp_high(self) -> float | None:
+        """Upper end of its interval."""
+        return self._points(self.score_drop_high)
+
+    def _points(self, drop: float | None) -> float | None:
+        return None if drop is None or self.task.unit != "%" else 100 * drop
 
     @property
     def size_ratio(self) -> float | None:
@@ -105,7 +188,8 @@ class Measurement(Tabled):
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON, the derived figures included."""
         value: dict[str, Any] = _plain(asdict(self))
-        return {**value, "size_ratio": self.size_ratio, "size_ratio_zstd": self.size_ratio_zstd}
+        names = ("accuracy_drop_pp", "accuracy_drop_pp_low", "accuracy_drop_pp_high", "size_ratio", "size_ratio_zstd")
+        return {**value, **{name: getattr(self, name) for name in names}}
 
     def table(self) -> Table:
         """Return the figures as rows, the one source of all printed forms."""
@@ -121,11 +205,12 @@ class Measurement(Tabled):
                 f"{file.bytes_zstd:,}" if file else "",
                 _times(self.size_ratio_zstd, "smaller"),
             ),
-            ("top-1 accuracy", _accuracy(new), _accuracy(old) if old else "", self._change_of_accuracy()),
+            (self.task.metric, self._score(new), self._score(old) if old else "", self._change()),
         ]
         if self.agreement is not None and self.agreement_low is not None and self.agreement_high is not None:
             share = _percent(self.agreement, self.agreement_low, self.agreement_high)
-            rows.append(("same top-1 as the original", share, "", ""))
+            same = "same top-1 as the original" if self.task.task == "classification" else "agreement with the original"
+            rows.append((same, share, "", ""))
         for place, latency in enumerate(new.latency):
             threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
             before = _latency(file.latency[place]) if file else ""
@@ -139,20 +224,24 @@ class Measurement(Tabled):
         title = f"{new.path} in {new.runtime}, {new.examples:,} examples ({self.split})"
         return Table(title, columns, tuple(rows), (f"Brackets: 95 % interval.{self._verdict()}", self._machine()))
 
-    def _change_of_accuracy(self) -> str:
-        drop, low, high = self.accuracy_drop_pp, self.accuracy_drop_pp_low, self.accuracy_drop_pp_high
-        if drop is None or low is None or high is None:
-            return ""
-        # 0 - x and not -x: no drop must not print as "-0.00".
-        return f"{0 - drop:+.2f} pp [{0 - high:+.2f}, {0 - low:+.2f}]"
+    def _score(self, figures: Figures) -> str:
+        return self.task.interval(figures.accuracy, figures.accuracy_low, figures.accuracy_high)
+
+    def _change(self) -> str:
+        drop, low, high = self.score_drop, self.score_drop_low, self.score_drop_high
+        return "" if drop is None or low is None or high is None else self.task.change(drop, low, high)
 
     def _verdict(self) -> str:
-        low, high = self.accuracy_drop_pp_low, self.accuracy_drop_pp_high
+        low, high = self.score_drop_low, self.score_drop_high
         if low is None or high is None:
             return ""
+        classes = self.task.task == "classification"
         if low <= 0 <= high:
-            return " The change of accuracy is not measurable with this many examples: its interval holds zero."
-        return f" The compressed file is measurably {'less' if low > 0 else 'more'} accurate."
+            what = "accuracy" if classes else self.task.metric
+            return f" The change of {what} is not measurable with this many examples: its interval holds zero."
+        if classes:
+            return f" The compressed file is measurably {'less' if low > 0 else 'more'} accurate."
+        return f" The compressed file is measurably {'worse' if low > 0 else 'better'} in {self.task.metric}."
 
     def _machine(self) -> str:
         here = self.environment
@@ -177,10 +266,6 @@ def _plain(value: Any) -> Any:
 
 def _percent(value: float, low: float, high: float) -> str:
     return f"{100 * value:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
-
-
-def _accuracy(figures: Figures) -> str:
-    return _percent(figures.accuracy, figures.accuracy_low, figures.accuracy_high)
 
 
 def _latency(latency: Latency) -> str:

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import stats
+from torch.nn import functional as F
 
 from nutlet.data.examples import Examples
 from nutlet.errors import DataError
 from nutlet.measurement import Estimate, wilson
+from nutlet.tasks import is_classifier
+from nutlet.tasks.inputs import as_tensors
 
 __all__ = [
     "auc",
@@ -208,10 +212,12 @@ def blind_scores(pool: Examples, members: npt.ArrayLike, seed: int = 0, folds: i
     from sklearn.preprocessing import StandardScaler
     from sklearn.random_projection import GaussianRandomProjection
 
-    x = np.concatenate([inputs.flatten(1).numpy() for inputs, _ in pool.batches()]).astype("float64")
+    rows = [torch.cat([each.flatten(1).float() for each in as_tensors(x).values()], 1) for x, _ in pool.batches()]
+    x = torch.cat(rows).numpy().astype("float64")
     if x.shape[1] > _DIRECTIONS:  # a random projection keeps what is linear in few directions
         x = GaussianRandomProjection(_DIRECTIONS, random_state=seed).fit_transform(x)
-    x = np.hstack([x, np.eye(pool.classes)[pool.y.numpy()]])
+    y = F.one_hot(pool.y, pool.classes) if is_classifier(pool.task) else pool.y.flatten(1).nan_to_num()
+    x = np.hstack([x, y.numpy()])
     classifier = make_pipeline(
         StandardScaler(), LogisticRegression(C=1 / (_PENALTY * len(x)), solver="newton-cholesky")
     )

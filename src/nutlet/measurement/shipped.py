@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import nn
 
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.formats.runtime import Runtime
 from nutlet.machine import environment
-from nutlet.measurement.intervals import Estimate, agreement, difference, predict_module, top1
+from nutlet.measurement.intervals import Estimate, module_answers
 from nutlet.measurement.latency import Latency, check_settings, latencies
 from nutlet.measurement.memory import peak_memory
-from nutlet.measurement.results import Figures, FileFigures, Measurement
+from nutlet.measurement.results import Figures, FileFigures, Measurement, Metric
+from nutlet.measurement.scores import lost_score, mean_agreement, mean_score
 from nutlet.progress import Progress
 from nutlet.storage import packed_size
+from nutlet.tasks.base import Scores
 
 __all__ = ["measure"]
 
 _BATCHES = (1, 32)
+_PREDICTED = 64
+"""Examples that are predicted at once."""
 
 
 def measure(
@@ -34,13 +40,13 @@ def measure(
     output: str | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Measure a shipped file in the runtime of its format: bytes, accuracy, latency and peak memory.
+    """Measure a shipped file in the runtime of its format: bytes, the metric of the task, latency and peak memory.
 
     Args:
         path: the file; its format is told by its name or its first bytes.
         data: examples to predict; of a :class:`~nutlet.Data` its test split, or validation where it has none.
         against: the original. Of a file everything is measured too, and both are timed in turn in one run;
-            of a module only accuracy and agreement.
+            of a module only the metric and agreement.
         batches: batch sizes for latency and memory; by default 1 and 32, or the only size that a file takes.
         threads: numbers of threads for latency; 0 for all cores. Those that come to the same are timed once.
         seconds: time for one latency setting, all files together.
@@ -49,7 +55,7 @@ def measure(
 
     Raises:
         StorageError: a file is missing, too large, of no known format, or needs other files.
-        ModelError: a file or the module does not run, or gives anything but finite scores ``(N, classes)``.
+        ModelError: a file or the module does not run, or gives anything but finite outputs as the task has them.
         DataError: the examples do not fit.
         ConfigError: a setting is out of range.
     """
@@ -68,24 +74,21 @@ def measure(
         for size in batches:
             runtime.batch_of(examples, size)
 
-    labels = examples.y.numpy()
-    outputs = [runtime.predict(examples, progress=progress) for runtime in runtimes]
-    if isinstance(against, nn.Module):
-        outputs.append(predict_module(against, examples))
-    accuracies = [top1(output, labels) for output in outputs]
+    task = examples.task
+    scores, agreements = _scored(runtimes, against if isinstance(against, nn.Module) else None, examples, progress)
+    means = [mean_score(row, zero_one=task.zero_one) for row in scores]
     same = lost = None
-    if len(outputs) == 2:
-        same = agreement(*outputs)
-        right, others_right = (output.argmax(1) == labels for output in outputs)
-        lost = difference(right, others_right)
+    if len(scores) == 2:
+        same = mean_agreement(agreements, zero_one=task.zero_one)
+        lost = lost_score(*scores, zero_one=task.zero_one)
 
     timed, speedups = latencies(
         runtimes, examples, batches=batches, threads=threads, seconds=seconds, progress=progress
     )
-    files = [_file(*row, examples, batches) for row in zip(runtimes, accuracies, timed, strict=False)]
+    files = [_file(*row, examples, batches) for row in zip(runtimes, means, timed, strict=False)]
     original: Figures | None = files[1] if len(files) == 2 else None
     if isinstance(against, nn.Module):
-        a = accuracies[1]
+        a = means[1]
         original = Figures(a.value, a.low, a.high, a.examples)
     return Measurement(
         compressed=files[0],
@@ -93,13 +96,46 @@ def measure(
         agreement=same.value if same else None,
         agreement_low=same.low if same else None,
         agreement_high=same.high if same else None,
-        accuracy_drop_pp=100 * lost.value if lost else None,
-        accuracy_drop_pp_low=100 * lost.low if lost else None,
-        accuracy_drop_pp_high=100 * lost.high if lost else None,
+        score_drop=lost.value if lost else None,
+        score_drop_low=lost.low if lost else None,
+        score_drop_high=lost.high if lost else None,
+        task=Metric.of(task),
         speedups=speedups,
         split=split,
         environment=environment(),
     )
+
+
+def _scored(
+    runtimes: Sequence[Runtime], model: nn.Module | None, examples: Examples, progress: Progress
+) -> tuple[list[Scores], Scores]:
+    """Return the scores of the files, and of the module beside them, and how far the first two agree.
+
+    Outputs are let go batch by batch: those of all examples may not fit into memory.
+    """
+    task = examples.task
+    batch = next((r.fixed_batch for r in runtimes if r.fixed_batch is not None), _PREDICTED)
+    running = [runtime.answers(examples, batch=batch) for runtime in runtimes]
+    if model is not None:
+        running.append(module_answers(model, examples, batch=batch))
+    scores: list[list[Scores]] = [[] for _ in running]
+    agreements: list[Scores] = []
+    with progress.task(f"predicting with {runtimes[0].path.name}", total=-(-len(examples) // batch)) as bar:
+        for rows in zip(*running, strict=True):
+            outputs = [torch.from_numpy(np.ascontiguousarray(values)) for values, _ in rows]
+            targets = rows[0][1]
+            for values, kept in zip(outputs, scores, strict=True):
+                task.check(values, targets)
+                kept.append(task.score(values, targets))
+            if len(outputs) == 2:
+                if outputs[0].shape != outputs[1].shape:
+                    raise DataError(
+                        f"the outputs have shapes {tuple(outputs[0].shape)} and {tuple(outputs[1].shape)}; expected "
+                        "the same examples and classes: compare models of one task on one data set"
+                    )
+                agreements.append(task.agree(*outputs))
+            bar.advance()
+    return [np.concatenate(kept) for kept in scores], np.concatenate(agreements or [np.zeros(0)])
 
 
 def _batches(runtimes: Sequence[Runtime]) -> tuple[int, ...]:
@@ -116,7 +152,7 @@ def _batches(runtimes: Sequence[Runtime]) -> tuple[int, ...]:
 def _file(
     runtime: Runtime, accuracy: Estimate, timed: tuple[Latency, ...], examples: Examples, batches: Sequence[int]
 ) -> FileFigures:
-    memory = peak_memory(runtime, examples.x.shape[1:], batches=batches)
+    memory = peak_memory(runtime, examples.shapes, batches=batches)
     return FileFigures(
         accuracy=accuracy.value,
         accuracy_low=accuracy.low,

@@ -16,14 +16,18 @@ from nutlet.content_hash import fingerprint
 from nutlet.errors import BudgetError, ModelError
 from nutlet.locks import Mutex
 from nutlet.measurement import Runtime
-from nutlet.oracle.disclosure import Disclosure, as_probabilities
+from nutlet.oracle.disclosure import Disclosure, as_probabilities, probabilities_of, usual_disclosure
 from nutlet.storage import digest
+from nutlet.tasks import CLASSIFICATION, Task, is_classifier
+from nutlet.tasks.forward import adapted, picked
+from nutlet.tasks.inputs import Inputs, as_tensors, cast
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["FileSource", "Ledger", "ModuleSource", "Oracle", "Source", "checked", "source_of"]
 
-Source = Callable[[Tensor], Tensor]
-"""Inputs ``(B, ...)`` float32 to scores ``(B, classes)``, logits or probabilities; anything that answers.
+Source = Callable[[Any], Tensor]
+"""Inputs ``(B, ...)`` float32, tokens, or several by name, to outputs ``(B, ...)``, of a classifier logits or
+probabilities ``(B, classes)``; anything that answers.
 
 An attack that looks for the last digits sends float64, and gets them where the answers are float64."""
 
@@ -101,7 +105,11 @@ class Oracle:
         budget: most inputs this client may send; None for no limit.
         client: whose count this is.
         ledger: where the count is kept; clients of one victim share one.
-        outputs: whether the source gives ``logits`` or ``probabilities``; ``auto`` looks at the first answers.
+        outputs: whether a classifier gives ``logits`` or ``probabilities``; ``auto`` looks at the first answers.
+        task: what its outputs mean.
+
+    Raises:
+        ConfigError: no oracle of that task shows such answers.
 
     >>> oracle = Oracle(nn.Identity(), answers=Disclosure("labels"), budget=3)
     >>> oracle.query(torch.tensor([[2.0, 1.0], [0.0, 5.0]]))
@@ -120,9 +128,12 @@ class Oracle:
         client: str = "attacker",
         ledger: Ledger | None = None,
         outputs: Literal["auto", "logits", "probabilities"] = "auto",
+        task: Task = CLASSIFICATION,
     ) -> None:
         self.source = source
-        self.answers = answers or Disclosure()
+        self.task = task
+        self.answers = answers or usual_disclosure(task)
+        self.answers.check(task)
         self.budget = budget
         self.name = client
         self.ledger = ledger if ledger is not None else Ledger()
@@ -147,33 +158,39 @@ class Oracle:
             client=name,
             ledger=self.ledger,
             outputs=self.outputs,
+            task=self.task,
         )
 
-    def query(self, x: Tensor) -> Tensor:
-        """Return the answers ``(B, classes)`` to ``x`` ``(B, ...)``, each of which is one query.
+    def query(self, x: Inputs) -> Tensor:
+        """Return the answers, in the shape of the outputs, to ``x`` ``(B, ...)``, each of which is one query.
 
         Raises:
             BudgetError: that would be more than the budget; nothing was sent.
-            ModelError: the answers are not finite scores ``(B, classes)``.
+            ModelError: the answers are not finite numbers, one row for each input.
             OracleError: the endpoint does not answer, or answers something else than promised.
         """
         with self.ledger.counting(self.name, len(x), self.budget):
             scores = self._scores(x)
-        return self.answers.show(scores if self.answers.kind == "logits" else self._probabilities(scores))
+        return self.answers.show(scores if self.answers.raw else self._probabilities(scores), self.task)
 
-    def evaluate_uncounted(self, x: Tensor) -> Tensor:
-        """Return all probabilities ``(N, classes)`` for who scores an attack; listed apart, never an attacker's."""
+    def evaluate_uncounted(self, x: Inputs) -> Tensor:
+        """Return all outputs for who scores an attack, of a classifier probabilities ``(N, classes)``.
+
+        They are listed apart, never an attacker's.
+        """
         scores = self._scores(x)
         with self.ledger.turn:
             self.ledger.evaluation += len(x)
-        return self._probabilities(scores)
+        return self._probabilities(scores) if is_classifier(self.task) else scores
 
-    def _scores(self, x: Tensor) -> Tensor:
+    def _scores(self, x: Inputs) -> Tensor:
         if len(x) == 0:
             raise BudgetError(f"{self.name} asked about no inputs; expected at least one")
-        return torch.cat([checked(self.source(part), len(part)) for part in torch.split(x, 256)])
+        return torch.cat([checked(self.source(part), len(part), self.task) for part in _parts(x, 256)])
 
     def _probabilities(self, scores: Tensor) -> Tensor:
+        if not is_classifier(self.task):
+            return probabilities_of(scores, self.task)
         with self.ledger.turn:
             probabilities = as_probabilities(scores, self.outputs)
             if self.outputs == "auto":
@@ -182,40 +199,63 @@ class Oracle:
         return probabilities
 
 
-def checked(scores: Any, rows: int) -> Tensor:
-    """Return what a victim gave for so many inputs, or raise ModelError unless it is a finite score of each class."""
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != rows or not scores.is_floating_point():
+def _parts(x: Inputs, size: int) -> Iterator[Inputs]:
+    """Yield the inputs in order, ``size`` at a time."""
+    for start in range(0, len(x), size):
+        yield x[start : start + size]
+
+
+def checked(scores: Any, rows: int, task: Task = CLASSIFICATION) -> Tensor:
+    """Return what a victim gave for so many inputs, or raise ModelError unless it is finite, one row for each."""
+    classes = is_classifier(task)
+    if (
+        not isinstance(scores, Tensor)
+        or not scores.is_floating_point()
+        or scores.ndim < 2
+        or len(scores) != rows
+        or (classes and scores.ndim != 2)
+    ):
         found = (
             f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         )
-        raise ModelError(f"the victim gave {found} for {rows} inputs; expected floating-point scores ({rows}, classes)")
-    if bool((scores.isnan() | scores.isposinf()).any()):
+        what = f"scores ({rows}, classes)" if classes else f"outputs of {task.name}, ({rows}, ...)"
+        raise ModelError(f"the victim gave {found} for {rows} inputs; expected floating-point {what}")
+    broken = (scores.isnan() | scores.isposinf()).flatten(1).any(1)
+    if bool(broken.any()):
         raise ModelError(
-            f"the victim gave NaN or infinity for {int((~scores.isfinite()).any(1).sum())} of {rows} inputs; expected "
-            "finite scores: look for a zero scale, a division by zero, or float16 overflow"
+            f"the victim gave NaN or infinity for {int(broken.sum())} of {rows} inputs; expected finite scores: look "
+            "for a zero scale, a division by zero, or float16 overflow"
         )
     return scores
 
 
 class ModuleSource:
-    """A module in evaluation mode as a victim; one in float64 is asked and answers in float64."""
+    """A module in evaluation mode as a victim; one in float64 is asked and answers in float64.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        module: takes the inputs of the data, and is not changed.
+        output: name or position of the output that answers, where it gives several.
+    """
+
+    def __init__(self, module: nn.Module, output: str | int | None = None) -> None:
         self.module = module
+        self.output = output
         self._turn = Mutex()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Inputs) -> Tensor:
         """Return the module's scores; it keeps its own mode."""
-        weight = next((p for p in self.module.parameters() if p.is_floating_point()), x)
+        dtypes = (p.dtype for p in self.module.parameters() if p.is_floating_point())
         # One thread at a time: another would find the module in evaluation mode, and leave it there or take it out.
-        with self._turn, evaluating(self.module), torch.inference_mode():
-            scores: Tensor = self.module(x.to(weight.dtype))
+        with self._turn, adapted(self.module, x, self.output), evaluating(self.module), torch.inference_mode():
+            dtype = next(dtypes, None)
+            scores: Tensor = picked(self.module(x if dtype is None else cast(x, dtype)), self.output)
         # Out of inference mode, so that answers can stand beside parameters in a loss.
         return (scores if scores.dtype == torch.float64 else scores.float()).clone()
 
     def fingerprint(self) -> str:
-        """Return a hash of the module's weights, structure and code."""
-        return fingerprint(self.module)
+        """Return a hash of the module's weights, structure and code, and of which output is asked for."""
+        own = fingerprint(self.module)
+        return own if self.output is None else digest(own, str(self.output))
 
 
 class FileSource:
@@ -237,14 +277,16 @@ class FileSource:
         self.output = self._runtime.output
         self.content = self._runtime.content
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the file's scores; a file of fixed batch size is fed that many, the last ones padded."""
+    def __call__(self, x: Inputs) -> Tensor:
+        """Return the file's outputs; a file of fixed batch size is fed that many, the last ones padded."""
         if self._runtime is None:
             self._runtime = Runtime.from_bytes(self.content, self.path, threads=self.threads, output=self.output)
         size = self._runtime.fixed_batch or len(x)
         rows = []
-        for part in torch.split(x, size):
-            rows.append(torch.from_numpy(self._runtime.run(self._runtime.feed(part.numpy(), size))[: len(part)]))
+        for part in _parts(x, size):
+            arrays = {name: tensor.numpy() for name, tensor in as_tensors(part).items()}
+            answers = torch.as_tensor(self._runtime.run_raw(self._runtime.feed(arrays, size)))[: len(part)]
+            rows.append(answers.float() if answers.is_floating_point() else answers)
         return torch.cat(rows)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -256,14 +298,18 @@ class FileSource:
         return digest(self.content, self.output)
 
 
-def source_of(victim: nn.Module | Path | str | Source) -> Source:
+def source_of(victim: nn.Module | Path | str | Source, output: str | int | None = None) -> Source:
     """Return ``victim`` as something that answers: a module, the path of a shipped file, or any function.
+
+    Args:
+        victim: what answers.
+        output: which of several outputs of a module, as the task of the data says; files have names of their own.
 
     Raises:
         StorageError, ModelError: the file cannot be opened.
     """
     if isinstance(victim, nn.Module):
-        return ModuleSource(victim)
+        return ModuleSource(victim, output)
     if isinstance(victim, (str, Path)):
         return FileSource(victim)
     return victim

@@ -15,6 +15,7 @@ from nutlet.report.audited import (
     last,
     names,
     ran,
+    task_of,
     victims,
     weighed,
 )
@@ -109,6 +110,7 @@ def audit_view(audit: dict[str, Any]) -> dict[str, Any]:
         "tried": [_tried(attack) for attack in audit["attacks"]],
         "cost": [(attack["name"], rows) for attack in clones if (rows := _cost(audit, attack))],
         "extraction_charts": [extraction_chart(audit, a, i) for i, a in enumerate(clones, 1)],
+        "metric": task_of(audit)["metric"],
         "numbers": [(attack["name"], _numbers(audit, attack)) for attack in clones],
         "roc_charts": [chart for chart in rocs if chart],
         "rates": [(attack["name"], _rates(audit, attack)) for attack in members],
@@ -230,10 +232,13 @@ def _numbers(audit: dict[str, Any], attack: dict[str, Any]) -> list[dict[str, An
 
 
 def _estimate(estimate: dict[str, Any] | None, digits: int | None = None) -> Cell:
-    """Return a share with its interval, or with ``digits`` a plain number."""
+    """Return a share, or a metric in its unit, with its interval; with ``digits`` a plain number."""
     if estimate is None:
         return Cell(NOT_MEASURED)
     low, high, value = estimate["low"], estimate["high"], estimate["value"]
+    if digits is None and "unit" in estimate:
+        ends = None if low is None or high is None else [amount(end, estimate["unit"]) for end in (low, high)]
+        return Cell(amount(value, estimate["unit"]), " to ".join(ends) if ends else "no interval")
     if digits is None:
         return Cell(percent(value), interval(low, high) or "no interval")
     span = "no interval" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
@@ -328,12 +333,16 @@ def _finding(finding: dict[str, Any]) -> dict[str, Any]:
 
 def _protocol(audit: dict[str, Any]) -> dict[str, str]:
     """Return the setting in which every figure was taken, as names and texts."""
-    told = audit["protocol"]
-    rows = {}
+    told, task = audit["protocol"], task_of(audit)
+    rows = {"Task": f"{task['name'].replace('_', ' ')}, scored by {task['metric']}"}
     for artifact in sorted(audit["artifacts"], key=lambda artifact: artifact["role"]):
-        words = f"{artifact['name']}, {size(artifact['bytes'])}, accuracy {percent(artifact['accuracy'])}"
-        span = interval(artifact.get("accuracy_low"), artifact.get("accuracy_high"))
-        words += f" ({span})" if span else ""
+        low, high = artifact.get("accuracy_low"), artifact.get("accuracy_high")
+        metric = {"value": artifact["accuracy"], "low": low, "high": high}
+        if task["unit"] != "share":
+            metric["unit"] = task["unit"]
+        shown = _estimate(None if artifact["accuracy"] is None else metric)
+        words = f"{artifact['name']}, {size(artifact['bytes'])}, {task['metric']} {shown.text}"
+        words += "" if low is None else f" ({shown.detail})"
         file = "File that ships" if artifact["role"] == "after" else "Original"
         rows[file] = words
         rows[f"{file}, SHA-256"] = artifact.get("sha256") or NOT_MEASURED

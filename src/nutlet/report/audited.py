@@ -17,6 +17,7 @@ __all__ = [
     "names",
     "ran",
     "strictest",
+    "task_of",
     "victims",
     "weighed",
 ]
@@ -40,6 +41,14 @@ def in_order(audit: dict[str, Any], attack: dict[str, Any]) -> list[tuple[str, d
     """Return the same as pairs, the original first."""
     sides = victims(audit, attack)
     return [(role, sides[role]) for role in ROLES if role in sides]
+
+
+def task_of(audit: dict[str, Any]) -> dict[str, Any]:
+    """Return name, metric and unit of the task; audits of before there were several are of classifiers."""
+    task: dict[str, Any] = audit["protocol"].get("task") or {
+        "name": "classification", "metric": "accuracy", "unit": "share"
+    }  # fmt: skip
+    return task
 
 
 def ran(audit: dict[str, Any], *goals: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from nutlet.report import charts
 from nutlet.report.audit_charts import Chart
 from nutlet.report.charts import Bar
-from nutlet.report.figures import percent, points
+from nutlet.report.metrics import metric_in, score_change, score_text, titled
 
 __all__ = ["diagnosed"]
 
@@ -29,6 +29,7 @@ def diagnosed(diagnosis: dict[str, Any]) -> dict[str, Any]:
     Args:
         diagnosis: what ``diagnosis`` in schema.json describes.
     """
+    metric = metric_in(diagnosis, "metric")
     return {
         "step": f"{diagnosis['step']}, {diagnosis['method']}",
         "words": [_marked(sentence) for sentence in diagnosis["words"]],
@@ -38,8 +39,8 @@ def diagnosed(diagnosis: dict[str, Any]) -> dict[str, Any]:
         "rows": [
             {
                 "name": layer["name"],
-                "accuracy": percent(layer["accuracy"]),
-                "change": points(layer["accuracy"] - diagnosis["before"], sign=True),
+                "accuracy": score_text(metric, layer["accuracy"]),
+                "change": score_change(metric, layer["accuracy"] - diagnosis["before"]).split()[0],
                 "loss": f"{layer['loss']:.3f}",
                 "more": f"{layer['loss'] - diagnosis['loss']:+.3f}",
             }
@@ -62,14 +63,20 @@ def _sensitivity(diagnosis: dict[str, Any]) -> Chart | None:
     worst = diagnosis["layers"][:BARS]
     if not worst:
         return None
-    groups = []
+    metric, groups = metric_in(diagnosis, "metric"), []
+    scale = 100 if metric.unit == "%" else 1
     for layer in worst:
         lost = diagnosis["before"] - layer["accuracy"]
-        groups.append((_short(layer["name"]), [Bar("after", max(100 * lost, 0.0), f"{points(lost)} points")]))
-    title = "Accuracy lost by each layer's change alone"
+        groups.append((_short(layer["name"]), [Bar("after", max(scale * lost, 0.0), metric.amount(lost))]))
+    title = f"{titled(metric)} lost by each layer's change alone"
     more = f" The worst {BARS} of {len(diagnosis['layers'])}." if len(diagnosis["layers"]) > BARS else ""
     note = f"Each layer's change put alone onto the model before the step, on {diagnosis['examples']:,} examples.{more}"
-    return Chart(title, (("after", "percentage points lost"),), note, charts.bars("diagnosis-layers", title, groups))
+    return Chart(
+        title,
+        (("after", "percentage points lost" if scale == 100 else metric.unit or metric.name),),
+        note,
+        charts.bars("diagnosis-layers", title, groups),
+    )
 
 
 def _depth(sites: list[dict[str, Any]]) -> Chart | None:

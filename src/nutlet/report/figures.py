@@ -111,7 +111,7 @@ def exact(value: int | None) -> str:
 
 
 def amount(value: float | None, unit: str, *, sign: bool = False) -> str:
-    """Return a value in one of the units of an audit: share, points, bytes, queries or count.
+    """Return a value in one of the units of an audit: share, points, bytes, queries, count, or that of a metric.
 
     With ``sign`` it is a difference: of shares too it is then in percentage points.
 
@@ -119,6 +119,8 @@ def amount(value: float | None, unit: str, *, sign: bool = False) -> str:
     ('50.00 %', '2,300', '284 kB', 'not measured')
     >>> amount(-0.004, "share", sign=True), amount(-914000, "bytes", sign=True), amount(12, "queries", sign=True)
     ('-0.4 points', '-914 kB', '+12')
+    >>> amount(1.2345, "nats"), amount(-0.5, "", sign=True), amount(-0.5, "")
+    ('1.23 nats', '-0.5', '-0.5')
     """
     if value is None:
         return NOT_MEASURED
@@ -127,6 +129,8 @@ def amount(value: float | None, unit: str, *, sign: bool = False) -> str:
     if unit == "share":
         return percent(value)
     text = size(round(abs(value))) if unit == "bytes" else _number(abs(value))
+    if unit not in ("bytes", "queries", "count", ""):
+        text += f" {unit}"
     return f"{'-' if value < 0 else '+' if sign and value > 0 else ''}{text}"
 
 

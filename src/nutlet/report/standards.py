@@ -10,7 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nutlet.report.audited import best_clone, best_membership, combined, last, names, ran, strictest, victims, weighed
+from nutlet.report.audited import (
+    best_clone,
+    best_membership,
+    combined,
+    last,
+    names,
+    ran,
+    strictest,
+    task_of,
+    victims,
+    weighed,
+)
 from nutlet.report.figures import amount, exact, interval, percent, rate
 
 __all__ = ["ANALOGY", "VERSIONS", "findings"]
@@ -100,9 +111,12 @@ def _extraction(audit: dict[str, Any]) -> str | None:
     after, before = sides["after"], sides.get("before")
     assert after is not None
     best = f"the best of {len(clones)} attacks, {attack['name']}," if len(clones) > 1 else attack["name"]
+    agreement = _estimate(after["agreement"])
+    alike = f"names the same class on {agreement} of inputs"
+    if task_of(audit)["name"] != "classification":
+        alike = f"agrees with it to {agreement} on inputs"
     text = (
-        f"After {exact(after['queries'])} answers {best} has a copy of {files['after']} that names the same class on "
-        f"{_estimate(after['agreement'])} of inputs that it never saw"
+        f"After {exact(after['queries'])} answers {best} has a copy of {files['after']} that {alike} that it never saw"
     )
     baseline = after.get("baseline_agreement")
     text += f"; the same thief without an answer reaches {percent(baseline['value'])}" if baseline else ""
@@ -157,7 +171,9 @@ def _harm(audit: dict[str, Any]) -> str | None:
     if not ran(audit, "clone", "file", "reuse"):
         return None
     after = next(artifact for artifact in audit["artifacts"] if artifact["role"] == "after")
-    text = f"The file is worth what it can do: its accuracy on the evaluation examples is {percent(after['accuracy'])}"
+    task = task_of(audit)
+    reached = amount(after["accuracy"], task["unit"])
+    text = f"The file is worth what it can do: its {task['metric']} on the evaluation examples is {reached}"
     attack = best_clone(audit)
     point = last(victims(audit, attack)["after"]) if attack else None
     text += f"; that of the best copy by queries {_estimate(point['accuracy'])}" if point else ""
@@ -184,6 +200,9 @@ def _shares(audit: dict[str, Any], attacks: list[dict[str, Any]]) -> str | None:
 
 
 def _estimate(estimate: dict[str, Any]) -> str:
+    if "unit" in estimate:
+        value, *ends = (amount(estimate[name], estimate["unit"]) for name in ("value", "low", "high"))
+        return value if estimate["low"] is None else f"{value} ({' to '.join(ends)})"
     span = interval(estimate["low"], estimate["high"])
     return f"{percent(estimate['value'])} ({span})" if span else percent(estimate["value"])
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nutlet.report.figures import change, milliseconds, percent, points, size
+from nutlet.measurement.results import ACCURACY, Metric
+from nutlet.report.figures import change, milliseconds, points, size
+from nutlet.report.metrics import metric_in, score_change, score_interval, score_text
 
 __all__ = [
     "PARITY_EXPECTED",
@@ -29,11 +31,12 @@ WIDE = 0.02
 
 @dataclass(frozen=True)
 class AccuracyChange:
-    """Accuracy after minus accuracy before, 0 to 1, with its 95 % interval."""
+    """Mean score after minus mean score before, of classes accuracy, 0 to 1, with its 95 % interval."""
 
     value: float
     low: float
     high: float
+    metric: Metric = ACCURACY
 
     @property
     def clear(self) -> bool:
@@ -43,6 +46,8 @@ class AccuracyChange:
     @property
     def words(self) -> str:
         """Describe the change with its interval."""
+        if self.metric.task != "classification":
+            return self._in_its_metric
         amount = points(abs(self.value))
         if not self.clear:
             return (
@@ -52,6 +57,15 @@ class AccuracyChange:
         near, far = sorted((abs(self.low), abs(self.high)))
         word = "less" if self.value < 0 else "more"
         return f"{amount} points {word} accurate (95 % interval {points(near)} to {points(far)})"
+
+    @property
+    def _in_its_metric(self) -> str:
+        amount = score_change(self.metric, self.value)
+        ends = sorted((score_change(self.metric, self.low), score_change(self.metric, self.high)), key=_number)
+        told = f"{amount}, 95 % interval {ends[0].split()[0]} to {ends[1].split()[0]}"
+        if not self.clear:
+            return f"no measurable {'loss' if self.value <= 0 else 'change'} of {self.metric.name} ({told})"
+        return f"{self.metric.name} {'worse' if self.value < 0 else 'better'} ({told})"
 
 
 def accuracy_change(measurement: dict[str, Any]) -> AccuracyChange | None:
@@ -67,11 +81,19 @@ def accuracy_change(measurement: dict[str, Any]) -> AccuracyChange | None:
     False
     """
     before, after = measurement.get("original") or {}, measurement.get("compressed") or {}
-    least, most = measurement.get("accuracy_drop_pp_low"), measurement.get("accuracy_drop_pp_high")
+    metric = metric_in(measurement)
+    least, most = measurement.get("score_drop_low"), measurement.get("score_drop_high")
+    if metric.unit == "%":
+        points_lost = (measurement.get(f"accuracy_drop_pp_{end}") for end in ("low", "high"))
+        least, most = (None if lost is None else lost / 100 for lost in points_lost)
     if before.get("accuracy") is None or after.get("accuracy") is None or least is None or most is None:
         return None
     # 0 - x and not -x: no loss must not read "-0.0".
-    return AccuracyChange(after["accuracy"] - before["accuracy"], 0 - most / 100, 0 - least / 100)
+    return AccuracyChange(after["accuracy"] - before["accuracy"], 0 - most, 0 - least, metric)
+
+
+def _number(text: str) -> float:
+    return float(text.split()[0])
 
 
 def paired_latency(measurement: dict[str, Any]) -> list[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
@@ -101,23 +123,24 @@ def _measured(measurement: dict[str, Any]) -> str:
     if not after:
         return "Not measured: there is no shipped file to speak about yet."
     if not before:
-        return _alone(after)
+        return _alone(after, metric_in(measurement))
     accuracy = accuracy_change(measurement)
     parts = [
         _size(before.get("bytes"), after.get("bytes")),
         _speed(measurement),
-        accuracy.words if accuracy else "accuracy not compared",
+        accuracy.words if accuracy else f"{metric_in(measurement).name} not compared",
     ]
     sentences = [", ".join(parts), *_reservations(measurement, accuracy)]
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
-def _alone(after: dict[str, Any]) -> str:
+def _alone(after: dict[str, Any], metric: Metric) -> str:
     text = f"A file of {size(after.get('bytes'))}" if after.get("bytes") is not None else "A file of unknown size"
     if after.get("accuracy") is not None:
-        text += f", {percent(after['accuracy'])} accurate"
+        score = score_text(metric, after["accuracy"])
+        text += f", {score} accurate" if metric.task == "classification" else f", {metric.name} {score}"
         if after.get("accuracy_low") is not None and after.get("accuracy_high") is not None:
-            text += f" (95 % interval {percent(after['accuracy_low'])} to {percent(after['accuracy_high'])})"
+            text += f" (95 % interval {score_interval(metric, after['accuracy_low'], after['accuracy_high'])})"
     first = min(after.get("latency") or [], key=lambda row: (row["batch"], row["threads"]), default=None)
     if first is not None:
         text += f", {milliseconds(first.get('median_ms'))} at batch {first['batch']}"
@@ -164,6 +187,6 @@ def _reservations(measurement: dict[str, Any], accuracy: AccuracyChange | None) 
     ]
     if slower:
         found.append(f"{'also' if told[0][1].endswith('slower') else 'but'} {', '.join(slower)}")
-    if accuracy and not accuracy.clear and accuracy.low < -WIDE:
+    if accuracy and accuracy.metric.unit == "%" and not accuracy.clear and accuracy.low < -WIDE:
         found.append(f"with so few examples a loss of up to {points(-accuracy.low)} points cannot be ruled out")
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from nutlet.measurement.results import Metric
 from nutlet.report import charts
 from nutlet.report.charts import Bar
 from nutlet.report.figures import (
@@ -15,13 +16,12 @@ from nutlet.report.figures import (
     change,
     count,
     exact,
-    interval,
     milliseconds,
     percent,
-    points,
     seconds,
     size,
 )
+from nutlet.report.metrics import metric_in, score_change, score_interval, score_text, titled
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SPEED, accuracy_change, paired_latency, verdict
 
 __all__ = ["Cell", "flat", "view"]
@@ -65,8 +65,10 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
         "original_in_memory": bool(measurement.get("original")) and measurement["original"].get("bytes") is None,
         "tiles": _tiles(measurement),
         "comparison": _comparison(report, measurement),
-        "steps": _steps(report["history"]),
-        "accuracy_chart": _accuracy_chart(report["history"]),
+        "metric": titled(metric_in(report)),
+        "unit": metric_in(report).unit,
+        "steps": _steps(report["history"], metric_in(report)),
+        "accuracy_chart": _accuracy_chart(report["history"], metric_in(report)),
         "size_chart": _size_chart(report["history"]),
         **_layers(report["history"]),
         "latency_charts": _latency_charts(measurement),
@@ -90,13 +92,12 @@ def _tiles(measurement: dict[str, Any]) -> list[Row]:
         tiles.append(
             Row(f"Speed at batch {row['batch']}", "", Cell(milliseconds(old_ms)), Cell(milliseconds(new_ms)), words)
         )
-    accuracy = accuracy_change(measurement)
+    accuracy, metric = accuracy_change(measurement), metric_in(measurement)
     words = NOT_MEASURED
     if accuracy:
-        words = f"{points(accuracy.value, sign=True)} points" if accuracy.clear else "no measurable change"
-    tiles.append(
-        Row("Accuracy", "", Cell(percent(before.get("accuracy"))), Cell(percent(after.get("accuracy"))), words)
-    )
+        words = score_change(metric, accuracy.value) if accuracy.clear else "no measurable change"
+    was, now = (Cell(score_text(metric, side.get("accuracy"))) for side in (before, after))
+    tiles.append(Row(titled(metric), "", was, now, words))
     return tiles
 
 
@@ -104,8 +105,11 @@ def _comparison(report: dict[str, Any], measurement: dict[str, Any]) -> list[Row
     before, after = measurement.get("original") or {}, measurement.get("compressed") or {}
     first, last = report["history"][0]["size"], report["history"][-1]["size"]
 
+    metric = metric_in(measurement)
+
     def accuracy(side: dict[str, Any]) -> Cell:
-        return Cell(percent(side.get("accuracy")), interval(side.get("accuracy_low"), side.get("accuracy_high")))
+        ends = score_interval(metric, side.get("accuracy_low"), side.get("accuracy_high"))
+        return Cell(score_text(metric, side.get("accuracy")), ends)
 
     def stored(side: dict[str, Any], key: str) -> Cell:
         value = side.get(key)
@@ -115,7 +119,10 @@ def _comparison(report: dict[str, Any], measurement: dict[str, Any]) -> list[Row
     examples = after.get("examples")
     split = measurement.get("split") or "an unnamed split"
     rows = [
-        Row("Accuracy", f"top-1, {exact(examples)} examples of {split}" if examples is not None else f"top-1, {split}",
+        Row(titled(metric), ", ".join(filter(None, [
+                "top-1" if metric.task == "classification" else "",
+                f"{exact(examples)} examples of {split}" if examples is not None else split,
+            ])),
             accuracy(before), accuracy(after), difference.words if difference else NOT_MEASURED),
         Row("File", "bytes on disk", stored(before, "bytes"), stored(after, "bytes"),
             change(before.get("bytes"), after.get("bytes"), "smaller", "bigger")),
@@ -176,7 +183,7 @@ def _threads(row: dict[str, Any]) -> str:
     return f"{row['threads']} thread{'s' * (row['threads'] != 1)}"
 
 
-def _steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _steps(history: list[dict[str, Any]], metric: Metric) -> list[dict[str, Any]]:
     rows = []
     for index, step in enumerate(history):
         name, options = next(iter(step["method"].items()), ("original", {}))
@@ -187,8 +194,8 @@ def _steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "index": index,
             "name": name,
             "options": ", ".join(f"{key}: {value}" for key, value in options.items()),
-            "accuracy": percent(step["accuracy"]),
-            "change": f"{points(step['accuracy'] - previous['accuracy'], sign=True)}" if previous else "",
+            "accuracy": score_text(metric, step["accuracy"]),
+            "change": score_change(metric, step["accuracy"] - previous["accuracy"]).split()[0] if previous else "",
             "bytes": size(figures["bytes"]),
             "packed": size(figures["bytes_packed"]),
             "macs": count(figures["macs"]),
@@ -199,14 +206,16 @@ def _steps(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _accuracy_chart(history: list[dict[str, Any]]) -> Markup:
+def _accuracy_chart(history: list[dict[str, Any]], metric: Metric) -> Markup:
+    shares = metric.unit == "%"
+    scale = 100 if shares else 1 if metric.higher_is_better else -1
     return charts.line(
         "accuracy-chart",
-        "Accuracy on the validation examples after each step",
-        [100 * step["accuracy"] for step in history],
+        f"{titled(metric)} on the validation examples after each step",
+        [scale * step["accuracy"] for step in history],
         [str(index) if index else "original" for index in range(len(history))],
-        [f"{100 * step['accuracy']:.1f}" for step in history],
-        " %",
+        [f"{scale * step['accuracy']:{'.1f' if shares else '.4g'}}" for step in history],
+        f" {metric.unit}".rstrip(),
     )
 
 

@@ -94,11 +94,20 @@ def class_loss(outputs: Tensor, y: Tensor, kind: OutputKind = "logits", reductio
     return F.cross_entropy(to_logits(outputs, kind), y, reduction=reduction)
 
 
-def check_finite(name: str, outputs: npt.NDArray[np.floating]) -> None:
-    """Raise ModelError where outputs hold NaN or plus infinity: their argmax would count as an answer."""
-    broken = np.flatnonzero((np.isnan(outputs) | np.isposinf(outputs)).any(1))
+def check_finite(name: str, outputs: npt.NDArray[np.floating], *, first: int = 0, total: int | None = None) -> None:
+    """Raise ModelError where outputs ``(B, ...)`` hold NaN or plus infinity: their argmax would count as an answer.
+
+    Args:
+        name: of the model, for the message.
+        outputs: of one batch, or of all examples.
+        first: index of the first example of the batch.
+        total: number of all examples, where these are a part.
+    """
+    broken = np.flatnonzero((np.isnan(outputs) | np.isposinf(outputs)).reshape(len(outputs), -1).any(1))
     if len(broken):
+        among = f"{len(outputs):,}" if total in (None, len(outputs)) else f"a batch of {len(outputs):,}"
         raise ModelError(
-            f"{name} gives NaN or infinity for {len(broken):,} of {len(outputs):,} examples, the first at index "
-            f"{broken[0]}; expected finite scores: look for a zero scale, a division by zero, or float16 overflow"
+            f"{name} gives NaN or infinity for {len(broken):,} of {among} examples, the first at index "
+            f"{first + broken[0]}; expected finite scores: look for a zero scale, a division by zero, or float16 "
+            "overflow"
         )

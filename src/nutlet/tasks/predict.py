@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nutlet.data.examples import Examples
 from nutlet.errors import ModelError
+from nutlet.tasks.base import Scores
+from nutlet.tasks.forward import adapted, picked
 
-__all__ = ["evaluate", "evaluating", "let_go", "predict"]
+if TYPE_CHECKING:  # tasks know nothing of data, which carry their task
+    from nutlet.data.examples import Examples
+
+__all__ = ["answered", "evaluate", "evaluating", "let_go", "predict", "scores"]
 
 _NO_RESULTS = frozenset(vars(nn.Module())) - {"_buffers"}
 """What each module has: parameters, modules and hooks, of which no forward leaves any."""
@@ -52,28 +58,43 @@ def _is_result(value: object) -> bool:
 
 
 def predict(model: nn.Module, examples: Examples, *, batch: int = 256) -> Tensor:
-    """Return the outputs ``(N, classes)`` for all examples, float32 on the CPU.
+    """Return the outputs ``(N, ...)`` for all examples, float32 on the CPU.
 
     Raises:
-        ModelError: the outputs are not one tensor ``(N, classes)``.
+        ModelError: the outputs are not one tensor with a row for each example, ``(N, classes)`` in classification.
     """
-    place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    rows = []
-    with evaluating(model), torch.inference_mode():
-        for x, _ in examples.batches(batch):
-            y = model(x.to(place))
-            if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
-                found = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-                raise ModelError(
-                    f"the module returns {found} for {len(x)} examples; expected one tensor (N, classes): "
-                    "wrap it in a module that returns only the scores"
-                )
-            rows.append(y.float().cpu())
-    return torch.cat(rows)
+    return torch.cat([outputs for outputs, _ in answered(model, examples, batch)])
+
+
+def scores(model: nn.Module, examples: Examples, *, batch: int = 256) -> Scores:
+    """Return how well each example is answered, ``(N,)``, see :meth:`~nutlet.tasks.base.Task.score`.
+
+    Outputs are let go batch by batch: those of all examples may not fit into memory.
+    """
+    return np.concatenate([examples.task.score(*row) for row in answered(model, examples, batch)])
 
 
 def evaluate(model: nn.Module, examples: Examples) -> float:
-    """Return top-1 accuracy, 0 to 1; an output with NaN in it is a wrong answer."""
-    outputs = predict(model, examples)
-    right = (outputs.argmax(1) == examples.y) & ~outputs.isnan().any(1)
-    return float(right.float().mean())
+    """Return the mean score of the task: of classes top-1 accuracy, 0 to 1, where NaN is a wrong answer."""
+    return float(scores(model, examples).mean())
+
+
+def answered(model: nn.Module, examples: Examples, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield outputs ``(B, ...)``, float32 on the CPU, and targets, batch by batch.
+
+    Raises:
+        ModelError: see :func:`predict`.
+    """
+    place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    example = examples.batch(slice(0, 1))[0]
+    with adapted(model, example, examples.task.output), evaluating(model), torch.inference_mode():
+        for x, targets in examples.batches(batch):
+            y = picked(model(x.to(place)), examples.task.output)
+            flat = examples.task.name == "classification"
+            if not isinstance(y, Tensor) or y.ndim < 2 or (flat and y.ndim != 2) or len(y) != len(x):
+                found = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+                raise ModelError(
+                    f"the module returns {found} for {len(x)} examples; expected one tensor "
+                    f"({'N, classes' if flat else 'N, ...'}): wrap it in a module that returns only the scores"
+                )
+            yield y.float().cpu(), targets

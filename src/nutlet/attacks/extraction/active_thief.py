@@ -9,11 +9,11 @@ from typing import ClassVar, get_args
 import torch
 from torch import nn
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import QueriedSet, required
 from nutlet.attacks.extraction.selection import Strategy, select
 from nutlet.errors import ConfigError
-from nutlet.oracle import Access, Oracle
+from nutlet.oracle import Access, Oracle, probabilities_of
 from nutlet.tasks.predict import predict
 
 __all__ = ["ActiveThief", "ask_actively"]
@@ -43,6 +43,7 @@ class ActiveThief(Attack):
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Pal et al. 2020, ActiveThief, AAAI"
     costly: ClassVar[bool] = True
 
@@ -55,10 +56,16 @@ class ActiveThief(Attack):
         if type(self.rounds) is not int or self.rounds < 2:
             raise ConfigError(f"ActiveThief.rounds is {self.rounds!r}; expected 2 or more")
 
+    def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
+        """Return why the attack cannot run here, or None where it can."""
+        if self.strategy != "k-center" and "probabilities" not in knowledge.task.disclosures:
+            return f"{self.strategy} needs a task with probabilities; the victim does {knowledge.task.name}"
+        return super().obstacle(oracle, knowledge)
+
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""
         transfer, surrogate = required(knowledge)
-        asked, clone = QueriedSet.nothing(transfer, knowledge.classes), None
+        asked, clone = QueriedSet.nothing(transfer), None
         for budget in sorted(budgets):
             asked = ask_actively(asked, clone, oracle, knowledge, budget, strategy=self.strategy, rounds=self.rounds)
             clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed, progress=knowledge.progress)
@@ -101,7 +108,7 @@ def ask_actively(
         if clone is None or k > 1:
             steps = max(1, surrogate.steps(len(asked)) // rounds)
             clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed + k, steps=steps, start=clone)
-        outputs = predict(clone, transfer).softmax(1)
-        chosen = select(strategy, outputs[left], outputs[asked.indices], wanted)
+        outputs = probabilities_of(predict(clone, transfer), knowledge.task)
+        chosen = select(strategy, outputs[left], outputs[asked.indices], wanted, knowledge.task)
         asked = asked.more(oracle, left[chosen])
     return asked

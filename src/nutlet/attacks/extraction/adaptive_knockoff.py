@@ -60,7 +60,7 @@ class AdaptiveKnockoff(Attack):
         """Yield a clone for each budget."""
         transfer, surrogate = required(knowledge)
         random = torch.Generator().manual_seed(knowledge.seed)
-        asked = QueriedSet.nothing(transfer, knowledge.classes)
+        asked = QueriedSet.nothing(transfer)
         preferences, earned = torch.zeros(transfer.classes), torch.empty(0, 3)
         clone: nn.Module = surrogate.model(knowledge.seed)
         for budget in sorted(budgets):

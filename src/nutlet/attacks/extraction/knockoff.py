@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import QueriedSet, required
 from nutlet.oracle import Access, Oracle
 
@@ -28,13 +28,14 @@ class Knockoff(Attack):
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Orekondy et al. 2019, arXiv:1812.02766"
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""
         transfer, surrogate = required(knowledge)
         order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(knowledge.seed))
-        asked = QueriedSet.nothing(transfer, knowledge.classes)
+        asked = QueriedSet.nothing(transfer)
         for budget in sorted(budgets):
             asked = asked.more(oracle, order[len(asked) : budget])
             clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed, progress=knowledge.progress)

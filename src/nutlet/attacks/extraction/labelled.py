@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
+from nutlet.tasks import Task
 
 __all__ = ["EFFORT", "finetune", "labelled"]
 
@@ -35,24 +35,27 @@ def labelled(transfer: Examples, seed: int, budgets: Sequence[int]) -> Iterator[
 def finetune(
     start: nn.Module,
     examples: Examples,
-    outputs: int,
+    classes: int,
     knowledge: AttackerKnowledge,
     *,
     lr: float,
     effort: float = EFFORT,
+    task: Task | None = None,
 ) -> nn.Module:
-    """Return ``start`` trained on labels: AdamW, one-cycle, cross-entropy.
+    """Return ``start`` trained on targets: AdamW, one-cycle, the loss of the task.
 
     Args:
-        start: gives scores ``(B, outputs)``; it is copied.
-        examples: with labels below ``outputs``.
-        outputs: number of classes.
+        start: gives outputs of the task of the examples; it is copied.
+        examples: with targets.
+        classes: outputs of a classifier.
         knowledge: its thief, where there is one, says how long and with which batches; its seed is the only randomness.
         lr: peak learning rate.
         effort: part of the steps that a thief takes who begins with nothing.
+        task: what the targets mean, where it is not what the examples are for.
     """
     model = copy.deepcopy(start).requires_grad_(True)
     surrogate = replace(knowledge.surrogate or Surrogate(architecture=model), architecture=model, start="given", lr=lr)
-    answers = F.one_hot(examples.y, outputs).float()
     steps = max(1, round(effort * surrogate.steps(len(examples))))
-    return surrogate.train(examples, answers, seed=knowledge.seed, steps=steps, progress=knowledge.progress)
+    return surrogate.train_on_targets(
+        examples, classes, task=task, seed=knowledge.seed, steps=steps, progress=knowledge.progress
+    )

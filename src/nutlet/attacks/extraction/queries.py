@@ -11,6 +11,8 @@ from nutlet.attacks.base import AttackerKnowledge
 from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
 from nutlet.oracle import Oracle, as_probabilities
+from nutlet.tasks import is_classifier
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["QueriedSet", "ask", "required"]
 
@@ -22,17 +24,21 @@ def required(knowledge: AttackerKnowledge) -> tuple[Examples, Surrogate]:
     return knowledge.transfer, knowledge.surrogate
 
 
-def ask(oracle: Oracle, x: Tensor) -> Tensor:
-    """Send ``x`` and return targets to train on ``(B, classes)``: rows that sum to one, whatever the oracle shows.
+def ask(oracle: Oracle, x: Inputs) -> Tensor:
+    """Send ``x`` and return what a surrogate is to learn of the answers, in the shape of the outputs.
 
-    Logits become probabilities. What ``top-k`` or rounding leaves out of a row is spread over the classes shown as 0.
+    Of a classifier that is a probability for each class, rows that sum to one whatever the oracle shows: what ``top-k``
+    or rounding leaves out of a row is spread over the classes shown as 0. Of any other task it is outputs that would be
+    shown so (:meth:`nutlet.oracle.Disclosure.restore`).
 
     >>> from nutlet.oracle import Disclosure
     >>> ask(Oracle(torch.nn.Identity(), answers=Disclosure("top-k")), torch.tensor([[0.75, 0.25, 0.0]]))
     tensor([[0.7500, 0.1250, 0.1250]])
     """
     shown = oracle.query(x)
-    if oracle.answers.kind == "logits":
+    if not is_classifier(oracle.task):
+        return oracle.answers.restore(shown, oracle.task)
+    if oracle.answers.raw:
         return as_probabilities(shown, oracle.outputs)
     hidden = (shown == 0).float()
     rest = (1 - shown.sum(1, keepdim=True)).clamp_min(0)
@@ -46,7 +52,7 @@ class QueriedSet:
     Args:
         transfer: all inputs.
         indices: of those asked about, ``(N,)``.
-        answers: to them, as targets ``(N, classes)``.
+        answers: to them, as :func:`ask` returns them, ``(N, ...)``.
     """
 
     transfer: Examples
@@ -54,9 +60,9 @@ class QueriedSet:
     answers: Tensor
 
     @staticmethod
-    def nothing(transfer: Examples, classes: int) -> QueriedSet:
-        """Return the state before the first question."""
-        return QueriedSet(transfer, torch.empty(0, dtype=torch.long), torch.empty(0, classes))
+    def nothing(transfer: Examples) -> QueriedSet:
+        """Return the state before the first question, of which the first answer tells the shape."""
+        return QueriedSet(transfer, torch.empty(0, dtype=torch.long), torch.empty(0))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -78,4 +84,6 @@ class QueriedSet:
         if len(indices) == 0:
             return self
         answers = ask(oracle, self.transfer.batch(indices)[0])
-        return QueriedSet(self.transfer, torch.cat([self.indices, indices]), torch.cat([self.answers, answers]))
+        if len(self):
+            answers = torch.cat([self.answers, answers])
+        return QueriedSet(self.transfer, torch.cat([self.indices, indices]), answers)

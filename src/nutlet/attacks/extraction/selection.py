@@ -7,7 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Strategy", "entropy", "k_center", "select"]
+from nutlet.tasks import CLASSIFICATION, Task
+
+__all__ = ["Strategy", "entropy", "k_center", "select", "uncertainty"]
 
 Strategy = Literal["uncertainty", "k-center", "mix"]
 
@@ -20,6 +22,18 @@ def entropy(p: Tensor) -> Tensor:
     """
     each: Tensor = torch.special.entr(p)
     return each.sum(1)
+
+
+def uncertainty(p: Tensor, task: Task) -> Tensor:
+    """Return the mean entropy of the answers to each input, ``(N,)`` in nats.
+
+    Args:
+        p: probabilities ``(N, ...)``.
+        task: what they are of: classes of which one is right, at each position, or labels that hold or not.
+    """
+    each: Tensor = torch.special.entr(p)
+    each = each + torch.special.entr(1 - p) if task.class_dim is None else each.sum(task.class_dim)
+    return each.reshape(len(p), -1).mean(1)
 
 
 def k_center(points: Tensor, centres: Tensor, count: int) -> Tensor:
@@ -47,20 +61,22 @@ def k_center(points: Tensor, centres: Tensor, count: int) -> Tensor:
     return torch.tensor(taken, dtype=torch.long)
 
 
-def select(strategy: Strategy, candidates: Tensor, centres: Tensor, count: int) -> Tensor:
+def select(strategy: Strategy, candidates: Tensor, centres: Tensor, count: int, task: Task = CLASSIFICATION) -> Tensor:
     """Return the indices of the ``count`` candidates to ask about next.
 
     Args:
         strategy: ``uncertainty`` takes those of largest entropy, ``k-center`` those that cover the others best, ``mix``
             those that cover best the four times ``count`` of largest entropy.
-        candidates: the clone's probabilities for them, ``(N, classes)``.
-        centres: the same for what was asked about already, ``(M, classes)``.
+        candidates: the clone's probabilities for them, or its values where the task has none, ``(N, ...)``.
+        centres: the same for what was asked about already, ``(M, ...)``.
         count: at most N.
+        task: what they mean; one without probabilities takes ``k-center`` only.
     """
+    points, centres = candidates.flatten(1), centres.flatten(1)
     if strategy == "k-center":
-        return k_center(candidates, centres, count)
-    uncertain = entropy(candidates).argsort(descending=True, stable=True)
+        return k_center(points, centres, count)
+    uncertain = uncertainty(candidates, task).argsort(descending=True, stable=True)
     if strategy == "uncertainty":
         return uncertain[:count]
     uncertain = uncertain[: 4 * count]
-    return uncertain[k_center(candidates[uncertain], centres, count)]
+    return uncertain[k_center(points[uncertain], centres, count)]

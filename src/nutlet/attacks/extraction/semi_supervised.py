@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import QueriedSet, required
 from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples, flip_and_crop
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
+from nutlet.tasks import is_classifier
 from nutlet.tasks.predict import predict
 
 __all__ = ["SemiSupervised", "pseudo_labels"]
@@ -46,6 +47,7 @@ class SemiSupervised(Attack):
     goal: ClassVar[Goal] = "clone"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Jagielski et al. 2020, arXiv:1909.01838"
     costly: ClassVar[bool] = True
 
@@ -60,7 +62,7 @@ class SemiSupervised(Attack):
         """Yield a student for each budget; the teacher where all of the transfer set was asked about."""
         transfer, surrogate = required(knowledge)
         order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(knowledge.seed))
-        asked = QueriedSet.nothing(transfer, knowledge.classes)
+        asked = QueriedSet.nothing(transfer)
         for budget in sorted(budgets):
             asked = asked.more(oracle, order[len(asked) : budget])
             clone = surrogate.train(asked.examples, asked.answers, seed=knowledge.seed, progress=knowledge.progress)
@@ -72,7 +74,7 @@ class SemiSupervised(Attack):
     def _student(
         self, teacher: nn.Module, asked: QueriedSet, others: Tensor, surrogate: Surrogate, knowledge: AttackerKnowledge
     ) -> nn.Module:
-        mirrored = isinstance(surrogate.augment, flip_and_crop) and surrogate.augment.flip
+        mirrored = isinstance(surrogate.augment, flip_and_crop) and surrogate.augment.flip and asked.answers.ndim == 2
         guessed = pseudo_labels(teacher, asked.transfer.subset(others), mirrored=mirrored)
         rows = max(len(asked), round(len(others) * self.share / (1 - self.share)))
         repeated = torch.arange(rows) % len(asked)
@@ -86,18 +88,23 @@ class SemiSupervised(Attack):
 
 
 def pseudo_labels(teacher: nn.Module, inputs: Examples, *, mirrored: bool) -> Tensor:
-    """Return the teacher's probabilities ``(N, classes)``.
+    """Return what the teacher would answer, as :func:`nutlet.attacks.extraction.queries.ask` returns it.
 
     Args:
-        teacher: gives logits.
+        teacher: gives logits, or values.
         inputs: what it is asked about.
-        mirrored: average over each image and its mirror image.
+        mirrored: average over each image and its mirror image; for answers that have no places in the image.
 
     >>> image = Examples(torch.tensor([[[[0.0, 9.0]]]]), torch.tensor([0]))
     >>> pseudo_labels(nn.Flatten(), image, mirrored=True)
     tensor([[0.5000, 0.5000]])
     """
-    plain = predict(teacher, inputs).softmax(1)
+    plain = _answers(teacher, inputs)
     if not mirrored:
         return plain
-    return (plain + predict(teacher, replace(inputs, x=inputs.x.flip(3))).softmax(1)) / 2
+    return (plain + _answers(teacher, replace(inputs, x=inputs.tensor.flip(3)))) / 2
+
+
+def _answers(teacher: nn.Module, inputs: Examples) -> Tensor:
+    outputs = predict(teacher, inputs)
+    return outputs.softmax(1) if is_classifier(inputs.task) else outputs

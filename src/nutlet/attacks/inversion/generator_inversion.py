@@ -65,7 +65,7 @@ class GeneratorInversion(Attack):
         transfer = knowledge.transfer
         assert transfer is not None
         order = torch.randperm(len(transfer), generator=torch.Generator().manual_seed(knowledge.seed))
-        asked = QueriedSet.nothing(transfer, knowledge.classes)
+        asked = QueriedSet.nothing(transfer)
         for budget in sorted(budgets):
             asked = asked.more(oracle, order[len(asked) : budget])
             network = self._learn(asked, knowledge)

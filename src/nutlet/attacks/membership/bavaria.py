@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.evidence import log_ratio
 from nutlet.attacks.membership.signals import (
     check_models,
@@ -48,6 +48,7 @@ class BaVarIA(Attack):
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Brännvall 2026, arXiv:2603.11799"
 
     mode: Literal["online", "offline"] = "online"
@@ -66,12 +67,12 @@ class BaVarIA(Attack):
         yield scored_once(self.scores, oracle, knowledge, budgets)
 
     def scores(self, answers: Tensor, shown: Disclosure, knowledge: AttackerKnowledge) -> Tensor:
-        """Return the evidence for each candidate, in nats, from the victim's answers ``(N, classes)``."""
+        """Return the evidence for each candidate, in nats, from the victim's answers ``(N, ...)``."""
         assert knowledge.shadows is not None
-        labels = of_pool(knowledge).y
-        values, members = shadow_confidence(knowledge.shadows, self.models, labels, shown)
+        targets, task = of_pool(knowledge).y, knowledge.task
+        values, members = shadow_confidence(knowledge.shadows, self.models, targets, shown, task)
         return log_ratio(
-            confidence(answers, labels, shown)[:, None],
+            confidence(answers, targets, shown, task)[:, None],
             values[:, :, None],
             members,
             online=self.mode == "online",

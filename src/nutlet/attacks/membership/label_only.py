@@ -57,7 +57,7 @@ class LabelOnly(Attack):
         random = torch.Generator().manual_seed(knowledge.seed)
         order = torch.randperm(len(transfer), generator=random)
         sigma = self.noise * float(transfer.batch(order[:1000])[0].std())
-        asked, shares = QueriedSet.nothing(transfer, knowledge.classes), torch.empty(0, knowledge.classes)
+        asked, shares = QueriedSet.nothing(transfer), torch.empty(0, knowledge.classes)
         for budget in sorted(budgets):
             inputs = min(-(-budget // 2), len(transfer))
             asked = asked.more(oracle, order[len(asked) : inputs])

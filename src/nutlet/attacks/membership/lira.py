@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.signals import (
     check_models,
     check_option,
@@ -45,6 +45,7 @@ class LiRA(Attack):
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Carlini et al. 2022, arXiv:2112.03570"
 
     mode: Literal["online", "offline"] = "online"
@@ -62,11 +63,11 @@ class LiRA(Attack):
         yield scored_once(self.scores, oracle, knowledge, budgets)
 
     def scores(self, answers: Tensor, shown: Disclosure, knowledge: AttackerKnowledge) -> Tensor:
-        """Return a score for each candidate from the victim's answers ``(N, classes)``."""
+        """Return a score for each candidate from the victim's answers ``(N, ...)``."""
         assert knowledge.shadows is not None
-        labels = of_pool(knowledge).y
-        phi = confidence(answers, labels, shown)
-        values, members = shadow_confidence(knowledge.shadows, self.models, labels, shown)
+        targets, task = of_pool(knowledge).y, knowledge.task
+        phi = confidence(answers, targets, shown, task)
+        values, members = shadow_confidence(knowledge.shadows, self.models, targets, shown, task)
         mean, deviation = _normal(values, ~members, fixed=self.variance == "fixed")
         if self.mode == "offline":
             return (phi - mean) / deviation

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.signals import (
     check_models,
     check_option,
@@ -53,6 +53,7 @@ class RMIA(Attack):
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Zarifzadeh, Liu, Shokri 2024, arXiv:2312.03262"
 
     mode: Literal["online", "offline"] = "online"
@@ -72,11 +73,11 @@ class RMIA(Attack):
         yield scored_once(self.scores, oracle, knowledge, budgets)
 
     def scores(self, answers: Tensor, shown: Disclosure, knowledge: AttackerKnowledge) -> Tensor:
-        """Return a score for each candidate from the victim's answers ``(N, classes)``."""
+        """Return a score for each candidate from the victim's answers ``(N, ...)``."""
         assert knowledge.shadows is not None
-        labels = of_pool(knowledge).y
-        values, members = shadow_confidence(knowledge.shadows, self.models, labels, shown)
-        ratio = confidence(answers, labels, shown).sigmoid() / self._expected(values.sigmoid(), members)
+        targets, task = of_pool(knowledge).y, knowledge.task
+        values, members = shadow_confidence(knowledge.shadows, self.models, targets, shown, task)
+        ratio = confidence(answers, targets, shown, task).sigmoid() / self._expected(values.sigmoid(), members)
         below = torch.searchsorted(ratio.sort().values, ratio / self.gamma)
         return below.double() / len(ratio)
 

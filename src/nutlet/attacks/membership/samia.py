@@ -72,16 +72,15 @@ class SAMIA(Attack):
             moved = answers_to(oracle, nearby(pool, shadows.noise, knowledge.seed + copy))
             change += (_shares(moved, oracle.answers) - victim).abs()
         logits, members = shadows(self.models)
-        known = _tokens(
-            _shares(as_shown(logits, oracle.answers), oracle.answers), shadows.sensitivity(self.models), pool.y
-        )
+        shown = torch.stack([as_shown(of_one, oracle.answers) for of_one in logits])
+        known = _tokens(_shares(shown, oracle.answers), shadows.sensitivity(self.models), pool.y)
         asked = _tokens(victim, change / shadows.repeats, pool.y)
         scores = learn(_Attention, known, members, asked, steps=self.steps, seed=knowledge.seed)
         yield AttackResult(queries=oracle.queries, scores=scores)
 
 
 def _shares(answers: Tensor, shown: Disclosure) -> Tensor:
-    return answers.softmax(-1) if shown.kind == "logits" else answers
+    return answers.softmax(-1) if shown.raw else answers
 
 
 def _tokens(shares: Tensor, change: Tensor, labels: Tensor) -> Tensor:

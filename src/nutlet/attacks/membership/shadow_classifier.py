@@ -57,7 +57,7 @@ class ShadowClassifier(Attack):
         assert knowledge.shadows is not None
         labels = of_pool(knowledge).y
         logits, members = knowledge.shadows(self.models)
-        known = _features(as_shown(logits, shown), labels, shown)
+        known = _features(torch.stack([as_shown(of_one, shown) for of_one in logits]), labels, shown)
         asked = _features(answers, labels, shown)
         mean, deviation = known.mean((0, 1)), known.std((0, 1)).clamp_min(1e-3)
 
@@ -77,7 +77,7 @@ class ShadowClassifier(Attack):
 def _features(answers: Tensor, labels: Tensor, shown: Disclosure) -> Tensor:
     """Return features ``(..., N, F)`` of answers ``(..., N, classes)``."""
     classes = answers.shape[-1]
-    shares = answers.softmax(-1) if shown.kind == "logits" else answers
+    shares = answers.softmax(-1) if shown.raw else answers
     top = shares.topk(min(classes, 10), -1).values
     sure = confidence(answers, labels, shown).float()[..., None]
     label = F.one_hot(labels, classes).float().expand(*answers.shape[:-1], classes)

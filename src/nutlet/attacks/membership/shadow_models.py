@@ -15,8 +15,10 @@ from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.data.examples import Augment, Examples, check_seed
 from nutlet.errors import ConfigError
 from nutlet.jobs import Job, Result, Workers
+from nutlet.tasks import is_classifier
+from nutlet.tasks.forward import adapt
 from nutlet.tasks.predict import predict
-from nutlet.training.loop import Training, cross_entropy, train_on
+from nutlet.training.loop import Training, supervised, train_on
 
 __all__ = ["After", "Shadows", "alter_shadow", "halves", "nearby", "train_shadow"]
 
@@ -35,7 +37,7 @@ class Shadows:
     trained once and shared by all attacks and by all values of ``after``; without one it is trained at every call.
 
     Args:
-        pool: candidates with labels.
+        pool: candidates with targets.
         architecture: of every model; new weights are drawn for each.
         training: how each is trained; as the victim was, where the attacker knows.
         augment: applied to each batch.
@@ -69,7 +71,9 @@ class Shadows:
             raise ConfigError(f"found noise={self.noise}, repeats={self.repeats}; expected above 0, and 1 or more")
 
     def __call__(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return logits ``(count, N, classes)`` float32 on the pool, and which half each saw, ``(count, N)`` bool.
+        """Return outputs ``(count, N, ...)`` float32 on the pool, and which half each saw, ``(count, N)`` bool.
+
+        Of classifiers the outputs are logits.
 
         Raises:
             ConfigError: an odd number of models, or fewer than two.
@@ -77,7 +81,7 @@ class Shadows:
         return self._answers(count, "scores"), halves(len(self.pool), count, self.seed)
 
     def sensitivity(self, count: int) -> Tensor:
-        """Return how much the probabilities of each model change near each input, ``(count, N, classes)``.
+        """Return how much the probabilities of each classifier change near each input, ``(count, N, classes)``.
 
         The mean over noisy copies of ``|p(x + u) - p(x)|``, as :func:`nearby` makes them.
         """
@@ -131,7 +135,8 @@ def train_shadow(
 ) -> Result:
     """Train one model on its half of the pool; return its answers to all of it, and its weights."""
     model = fresh(architecture, seed)
-    train_on(model, _half(pool, members), training, cross_entropy, augment=augment, seed=seed)
+    adapt(model, pool.batch(slice(0, 1))[0], pool.task.output)
+    train_on(model, _half(pool, members), training, supervised(pool.task), augment=augment, seed=seed)
     weights = {_WEIGHTS + name: tensor.numpy() for name, tensor in model.state_dict().items()}
     return {**_answers(model, pool, noise, repeats, seed), **weights}
 
@@ -158,6 +163,8 @@ def _half(pool: Examples, members: np.ndarray) -> Examples:
 
 def _answers(model: nn.Module, pool: Examples, noise: float, repeats: int, seed: int) -> Result:
     scores = predict(model, pool)
+    if not is_classifier(pool.task):
+        return {"scores": scores.numpy()}
     confidence = scores.softmax(1)
     change = torch.zeros_like(confidence)
     for number in range(repeats):

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.membership.evidence import log_ratio
 from nutlet.attacks.membership.signals import (
     answers_to,
@@ -56,6 +56,7 @@ class TwoVersion(Attack):
     goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows", "companions", "companion_shadows")
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Li et al. 2025 (CompLeak), arXiv:2507.16872; statistic as Brännvall 2026, arXiv:2603.11799"
 
     mode: Literal["online", "offline"] = "online"
@@ -82,7 +83,7 @@ class TwoVersion(Attack):
         """Return the evidence for each candidate, in nats.
 
         Args:
-            answers: of the victim and then of each companion, ``(N, classes)``.
+            answers: of the victim and then of each companion, ``(N, ...)``.
             shown: what each shows.
             knowledge: with shadow models of each.
 
@@ -90,14 +91,14 @@ class TwoVersion(Attack):
             ConfigError: not one kind of shadow models for each release, or they were trained on other halves.
         """
         assert knowledge.shadows is not None
-        labels = of_pool(knowledge).y
+        targets, task = of_pool(knowledge).y, knowledge.task
         kinds = [knowledge.shadows, *knowledge.companion_shadows]
         if len(kinds) != len(answers):
             raise ConfigError(
                 f"found shadow models of {len(kinds)} releases; expected one kind for each of {len(answers)}"
             )
         values, halves = zip(
-            *(shadow_confidence(kind, self.models, labels, how) for kind, how in zip(kinds, shown, strict=True)),
+            *(shadow_confidence(kind, self.models, targets, how, task) for kind, how in zip(kinds, shown, strict=True)),
             strict=True,
         )
         if any(not torch.equal(half, halves[0]) for half in halves):
@@ -105,7 +106,7 @@ class TwoVersion(Attack):
                 "the shadow models of two releases were trained on different halves of the pool; expected compressed "
                 "versions of the same models: give all Shadows one pool and one seed"
             )
-        phi = [confidence(answer, labels, how) for answer, how in zip(answers, shown, strict=True)]
+        phi = [confidence(answer, targets, how, task) for answer, how in zip(answers, shown, strict=True)]
         return self._weighed(torch.stack(phi, -1), torch.stack(values, -1), halves[0])
 
     def _weighed(self, phi: Tensor, values: Tensor, members: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.formats import format_of
 from nutlet.formats.base import Contents, StoredTensor
 from nutlet.oracle import Access, Oracle
@@ -50,6 +50,7 @@ class FileLeaks(Attack):
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("file",)
     measure: ClassVar[str] = "what can be read in the file, of a fixed list"
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Sun et al. 2021, Mind Your Weight(s), arXiv:2002.07687"
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:

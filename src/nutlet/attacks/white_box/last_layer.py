@@ -44,6 +44,7 @@ class LastLayerWidth(Attack):
     goal: ClassVar[Goal] = "width"
     access: ClassVar[Access] = "logits"
     measure: ClassVar[str] = "hidden width found"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "multi_label", "regression", "embedding")
     source: ClassVar[str] = "Carlini et al. 2024, arXiv:2403.06634"
 
     def __post_init__(self) -> None:
@@ -53,9 +54,10 @@ class LastLayerWidth(Attack):
 
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why it cannot run: too few outputs show nothing, whatever the layer before them is."""
-        if knowledge.classes <= _FEW:
+        missing = super().obstacle(oracle, knowledge)
+        if missing is None and knowledge.classes <= _FEW:
             return f"vacuous: {knowledge.classes} outputs cannot show a wider hidden layer"
-        return super().obstacle(oracle, knowledge)
+        return missing
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield once: the width, or None where no end of the spectrum shows."""

@@ -65,6 +65,7 @@ class RecoverWeights(Attack):
     use_when: ClassVar[str] = "the victim may be a two-layer ReLU network that shows logits in full precision"
     goal: ClassVar[Goal] = "weights"
     access: ClassVar[Access] = "logits"
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "multi_label", "regression", "embedding")
     source: ClassVar[str] = "Carlini et al. 2020, arXiv:2003.04884; Jagielski et al. 2020, arXiv:1909.01838"
 
     lines: int = 3

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.labelled import finetune, labelled
 from nutlet.errors import ConfigError
 from nutlet.oracle import Access, Oracle
@@ -32,8 +32,9 @@ class Refine(Attack):
     goal: ClassVar[Goal] = "file"
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("white_box", "transfer")
-    measure: ClassVar[str] = "accuracy of the file refined with a few labels"
+    measure: ClassVar[str] = "{metric} of the file refined with a few labels"
     spends: ClassVar[Literal["queries", "labels"]] = "labels"
+    tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Han et al. 2015, Learning both weights and connections, arXiv:1506.02626"
 
     def __post_init__(self) -> None:

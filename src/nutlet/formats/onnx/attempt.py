@@ -43,8 +43,8 @@ def messages(message: Any) -> Any:
                 yield from messages(item)
 
 
-def attempt(ort: dict[str, Any], content: bytes, shape: list[int] | None) -> dict[str, Any]:
-    """Parse, open (by ``ort.py``) and run the file on zeros; say the shape it ran on, and the seconds of a run."""
+def attempt(ort: dict[str, Any], content: bytes, shapes: dict[str, list[int]] | None) -> dict[str, Any]:
+    """Parse, open (by ``ort.py``) and run the file on zeros; say the shapes it ran on, and the seconds of a run."""
     import numpy as np
     import onnx
 
@@ -53,16 +53,18 @@ def attempt(ort: dict[str, Any], content: bytes, shape: list[int] | None) -> dic
         return {}  # it would read other files
     del model
     session = ort["open_session"](content)
-    (given,) = session.get_inputs()
-    if shape is None:
-        first, *rest = given.shape
-        if not all(isinstance(size, int) for size in rest):
-            return {}  # tried when the shape of an example is known
-        shape = [first if isinstance(first, int) else 1, *rest]
-    x = np.zeros(shape, ort["SCORES"][given.type])
+    if shapes is None:
+        shapes = {}
+        for given in session.get_inputs():
+            first, *rest = given.shape
+            if not all(isinstance(size, int) for size in rest):
+                return {}  # tried when the shape of an example is known
+            shapes[given.name] = [first if isinstance(first, int) else 1, *rest]
+    feed = {given.name: np.zeros(shapes[given.name], ort["NUMBERS"][given.type]) for given in session.get_inputs()}
     start = time.process_time()
-    session.run(None, {given.name: x})
-    return {"ran": shape, "seconds": (time.process_time() - start) / max(1, shape[0])}
+    session.run(None, feed)
+    rows = max(1, *(shape[0] for shape in shapes.values()))
+    return {"ran": shapes, "seconds": (time.process_time() - start) / rows}
 
 
 def main() -> None:
@@ -76,7 +78,7 @@ def main() -> None:
     limit(wanted["memory"], wanted["seconds"])
     found: dict[str, Any] = {"exhausted": False}
     try:
-        found |= attempt(ort, content, wanted["shape"])
+        found |= attempt(ort, content, wanted["shapes"])
     except MemoryError:
         found["exhausted"] = True
     except Exception as error:  # the runtime's exceptions have no common base

@@ -13,6 +13,7 @@ from nutlet.errors import ExportError, first_line
 from nutlet.graph.comparison import answers, difference, plain, run
 from nutlet.graph.finalize import finalize
 from nutlet.graph.trace import InstrumentedModel, Record, trace
+from nutlet.tasks.inputs import Inputs, as_tensors
 
 __all__ = ["agreeing", "disagreement"]
 
@@ -31,11 +32,11 @@ APART = (1e-3, 0.05)
 """Of the largest value, how far a result inside may be apart without, and with, activation quantizers: a dozen steps of
 8 bits."""
 
-Export = Callable[[nn.Module, Tensor], bytes]
+Export = Callable[[nn.Module, Inputs], bytes]
 """``(module, example inputs) -> content of a file``."""
 
 
-def agreeing(model: nn.Module, x: Tensor, export: Export) -> bytes:
+def agreeing(model: nn.Module, x: Inputs, export: Export) -> bytes:
     """Return the content of a file that answers as ``model`` does, whether the runtime optimises it or not.
 
     Where the file differs by more than rounding, the first call that does is found by exporting the model up to it.
@@ -70,7 +71,7 @@ def agreeing(model: nn.Module, x: Tensor, export: Export) -> bytes:
     )
 
 
-def disagreement(content: bytes, model: nn.Module, x: Tensor) -> str:
+def disagreement(content: bytes, model: nn.Module, x: Inputs) -> str:
     """Return in words how the file differs from ``model`` on ``x`` by more than rounding; nothing where it does not."""
     expected = run(model, x)
     allowed = _allowed(model, x, expected)
@@ -86,7 +87,7 @@ def disagreement(content: bytes, model: nn.Module, x: Tensor) -> str:
     return ""
 
 
-def _allowed(model: nn.Module, x: Tensor, expected: Tensor) -> float:
+def _allowed(model: nn.Module, x: Inputs, expected: Tensor) -> float:
     """Return the root mean square of what rounding may move the answers by."""
     exact = plain(model, quantized=True)
     noise = NOISE * _size(run(exact, x) - expected) if isinstance(model, InstrumentedModel) else 0.0
@@ -97,13 +98,13 @@ def _size(values: Tensor) -> float:
     return float(torch.nan_to_num(values.double()).square().mean().sqrt())
 
 
-def _in_runtime(content: bytes, x: Tensor) -> Iterable[tuple[str, Tensor]]:
+def _in_runtime(content: bytes, x: Inputs) -> Iterable[tuple[str, Tensor]]:
     from nutlet.formats.onnx.ort import open_session
 
     for how, optimized in (("optimised", True), ("not optimised", False)):
         try:
             session = open_session(content, torch.get_num_threads(), optimized=optimized)
-            (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+            (found,) = session.run(None, {name: tensor.numpy() for name, tensor in as_tensors(x).items()})
         except Exception as error:  # the runtime's exceptions have no common base
             raise ExportError(
                 f"ONNX Runtime does not run the exported file, {how}: {first_line(error)}; expected operations it "
@@ -138,12 +139,12 @@ class _Until(nn.Module):
         edits[site] = _Tap(edits.get(site), kept.append)
         self.model = InstrumentedModel(body, record, edits)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Tensor:
         self.model(x)
         return self.values()
 
 
-def _first_apart(model: nn.Module, x: Tensor, export: Export) -> tuple[str, str]:
+def _first_apart(model: nn.Module, x: Inputs, export: Export) -> tuple[str, str]:
     """Return the first call whose result differs in a file of the model up to it, by bisection, and how."""
     final = finalize(model)
     record = trace(final, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from nutlet.errors import ExportError
 from nutlet.formats.onnx.comparison import agreeing
+from nutlet.formats.onnx.flat import flat
 from nutlet.formats.onnx.limited import trust
 from nutlet.formats.onnx.optimize import optimize
 from nutlet.formats.onnx.packing import pack_initializers
@@ -19,14 +21,26 @@ from nutlet.formats.onnx.trial import explain, silence
 from nutlet.graph.finalize import finalize
 from nutlet.memory import release
 from nutlet.storage import LARGEST_ONNX, write_atomic
+from nutlet.tasks.forward import adapted, is_adapted
+from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors
+from nutlet.tasks.predict import evaluating
 
 __all__ = ["export_onnx"]
 
 OPSET = 20
+OUTPUT = "y"
+"""Name of the output of every file."""
 
 
-def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: bool = True) -> Path:
-    """Write ``model`` as an ONNX file with a dynamic batch, one input ``x`` and one output ``y``.
+def export_onnx(
+    model: nn.Module,
+    path: Path | str,
+    example: Inputs | Mapping[str, Tensor],
+    *,
+    output: str | int | None = None,
+    packed: bool = True,
+) -> Path:
+    """Write ``model`` as an ONNX file with a dynamic batch, one output ``y``, and its inputs by name, ``x`` if one.
 
     Quantized weights are stored as int8 and quantized activations appear as QuantizeLinear / DequantizeLinear pairs,
     which runtimes fuse to integer kernels. Names, doc strings, stack traces and shape hints are removed.
@@ -34,7 +48,9 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: 
     Args:
         model: any module or result of the chain; constraints are finalized on a copy.
         path: where the file goes; it is written aside and renamed.
-        example: two real inputs, batch first: what the file answers to them is compared with what the module does.
+        example: two real inputs, batch first, one tensor or several by name: what the file answers to them is compared
+            with what the module does.
+        output: which output the file gives, where the module gives several.
         packed: weights of few values and weights with many zeros take as few bits as they need, and ordinary operators
             decode them. ONNX Runtime (1.18 and later) does so once, when a session is made; for a runtime that would do
             it at every call, or give up its integer kernels (OpenVINO), leave them unpacked.
@@ -44,13 +60,26 @@ def export_onnx(model: nn.Module, path: Path | str, example: Tensor, *, packed: 
             that answers otherwise, see :func:`nutlet.formats.onnx.comparison.agreeing`.
         StorageError: the file cannot be written.
     """
-    content = agreeing(model, example, partial(_content, packed=packed))
+    inputs = example if isinstance(example, (Tensor, NamedInputs)) else NamedInputs(example)
+    with adapted(model, inputs, output, several=_gives_several(model, inputs)):
+        content = agreeing(model, inputs, partial(_content, packed=packed))
     write_atomic(Path(path), lambda aside: aside.write_bytes(content))
     trust(content)
     return Path(path)
 
 
-def _content(model: nn.Module, example: Tensor, *, packed: bool) -> bytes:
+def _gives_several(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether forward gives something else than one tensor."""
+    if not isinstance(inputs, Tensor) or is_adapted(model):
+        return False  # it is told which output to give
+    try:
+        with evaluating(model), torch.no_grad():
+            return not isinstance(model(inputs.clone()), Tensor)
+    except Exception:  # the forward is the user's code: the export fails on it too, and says why
+        return False
+
+
+def _content(model: nn.Module, example: Inputs, *, packed: bool) -> bytes:
     """Return the content of the file of ``model``."""
     import onnx
 
@@ -76,18 +105,21 @@ def _content(model: nn.Module, example: Tensor, *, packed: bool) -> bytes:
     return content
 
 
-def _trace(model: nn.Module, example: Tensor) -> Any:
-    batch = torch.export.Dim("batch")
+def _trace(model: nn.Module, example: Inputs) -> Any:
+    module, tensors, shapes = flat(model, example)
+    names = list(as_tensors(example))
+    if OUTPUT in names and len(names) > 1:
+        raise ExportError(f"an input is called {OUTPUT!r}, which is the name of the output; expected another name")
     try:
         with silence():
             program = torch.onnx.export(
-                model,
-                (example,),
+                module,
+                tensors,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["x"],
-                output_names=["y"],
-                dynamic_shapes=({0: batch},),
+                input_names=names,
+                output_names=[OUTPUT],
+                dynamic_shapes=shapes,
                 verbose=False,
                 optimize=False,
             )
@@ -101,7 +133,7 @@ def _trace(model: nn.Module, example: Tensor) -> Any:
             "the exported graph holds a branch or a loop (torch.cond, while_loop); expected the same operations for "
             "every input: compute both branches and choose with torch.where"
         )
-    for value in (proto.graph.input[0], proto.graph.output[0]):
+    for value in (*proto.graph.input, *proto.graph.output):
         if value.type.tensor_type.shape.dim[0].dim_value:
             # torch falls back on a fixed size where the forward depends on it.
             raise ExportError(
@@ -120,10 +152,11 @@ def _strip(proto: Any) -> None:
     proto.producer_name, proto.producer_version, proto.domain, graph.name = "", "", "", "g"
     del graph.value_info[:]
     del proto.functions[:]
-    short: dict[str, str] = {"": "", "x": "x", "y": "y"}
+    named = {value.name for value in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""} | {name: name for name in named}
 
     def rename(name: str) -> str:
-        return short.setdefault(name, _short_name(len(short) - 3))
+        return short.setdefault(name, _short_name(len(short) - 1 - len(named), named))
 
     for value in (*graph.input, *graph.output):
         value.doc_string = ""
@@ -143,11 +176,11 @@ def _strip(proto: Any) -> None:
     proto.opset_import.extend(kept)
 
 
-def _short_name(number: int) -> str:
-    """Return the shortest name not given before: a, b and so on."""
+def _short_name(number: int, kept: Collection[str]) -> str:
+    """Return the shortest name not given before: a, b and so on; with an underscore where an input has it."""
     letters = ""
     number += 1
     while number:
         number, digit = divmod(number - 1, 26)
         letters = chr(ord("a") + digit) + letters
-    return letters + "_" if letters in ("x", "y") else letters
+    return letters + "_" if letters in kept else letters

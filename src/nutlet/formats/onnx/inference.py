@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,29 +67,27 @@ class OnnxSession:
         self.inputs = tuple(map(_spec, self._session.get_inputs()))
         self.outputs = tuple(map(_spec, self._session.get_outputs()))
 
-    def admit(self, *shapes: tuple[int, ...]) -> None:
+    def admit(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Try a file of unknown origin on inputs of these shapes, in a process with limits.
 
         Raises:
             ModelError: it takes too much memory or time.
         """
-        for shape in shapes:
-            self._trials.check(shape)
+        self._trials.check(dict(shapes))
 
-    def run(self, *inputs: npt.NDArray[Any], outputs: tuple[str, ...] = ()) -> tuple[npt.NDArray[Any], ...]:
+    def run(self, feed: Mapping[str, npt.NDArray[Any]], outputs: tuple[str, ...] = ()) -> tuple[npt.NDArray[Any], ...]:
         """Return the outputs for one batch: those named, or all in the order of the file.
 
         Raises:
             ModelError: the file fails to run, or takes too much memory or time for such a batch.
         """
-        self.admit(*(x.shape for x in inputs))
-        feed = {spec.name: x for spec, x in zip(self.inputs, inputs, strict=True)}
+        self.admit({name: values.shape for name, values in feed.items()})
         try:
-            return tuple(self._session.run(list(outputs) or None, feed))
+            return tuple(self._session.run(list(outputs) or None, dict(feed)))
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
-                f"{self._path} fails on a batch of {len(inputs[0])}: {first_line(error)}; expected it to run: export "
-                "it again with a batch of two or more and a dynamic batch dimension"
+                f"{self._path} fails on a batch of {len(next(iter(feed.values())))}: {first_line(error)}; expected it "
+                "to run: export it again with a batch of two or more and a dynamic batch dimension"
             ) from error
 
     def reopened(self, threads: int) -> OnnxSession:

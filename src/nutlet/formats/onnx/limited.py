@@ -32,6 +32,9 @@ _BYTES_PER_SECOND = 20e6
 _WALL = 6
 """How much longer than its processor time a trial may take, on a machine that others use too."""
 
+Shapes = dict[str, tuple[int, ...]]
+"""Shapes of the inputs by name, batch first."""
+
 _trusted: set[bytes] = set()
 _passed: dict[bytes, Trials] = {}
 
@@ -56,13 +59,13 @@ class Trials:
     def __init__(self, content: bytes, path: Path) -> None:
         self.content, self.path = content, path
         self.trusted = _key(content) in _trusted
-        self.ran: set[tuple[int, ...]] = set()
+        self.ran: list[Shapes] = []
         self.seconds = 0.0
         if not self.trusted:
             found = self._attempt(None)
-            shape = found.get("ran")
-            if shape is not None:
-                self.ran.add(tuple(shape))
+            shapes = found.get("ran")
+            if shapes is not None:
+                self.ran.append({name: tuple(shape) for name, shape in shapes.items()})
                 self.seconds = float(found["seconds"])
 
     @staticmethod
@@ -73,27 +76,26 @@ class Trials:
             _passed[key] = Trials(content, path)
         return _passed[key]
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Try the file on an input of ``shape``, batch first, unless one as large was tried.
+    def check(self, shapes: Shapes) -> None:
+        """Try the file on inputs of these shapes, batch first, unless some as large were tried.
 
         Raises:
             ModelError: it takes too much memory or time.
         """
-        if self.trusted or shape in self.ran:
+        if self.trusted or any(_covers(tried, shapes) for tried in self.ran):
             return
-        if not any(shape[0] <= tried[0] and shape[1:] == tried[1:] for tried in self.ran):
-            self._attempt(shape)
-        self.ran.add(shape)
+        self._attempt(shapes)
+        self.ran.append(shapes)
 
-    def _attempt(self, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    def _attempt(self, shapes: Shapes | None) -> dict[str, Any]:
         # Honest work grows with the rows; four times as much is let pass.
         seconds = _limit(SECONDS, _LEAST_SECONDS + len(self.content) / _BYTES_PER_SECOND)
-        seconds += 4 * self.seconds * (shape[0] if shape else 0)
+        seconds += 4 * self.seconds * (next(iter(shapes.values()))[0] if shapes else 0)
         memory = int(_limit(MEMORY, min(_LEAST_MEMORY + _PER_BYTE * len(self.content), _machine() * 3 / 4) / _MIB))
-        wanted = {"shape": shape, "memory": memory * _MIB, "seconds": seconds}
+        wanted = {"shapes": shapes, "memory": memory * _MIB, "seconds": seconds}
         # -P: the folder of the script is not searched for modules, or ours would shadow others of the same name.
         command = [sys.executable, "-P", str(Path(__file__).with_name("attempt.py")), json.dumps(wanted)]
-        for_what = f"an input of shape {shape}" if shape else "one row"
+        for_what = f"an input of shape {', '.join(map(str, shapes.values()))}" if shapes else "one row"
         try:
             done = subprocess.run(
                 command, input=self.content, capture_output=True, timeout=_WALL * seconds, check=False
@@ -120,6 +122,13 @@ class Trials:
 
 
 _SIGXCPU = 24
+
+
+def _covers(tried: Shapes, wanted: Shapes) -> bool:
+    """Whether as many rows of the same shapes were tried."""
+    return tried.keys() == wanted.keys() and all(
+        wanted[name][0] <= shape[0] and wanted[name][1:] == shape[1:] for name, shape in tried.items()
+    )
 
 
 def _key(content: bytes) -> bytes:

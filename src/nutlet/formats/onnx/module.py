@@ -85,7 +85,7 @@ class StolenModule(nn.Module):
         Raises:
             ModelError: an operator cannot do what the file asks of it.
         """
-        values: dict[str, Any] = {"": None, self.input_name: x.float()}
+        values: dict[str, Any] = {"": None, self.input_name: x.float() if x.is_floating_point() else x}
         values |= {name: getattr(self, f"constant{position}") for position, name in enumerate(self._constants)}
         values |= zip(self._weights, self.weights, strict=True)
         limit = LARGEST_VALUE * max(1, len(x))

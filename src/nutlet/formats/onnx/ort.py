@@ -12,11 +12,18 @@ from typing import Any
 
 import onnxruntime as ort
 
-__all__ = ["SCORES", "VERSION", "open_bare", "open_session"]
+__all__ = ["NUMBERS", "VERSION", "open_bare", "open_session"]
 
 VERSION: str = ort.__version__
-SCORES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
-"""Floating-point types of ONNX Runtime by their names in NumPy."""
+NUMBERS = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+"""Types of inputs by their names in NumPy."""
 
 
 def open_session(file: bytes | str, threads: int = 1, *, optimized: bool = True) -> Any:
@@ -44,5 +51,4 @@ def open_session(file: bytes | str, threads: int = 1, *, optimized: bool = True)
 def open_bare(path: str) -> Callable[[Any], object]:
     """Return a function that runs the file at ``path`` on one batch; see :attr:`nutlet.formats.base.Format.bare`."""
     session = open_session(path)
-    name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})
+    return lambda feed: session.run(None, feed)

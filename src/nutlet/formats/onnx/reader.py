@@ -30,6 +30,8 @@ _FLOATS = {1, 10, 11, 16, 17, 18, 19, 20}
 """Numbers of the ONNX types that are read as float32: float, float16, double, bfloat16 and the float8 types."""
 _INTEGERS = {2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
              9: torch.bool, 21: torch.uint8, 22: torch.int8}  # fmt: skip
+_TOKENS = {6, 7}
+"""Numbers of the ONNX types of inputs that are indices: int32 and int64."""
 _GRIDS = {2, 3, 4, 5}
 """Types of a zero point that QuantizeLinear is understood with: 8 and 16 bits, unsigned and signed."""
 _AS_MANY = frozenset({"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose",
@@ -52,7 +54,7 @@ def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False, out
     range. Batch norms keep the statistics of the file. Everything is computed in float32.
 
     Args:
-        path: the ONNX file: one floating-point input ``(N, ...)``.
+        path: the ONNX file: one input ``(N, ...)``, floating point or tokens.
         output: name of the output to compute; the file's only one where it is not given. Operators that do not lead to
             it are left out.
         drop_activation_quantizers: do not round or clip activations; a ReLU that the clipping stood for stays.
@@ -66,7 +68,7 @@ def load_onnx(path: Path | str, *, drop_activation_quantizers: bool = False, out
         proto = load_unpacked(content)
         reader = _Reader(proto, Path(path), 8 * proto.ByteSize(), output)
         module = StolenModule(*reader.parts(), rounding=not drop_activation_quantizers).eval()
-        _try(module, reader.input_shape)
+        _try(module, reader.example)
     except NutletError:
         raise
     except Exception as error:  # the graph comes from outside: whatever is wrong with it shows here
@@ -107,7 +109,7 @@ class _Reader:
         graph = self.model.graph
         self.static = {tensor.name: _tensor(tensor) for tensor in graph.initializer}
         (given,) = (value for value in graph.input if value.name not in self.static)
-        self.input_shape = _shape(given)
+        self.example = _example(given)
         for number, node in enumerate(self.nodes):
             try:
                 self._node(node)
@@ -314,26 +316,27 @@ def _tensor(stored: onnx.TensorProto) -> Tensor:
     return torch.from_numpy(np.array(array)).to(kind)
 
 
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """Return the shape of the input, with 2 for a free batch."""
+def _example(value: onnx.ValueInfoProto) -> Tensor:
+    """Return a batch of the input that has a shape and no content, of two where the batch is free."""
     tensor = value.type.tensor_type
     first, *rest = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in tensor.shape.dim] or [-1]
-    if tensor.elem_type not in _FLOATS or min(rest, default=1) < 1 or first < 0:
+    if tensor.elem_type not in _FLOATS | _TOKENS or min(rest, default=1) < 1 or first < 0:
         raise ModelError(
             f"the input {value.name!r} has ONNX type {tensor.elem_type} and shape {(first, *rest)}; expected "
-            "floating-point examples with every axis but the batch fixed"
+            "floating-point examples, or tokens (int32, int64), with every axis but the batch fixed"
         )
     if math.prod(rest) > LARGEST_VALUE:
         raise ModelError(f"one input has {math.prod(rest):,} numbers; expected at most {LARGEST_VALUE:,}")
-    return (min(first or 2, 2**20), *rest)
+    dtype = torch.int64 if tensor.elem_type in _TOKENS else torch.float32
+    return torch.empty((min(first or 2, 2**20), *rest), dtype=dtype, device="meta")
 
 
-def _try(module: StolenModule, shape: tuple[int, ...]) -> None:
+def _try(module: StolenModule, example: Tensor) -> None:
     """Run the graph on shapes alone: what would ask for too much memory is found before any is allocated."""
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     shadows = {name: tensor.to("meta") if tensor.is_floating_point() and tensor.ndim else tensor
                for name, tensor in state.items()}  # fmt: skip
     with torch.no_grad():
-        scores = functional_call(module, shadows, (torch.empty(shape, device="meta"),))
+        scores = functional_call(module, shadows, (example,))
     if scores.ndim < 1 or not scores.is_floating_point():
         raise ModelError(f"the graph gives {scores.dtype} of shape {tuple(scores.shape)}; expected scores (N, classes)")

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.errors import first_line
+from nutlet.formats.onnx.flat import flat
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["explain", "export_problem", "silence"]
 
@@ -26,11 +28,13 @@ _INSTEAD = {
     "fractional_max_pool2d": "max_pool2d with a fixed kernel",
 }
 """What to write in the place of operators that have no ONNX form."""
+_CHECK = torch.ops.aten._assert_tensor_metadata.default
+"""What a cast leaves in a traced graph (``mask.bool()``): it computes nothing, and the exporter drops it."""
 _DEPENDS_ON_DATA = re.compile(r"data-dependent|guard on|Unsupported dynamic|control flow", re.IGNORECASE)
 _FIXED_BATCH = re.compile(r"Constraints violated|specialized|batch", re.IGNORECASE)
 
 
-def export_problem(model: nn.Module, example: Tensor) -> str:
+def export_problem(model: nn.Module, example: Inputs) -> str:
     """Return what would keep ``model`` from being exported, or an empty text where nothing was found.
 
     The forward is traced as the export does it, and each operator looked up among those that have an ONNX form. Nothing
@@ -80,12 +84,12 @@ def _plain(operator: str) -> str:
     return operator.strip("_").removesuffix("_functional").removesuffix("_with_noise")
 
 
-def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    shapes = ({0: torch.export.Dim("batch")},)
+def _traced(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
+    module, tensors, shapes = flat(model, example)
     try:
-        return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(module, tensors, dynamic_shapes=shapes, strict=False)
     except Exception:  # as torch.onnx.export does it: first by running, then by reading the code
-        return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=True)
+        return torch.export.export(module, tensors, dynamic_shapes=shapes, strict=True)
 
 
 def _operators(program: torch.export.ExportedProgram) -> list[str]:
@@ -96,7 +100,10 @@ def _operators(program: torch.export.ExportedProgram) -> list[str]:
     return [
         str(target._schema.name).partition("::")[2]
         for target in atens
-        if target.namespace == "aten" and not known(target) and not _is_made_of_others(target, decomposed)
+        if target.namespace == "aten"
+        and target is not _CHECK
+        and not known(target)
+        and not _is_made_of_others(target, decomposed)
     ]
 
 
