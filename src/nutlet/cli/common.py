@@ -23,7 +23,7 @@ from nutlet.signals import interruption, raising
 
 __all__ = [
     "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Output", "Owned", "Quiet",
-    "Seconds", "Seed", "Std", "TeacherSpec", "TestSpec", "Validation", "Weights", "app", "command_line",
+    "Seconds", "Seed", "Std", "TaskName", "TeacherSpec", "TestSpec", "Validation", "Weights", "app", "command_line",
     "counts", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
@@ -48,6 +48,14 @@ EndpointConfig = Annotated[Path | None, typer.Option("--endpoint-config", help="
 Owned = Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")]
 Output = Annotated[str | None, typer.Option("--output", help="The output with the scores, of a file with several.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.01, help="Time for each latency setting.")]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="What the targets mean: classification, multi_label, regression, embedding, segmentation or "
+        "language_modeling.",
+    ),
+]
 Augmented = Annotated[str, typer.Option("--augment", help="none, crop or flip-crop, applied while training.")]
 Calibration = Annotated[int, typer.Option("--calibration", help="Training examples used for ranges and scores.")]
 Validation = Annotated[float, typer.Option("--validation", help="Share of the training set held out.")]

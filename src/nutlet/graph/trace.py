@@ -26,7 +26,7 @@ from nutlet.errors import ModelError
 from nutlet.graph.counting import FlopCount
 from nutlet.graph.nested import plain_arguments, rebuild, tensors
 from nutlet.graph.record import Record, Site
-from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors, blank
+from nutlet.tasks.inputs import Inputs, NamedInputs, blank, floating, with_floating
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["InstrumentedModel", "Record", "Site", "body_of", "located", "plain_name", "trace"]
@@ -305,7 +305,7 @@ class InstrumentedModel(nn.Module):
         self.state.stack.clear()
         self.state.active = True
         try:
-            x = _edited(x, editor)
+            x = with_floating(x, lambda k, tensor: editor.result(f"/input/{k}", "", "input", [], tensor))
             with _Mode(self.state, editor):
                 output = self.model(x)
             editor.check(None)
@@ -353,7 +353,7 @@ def _walk_once(model: nn.Module, x: Inputs) -> Record:
     try:
         with evaluating(model), torch.no_grad():
             x = x.clone()  # a forward may write to its input
-            for k, tensor in enumerate(_floating(x)):
+            for k, tensor in enumerate(floating(x)):
                 recorder.note(f"/input/{k}", "", "input", [], tensor)
             with _Mode(state, recorder), recorder.count:
                 output = model(x)
@@ -363,18 +363,6 @@ def _walk_once(model: nn.Module, x: Inputs) -> Record:
     leaving = {recorder.producer[id(t)] for t in tensors(output) if id(t) in recorder.producer}
     recorder.read(tensors(output))
     return Record(recorder.sites, frozenset(leaving), len(x), frozenset(recorder.exact), blank=blank(x))
-
-
-def _floating(x: Inputs) -> list[Tensor]:
-    """Return the inputs that can be sites: integers and masks are none."""
-    return [tensor for tensor in as_tensors(x).values() if tensor.is_floating_point()]
-
-
-def _edited(x: Inputs, editor: _Editor) -> Inputs:
-    edited = {id(t): editor.result(f"/input/{k}", "", "input", [], t) for k, t in enumerate(_floating(x))}
-    if isinstance(x, NamedInputs):
-        return NamedInputs({name: edited.get(id(tensor), tensor) for name, tensor in x.tensors.items()})
-    return edited.get(id(x), x)
 
 
 def _kept(model: nn.Module) -> list[tuple[str, str, int]]:

@@ -55,8 +55,7 @@ class Group:
         read: the same of the input channels of layers that read them.
         labels: of the channels.
         own: L2 norms of the weights by which the root makes its part of the channels, each with the channel.
-        tie: the root of the first of those groups that have to lose the same share of their channels, itself included;
-            its own where no other has to.
+        tie: root of the first of the groups that have to lose the same share of their channels, itself included.
     """
 
     root: str
