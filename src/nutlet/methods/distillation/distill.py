@@ -117,8 +117,8 @@ class Distill(DistillationTraining, Method):
             train = context.data.train
             if missing := sum(int((~has_target(y)).sum()) for _, y in train.batches()):
                 raise DataError(
-                    f"Distill with these options needs labels, and {missing} of {len(train)} examples have none; expected "
-                    "labels, or kd_weight=1.0 with targets='kl'"
+                    f"Distill with these options needs labels, and {missing} of {len(train)} examples have none; "
+                    "expected labels, or kd_weight=1.0 with targets='kl'"
                 )
         if self.kd_weight == 0 and not self._looks_inside:
             with training_only(model, self):
