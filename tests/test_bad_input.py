@@ -77,7 +77,7 @@ X, Y = arrays()
         (X.repeat(3, 1), Y, ModelError, ["expects 1 channels and gets 3", "grey or RGB"]),
         (X.repeat(2, 3), Y, ModelError, ["fc gets 256 features but expects 128", "resize"]),
         (X[:, 0, 0, 0], Y, DataError, [r"inputs have shape \(100,\)"]),
-        (X.astype("int64"), Y, DataError, ["dtype torch.int64", "uint8 images or floating point"]),
+        (X.astype("int64"), Y, DataError, ["dtype torch.int64", "expected uint8 images, floating point"]),
         (np.where(X > 1.5, np.nan, X), Y, DataError, ["NaN or infinity", "clean or impute"]),
         (X, Y.astype("float32"), DataError, ["labels have .*float32", "integers"]),
         (X, Y - 1, DataError, ["smallest label is -1", "from 0 up"]),

@@ -189,8 +189,8 @@ def test_an_older_saved_form_is_refused_in_words(tmp_path: Path) -> None:
     model, data = tiny.tiny("mlp")
     folder = nl.compress(model, [nl.Quantize()], data).save(tmp_path)
     text = (folder / "compressed.json").read_text()
-    (folder / "compressed.json").write_text(text.replace('"format": 3', '"format": 2', 1))
-    with pytest.raises(nl.StorageError, match="has format 2; expected 3: use the version that wrote it"):
+    (folder / "compressed.json").write_text(text.replace('"format": 4', '"format": 2', 1))
+    with pytest.raises(nl.StorageError, match="has format 2; expected 4: use the version that wrote it"):
         Compressed.load(folder, model)
 
 

@@ -88,9 +88,7 @@ def test_the_advice_for_one_output_works(sigmoid: bool, tmp_path: Path) -> None:
     x = torch.randn(40, 6)
     y = (one(x)[:, 0] > (0.5 if sigmoid else 0)).long()
     given = Examples(x, y)
-    with pytest.raises(
-        ModelError, match=r"(?s)one output.*two.*torch\.cat\(\[torch\.zeros_like\(z\), z\], 1\)"
-    ):
+    with pytest.raises(ModelError, match=r"(?s)one output.*two.*torch\.cat\(\[torch\.zeros_like\(z\), z\], 1\)"):
         nl.measure(nl.export_onnx(one, tmp_path / "one.onnx", x[:2]), given)
     mended = nl.export_onnx(Advised(one).eval(), tmp_path / "two.onnx", x[:2])
     found = nl.measure(mended, given, batches=(1,), **QUICK)  # type: ignore[arg-type]

@@ -160,7 +160,7 @@ def test_check_model_of_outputs() -> None:
             return (input, input)  # type: ignore[return-value]
 
     x = torch.ones(2, 4)
-    with pytest.raises(ModelError, match="returned a tuple"):
+    with pytest.raises(ModelError, match="gives a tuple"):
         check_model(Two(4, 2), x, 2)
     with pytest.raises(ModelError, match=r"returned shape \(2, 2, 2\)"):
         check_model(nn.Unflatten(1, (2, 2)), x, 2)

@@ -23,7 +23,8 @@ from nutlet.signals import interruption, raising
 
 __all__ = [
     "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Output", "Owned", "Quiet",
-    "Seconds", "Seed", "Std", "TeacherSpec", "TestSpec", "Unpacked", "Validation", "Weights", "app", "command_line",
+    "Seconds", "Seed", "Std", "TaskName", "TeacherSpec", "TestSpec", "Unpacked", "Validation", "Weights", "app",
+    "command_line",
     "counts", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
@@ -48,6 +49,14 @@ EndpointConfig = Annotated[Path | None, typer.Option("--endpoint-config", help="
 Owned = Annotated[bool, typer.Option("--i-own-this-endpoint", help="Your word that it is yours.")]
 Output = Annotated[str | None, typer.Option("--output", help="The output with the scores, of a file with several.")]
 Seconds = Annotated[float, typer.Option("--seconds", min=0.01, help="Time for each latency setting.")]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="What the targets mean: classification, multi_label, regression, embedding, segmentation or "
+        "language_modeling.",
+    ),
+]
 Unpacked = Annotated[
     bool, typer.Option("--unpacked", help="Every weight a whole number of bytes: for runtimes that fold no constants.")
 ]

@@ -17,6 +17,7 @@ from nutlet.cli.common import (
     Seconds,
     Seed,
     Std,
+    TaskName,
     TestSpec,
     app,
     command_line,
@@ -39,6 +40,7 @@ def measure(
     data: DataSpec,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
     test: TestSpec = None,
+    task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
     output: Output = None,
@@ -55,7 +57,7 @@ def measure(
         from nutlet.measurement import measure as take_figures
         from nutlet.progress import Progress
 
-    examples = load_examples(data, test, mean=numbers("--mean", mean), std=numbers("--std", std))
+    examples = load_examples(data, test, task=task, mean=numbers("--mean", mean), std=numbers("--std", std))
     sizes = counts("--batches", batches) or None
     progress = Progress(quiet=quiet or as_json)
     figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, output=output, progress=progress)

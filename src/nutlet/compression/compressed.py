@@ -30,6 +30,7 @@ from nutlet.tables import Table, Tabled
 from nutlet.tasks import CLASSIFICATION, Task, as_task, metric_text, task_options
 from nutlet.tasks.forward import adapt
 from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors
+from nutlet.tasks.predict import gives_several
 
 __all__ = ["Compressed"]
 
@@ -138,7 +139,7 @@ class Compressed(Tabled):
             example = _inputs(folder / INPUTS, manifest["inputs"])
             task = _task(manifest["task"])
             model, _ = clean_copy(original, example)
-            adapt(model, example, task.output)
+            adapt(model, example, task.output, several=gives_several(model, example))
             with shapes_only():  # every value is read from the file
                 for step in steps[1:]:
                     model = apply_plan(type(method_from_dict(step.method)), model, step.plan, example)

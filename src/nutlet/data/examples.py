@@ -206,7 +206,7 @@ def as_input(x: Tensor, name: str = "") -> Tensor:
                 f"{what} hold NaN or infinity; expected finite numbers: clean or impute them first; a mask is boolean"
             )
         return x
-    if x.dtype == torch.bool or (x.dtype in (torch.int16, torch.int32, torch.int64) and x.ndim > 1):
+    if x.dtype == torch.bool or (x.dtype in (torch.int16, torch.int32, torch.int64) and 1 < x.ndim < 4):
         return x if x.dtype == torch.bool else x.long()
     raise DataError(
         f"{what} have dtype {x.dtype}; expected uint8 images, floating point, integers (tokens, int16 to int64) or "

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from nutlet.tasks.inputs import Inputs
 
-from nutlet.tasks.inputs import Inputs, as_tensors
-
-__all__ = ["Record", "Site", "floating"]
+__all__ = ["Record", "Site"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,3 @@ class Record:
     def of_module(self, path: str) -> tuple[Site, ...]:
         """Return the sites whose call was made by the module at ``path`` itself."""
         return tuple(site for site in self.sites.values() if site.module == path)
-
-
-def floating(x: Inputs) -> list[Tensor]:
-    """Return the inputs that can be sites: integers and masks are none."""
-    return [tensor for tensor in as_tensors(x).values() if tensor.is_floating_point()]

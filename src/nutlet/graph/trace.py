@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 from nutlet.errors import ModelError
 from nutlet.graph.counting import FlopCount
 from nutlet.graph.nested import plain_arguments, rebuild, tensors
-from nutlet.graph.record import Record, Site, floating
-from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors, blank
+from nutlet.graph.record import Record, Site
+from nutlet.tasks.inputs import Inputs, NamedInputs, blank, floating, with_floating
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["InstrumentedModel", "Record", "Site", "body_of", "located", "plain_name", "trace"]
@@ -305,7 +305,7 @@ class InstrumentedModel(nn.Module):
         self.state.stack.clear()
         self.state.active = True
         try:
-            x = _edited(x, editor)
+            x = with_floating(x, lambda k, tensor: editor.result(f"/input/{k}", "", "input", [], tensor))
             with _Mode(self.state, editor):
                 output = self.model(x)
             editor.check(None)
@@ -363,12 +363,6 @@ def _walk_once(model: nn.Module, x: Inputs) -> Record:
     leaving = {recorder.producer[id(t)] for t in tensors(output) if id(t) in recorder.producer}
     recorder.read(tensors(output))
     return Record(recorder.sites, frozenset(leaving), len(x), frozenset(recorder.exact), blank=blank(x))
-
-
-def _edited(x: Inputs, editor: _Editor) -> Inputs:
-    edited = {id(t): editor.result(f"/input/{k}", "", "input", [], t) for k, t in enumerate(floating(x))}
-    given = {name: edited.get(id(tensor), tensor) for name, tensor in as_tensors(x).items()}
-    return NamedInputs(given) if isinstance(x, NamedInputs) else given["x"]
 
 
 def _kept(model: nn.Module) -> list[tuple[str, str, int]]:

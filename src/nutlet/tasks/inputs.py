@@ -11,7 +11,17 @@ from torch import Tensor
 from nutlet.content_hash import fingerprint
 from nutlet.errors import DataError
 
-__all__ = ["Inputs", "NamedInputs", "as_tensors", "blank", "cast", "input_shapes", "shapes_of"]
+__all__ = [
+    "Inputs",
+    "NamedInputs",
+    "as_tensors",
+    "blank",
+    "cast",
+    "floating",
+    "input_shapes",
+    "shapes_of",
+    "with_floating",
+]
 
 
 class NamedInputs(Mapping[str, Tensor]):
@@ -88,15 +98,22 @@ Inputs: TypeAlias = Tensor | NamedInputs
 """A batch of inputs."""
 
 
+def floating(inputs: Inputs) -> list[Tensor]:
+    """Return the floating-point tensors, in order: the others are indices and masks."""
+    return [tensor for tensor in as_tensors(inputs).values() if tensor.is_floating_point()]
+
+
+def with_floating(inputs: Inputs, change: Callable[[int, Tensor], Tensor]) -> Inputs:
+    """Return inputs with ``change`` made to each floating-point tensor, which is told its place among them."""
+    changed = {id(tensor): change(k, tensor) for k, tensor in enumerate(floating(inputs))}
+    if isinstance(inputs, NamedInputs):
+        return NamedInputs({name: changed.get(id(tensor), tensor) for name, tensor in inputs.tensors.items()})
+    return changed.get(id(inputs), inputs)
+
+
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """Return inputs with their floating-point tensors in ``dtype``: integers are indices and masks, and stay."""
-
-    def change(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    if isinstance(inputs, NamedInputs):
-        return NamedInputs({name: change(tensor) for name, tensor in inputs.tensors.items()})
-    return change(inputs)
+    return with_floating(inputs, lambda _, tensor: tensor.to(dtype))
 
 
 def as_tensors(inputs: Inputs) -> dict[str, Tensor]:

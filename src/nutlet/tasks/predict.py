@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nutlet.errors import ModelError
 from nutlet.tasks.base import Scores
-from nutlet.tasks.forward import adapted, picked
+from nutlet.tasks.forward import adapted, is_adapted, picked
+from nutlet.tasks.inputs import Inputs, NamedInputs
 
 if TYPE_CHECKING:  # tasks know nothing of data, which carry their task
     from nutlet.data.examples import Examples
 
-__all__ = ["answered", "evaluate", "evaluating", "let_go", "predict", "scores"]
+__all__ = ["answered", "evaluate", "evaluating", "gives_several", "let_go", "predict", "scores"]
 
 _NO_RESULTS = frozenset(vars(nn.Module())) - {"_buffers"}
 """What each module has: parameters, modules and hooks, of which no forward leaves any."""
@@ -55,6 +56,17 @@ def let_go(model: nn.Module) -> None:
 
 def _is_result(value: object) -> bool:
     return isinstance(value, Tensor) and not value.is_leaf
+
+
+def gives_several(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether forward gives something else than one tensor, and nothing tells yet which is read."""
+    if is_adapted(model) or isinstance(inputs, NamedInputs):
+        return False
+    try:
+        with evaluating(model), torch.no_grad():
+            return not isinstance(model(inputs.clone()), Tensor)
+    except Exception:  # the forward is the user's code: it fails again where that is said
+        return False
 
 
 def predict(model: nn.Module, examples: Examples, *, batch: int = 256) -> Tensor:

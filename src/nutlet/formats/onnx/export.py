@@ -21,9 +21,9 @@ from nutlet.formats.onnx.trial import explain, silence
 from nutlet.graph.finalize import finalize
 from nutlet.memory import release
 from nutlet.storage import LARGEST_ONNX, write_atomic
-from nutlet.tasks.forward import adapted, is_adapted
+from nutlet.tasks.forward import adapted
 from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors
-from nutlet.tasks.predict import evaluating
+from nutlet.tasks.predict import gives_several
 
 __all__ = ["export_onnx"]
 
@@ -61,22 +61,11 @@ def export_onnx(
         StorageError: the file cannot be written.
     """
     inputs = example if isinstance(example, (Tensor, NamedInputs)) else NamedInputs(example)
-    with adapted(model, inputs, output, several=_gives_several(model, inputs)):
+    with adapted(model, inputs, output, several=gives_several(model, inputs)):
         content = agreeing(model, inputs, partial(_content, packed=packed))
     write_atomic(Path(path), lambda aside: aside.write_bytes(content))
     trust(content)
     return Path(path)
-
-
-def _gives_several(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether forward gives something else than one tensor."""
-    if not isinstance(inputs, Tensor) or is_adapted(model):
-        return False  # it is told which output to give
-    try:
-        with evaluating(model), torch.no_grad():
-            return not isinstance(model(inputs.clone()), Tensor)
-    except Exception:  # the forward is the user's code: the export fails on it too, and says why
-        return False
 
 
 def _content(model: nn.Module, example: Inputs, *, packed: bool) -> bytes:

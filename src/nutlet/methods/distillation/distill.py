@@ -18,6 +18,7 @@ from nutlet.methods.base import Method, register
 from nutlet.methods.distillation.features import Features
 from nutlet.tasks import Task
 from nutlet.tasks.inputs import Inputs
+from nutlet.tasks.targets import has_target
 from nutlet.training.context import BlackBoxTeacher, Context
 from nutlet.training.loop import fit, supervised
 from nutlet.training.losses import DistillationTraining, decoupled, has_logits, mixed, softly, teaching
@@ -112,11 +113,13 @@ class Distill(DistillationTraining, Method):
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with what the teacher gives as targets."""
-        if (self.kd_weight < 1 or self.targets == "decoupled") and not context.data.train.labelled:
-            raise DataError(
-                "Distill with these options needs labels, and some training examples have none; expected labels, or "
-                "kd_weight=1.0 with targets='kl'"
-            )
+        if self.kd_weight < 1 or self.targets == "decoupled":
+            train = context.data.train
+            if missing := sum(int((~has_target(y)).sum()) for _, y in train.batches()):
+                raise DataError(
+                    f"Distill with these options needs labels, and {missing} of {len(train)} examples have none; "
+                    "expected labels, or kd_weight=1.0 with targets='kl'"
+                )
         if self.kd_weight == 0 and not self._looks_inside:
             with training_only(model, self):
                 return fit(model, context, self, supervised(context.task), title="distilling")

@@ -80,9 +80,8 @@ class Factorize(Method):
             least for what it saves: of the squared norm of its weight (where ``whitened``, the share of its outputs'
             squared norm times that of its weight).
         macs: the same for the multiply-accumulates.
-        drop: how much validation accuracy may fall, 0.01 for one point, without training: the smallest model in the
-            order of ``parameters`` is searched by bisection, about 7 to 12 models, each run on the validation split
-            (which has then been used to choose).
+        drop: how much the mean validation score may fall, 0.01 for one point of accuracy, without training: the smallest
+            model in the order of ``parameters`` is searched by bisection, 7 to 12 runs on the split that then chose.
         signed: what ``nmf`` does with a weight that has negative values: ``refuse``, or ``split`` it into ``W+ - W-``
             and factorize both parts with one non-negative first factor.
 
