@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,9 @@ import torch
 
 from nutlet.attacks import BaVarIA
 from nutlet.attacks.base import Attack, AttackerKnowledge
+from nutlet.attacks.membership.shadow_attack import ShadowAttack
 from nutlet.attacks.membership.shadow_models import Shadows
 from nutlet.attacks.membership.signals import answers_to
-from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle, record, victim
 from nutlet.auditing.scoring import Difference
@@ -82,7 +81,7 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
 
 
 def privacy(
-    attacks: Sequence[Chosen], m: Materials, candidates: Candidates, retrained: bool | None
+    attacks: Sequence[Attack], m: Materials, candidates: Candidates, retrained: bool | None
 ) -> tuple[Section, dict[str, Any]]:
     """Run ``attacks`` on every release; return what they found, and what was asked of whom.
 
@@ -92,29 +91,30 @@ def privacy(
     found = Section()
     scenes = {artifact.name: scene_of(m, artifact, candidates) for artifact in m.artifacts}
     models: int | Failure | None = None
-    if any(map(_counts_models, attacks)):
+    if any(map(_leaves_models_open, attacks)):
         try:
             models = _enough(m, scenes[m.file.name], candidates)
         except Exception as error:  # what asks the victim and trains models may fail as an attack may
             models = failure(error)
     scores: dict[tuple[str, str], Scores] = {}
-    for one in attacks:
-        attack = one.attack
-        if _counts_models(one):
-            if isinstance(models, Failure):
-                found.records.append(not_run(type(attack), models))
-                continue
-            attack = replace(attack, models=models)  # type: ignore[call-arg]
+    most = 0
+    for attack in attacks:
+        if isinstance(attack, ShadowAttack):
+            if attack.models is None:
+                if isinstance(models, Failure):
+                    found.records.append(not_run(type(attack), models))
+                    continue
+                assert models is not None
+                attack = replace(attack, models=max(models, attack.fewest()))
+            most = max(most, attack.count)
         _ask(found, scores, attack, m, candidates, scenes)
     found.surface.extend(_rows(m, scores, candidates.members.numpy()))
-    counts = [getattr(one.attack, "models", 0) for one in attacks if not _counts_models(one)]
-    most = max([*counts, models if isinstance(models, int) else 0]) or None
-    return found, _members(m, candidates, most, retrained)
+    return found, _members(m, candidates, most or None, retrained)
 
 
-def _counts_models(one: Chosen) -> bool:
+def _leaves_models_open(attack: Attack) -> bool:
     """Whether an attack takes shadow models, and leaves it to the audit how many."""
-    return "models" in {option.name for option in dataclasses.fields(one.attack)} - one.given
+    return isinstance(attack, ShadowAttack) and attack.models is None
 
 
 def _ask(

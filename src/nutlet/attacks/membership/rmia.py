@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import AttackerKnowledge, AttackResult, register_attack
+from nutlet.attacks.membership.shadow_attack import ShadowAttack
 from nutlet.attacks.membership.signals import (
-    check_models,
-    check_option,
     confidence,
     of_pool,
     scored_once,
     shadow_confidence,
 )
-from nutlet.errors import ConfigError
+from nutlet.options import Range, Share
 from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["RMIA"]
@@ -26,7 +25,7 @@ __all__ = ["RMIA"]
 
 @register_attack
 @dataclass(frozen=True, kw_only=True)
-class RMIA(Attack):
+class RMIA(ShadowAttack):
     r"""Count the other candidates ``z`` over which the likelihood ratio of a candidate ``x`` exceeds ``gamma``.
 
     .. math::
@@ -50,22 +49,13 @@ class RMIA(Attack):
     """
 
     use_when: ClassVar[str] = "membership with two to eight shadow models: the most for the least training"
-    goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
     source: ClassVar[str] = "Zarifzadeh, Liu, Shokri 2024, arXiv:2312.03262"
+    usual: ClassVar[int] = 4
 
     mode: Literal["online", "offline"] = "online"
-    models: int = 4
-    a: float | None = None
-    gamma: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_option("RMIA.mode", self.mode, ("online", "offline"))
-        check_models("RMIA", self.models, 2)
-        if self.gamma < 1 or (self.a is not None and not 0 <= self.a <= 1):
-            raise ConfigError(f"RMIA has gamma={self.gamma}, a={self.a}; expected gamma of 1 or more, a from 0 to 1")
+    a: Share | None = None
+    gamma: Annotated[float, Range(1)] = 1.0
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
@@ -75,7 +65,7 @@ class RMIA(Attack):
         """Return a score for each candidate from the victim's answers ``(N, classes)``."""
         assert knowledge.shadows is not None
         labels = of_pool(knowledge).y
-        values, members = shadow_confidence(knowledge.shadows, self.models, labels, shown)
+        values, members = shadow_confidence(knowledge.shadows, self.count, labels, shown)
         ratio = confidence(answers, labels, shown).sigmoid() / self._expected(values.sigmoid(), members)
         below = torch.searchsorted(ratio.sort().values, ratio / self.gamma)
         return below.double() / len(ratio)

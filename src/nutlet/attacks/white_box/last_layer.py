@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
-from nutlet.errors import ConfigError
+from nutlet.options import Range
 from nutlet.oracle import Access, Oracle, as_probabilities
 
 __all__ = ["LastLayerWidth", "read_last_layer"]
@@ -36,7 +36,7 @@ class LastLayerWidth(Attack):
         ConfigError: a ratio of one or less.
     """
 
-    drop: float = 10.0
+    drop: Annotated[float, Range(1, left_open=True, noun="a ratio")] = 10.0
 
     use_when: ClassVar[str] = (
         "logits of a model with more outputs than hidden units: how wide it is, and its last layer"
@@ -45,11 +45,6 @@ class LastLayerWidth(Attack):
     access: ClassVar[Access] = "logits"
     measure: ClassVar[str] = "hidden width found"
     source: ClassVar[str] = "Carlini et al. 2024, arXiv:2403.06634"
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not self.drop > 1:
-            raise ConfigError(f"LastLayerWidth.drop is {self.drop}; expected a ratio above 1")
 
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why it cannot run: too few outputs show nothing, whatever the layer before them is."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.line import Ask, Line
-from nutlet.errors import ConfigError, ModelError
+from nutlet.errors import ModelError
+from nutlet.options import Count
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["RecoverWeights", "RecoveredMLP", "precision", "weight_error"]
@@ -67,15 +68,8 @@ class RecoverWeights(Attack):
     access: ClassVar[Access] = "logits"
     source: ClassVar[str] = "Carlini et al. 2020, arXiv:2003.04884; Jagielski et al. 2020, arXiv:1909.01838"
 
-    lines: int = 3
-    checks: int = 8
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.lines < 1 or self.checks < 1:
-            raise ConfigError(
-                f"RecoverWeights has lines={self.lines}, checks={self.checks}; expected 1 or more of each"
-            )
+    lines: Count = 3
+    checks: Count = 8
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield once, however many budgets there are: the network if it was found, and what is known of it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.labelled import EFFORT, finetune, labelled
 from nutlet.attacks.extraction.surrogate import fresh
-from nutlet.errors import ConfigError
+from nutlet.options import Range
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["Reuse"]
@@ -36,9 +36,9 @@ class Reuse(Attack):
         lr: peak learning rate.
     """
 
-    groups: int = 2
+    groups: Annotated[int, Range(2)] = 2
     start: Literal["stolen", "random"] = "stolen"
-    lr: float = 3e-3
+    lr: Annotated[float, Range(0, 1, left_open=True, right_open=True, noun="a learning rate")] = 3e-3
 
     use_when: ClassVar[str] = "the file is to spare labels and training on a task of the thief's own"
     goal: ClassVar[Goal] = "reuse"
@@ -47,15 +47,6 @@ class Reuse(Attack):
     measure: ClassVar[str] = "accuracy on another task with a few labels, from the stolen file"
     spends: ClassVar[Literal["queries", "labels"]] = "labels"
     source: ClassVar[str] = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.groups < 2:
-            raise ConfigError(f"Reuse.groups is {self.groups}; expected 2 or more")
-        if self.start not in ("stolen", "random"):
-            raise ConfigError(f"Reuse.start is {self.start!r}; expected 'stolen' or 'random'")
-        if not 0 < self.lr < 1:
-            raise ConfigError(f"Reuse.lr is {self.lr}; expected a learning rate above 0 and below 1")
 
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
