@@ -20,13 +20,18 @@ from typing import Annotated, Any, TypeVar
 from nutlet.errors import ConfigError, nearest, shown
 
 __all__ = [
+    "BelowOne",
     "Count",
+    "Hidden",
+    "LearningRate",
     "OpenShare",
     "Option",
     "Positive",
     "Range",
     "Seed",
     "Share",
+    "UpToOne",
+    "Validated",
     "Weight",
     "build",
     "check_options",
@@ -104,13 +109,22 @@ class Range:
         return {keyword: bound for keyword, bound in keywords.items() if bound is not None}
 
 
+class Hidden:
+    """Marks, within ``Annotated``, an option whose value no message shows: it may hold a secret."""
+
+
 Count = Annotated[int, Range(1)]
 """How many of something: 1 or more."""
 Seed = Annotated[int, Range(0, 2**32, right_open=True)]
 """What seeds every generator: NumPy takes no negative number."""
 Share = Annotated[float, Range(0, 1, noun="a share")]
+BelowOne = Annotated[float, Range(0, 1, right_open=True, noun="a share")]
+"""A share that is not all."""
+UpToOne = Annotated[float, Range(0, 1, left_open=True, noun="a share")]
+"""A share that is not nothing."""
 OpenShare = Annotated[float, Range(0, 1, left_open=True, right_open=True, noun="a share")]
 Positive = Annotated[float, Range(0, left_open=True)]
+LearningRate = Annotated[float, Range(0, 100, left_open=True, right_open=True, noun="a learning rate")]
 Weight = Annotated[float, Range(0, noun="a finite weight")]
 """Factor of a term of a loss; 0 leaves the term out."""
 
@@ -160,6 +174,15 @@ def options_of(kind: type) -> dict[str, Option]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class Validated:
+    """Base of frozen dataclasses that check their options when they are made, those of all bases at once."""
+
+    def __post_init__(self) -> None:
+        """Check each option against its annotation; subclasses extend this to check what options say together."""
+        check_options(self)
+
+
 def check_options(instance: Any, owner: str | None = None) -> None:
     """Make tuples of lists, as JSON, YAML and people write them, and check each option against its annotation.
 
@@ -180,10 +203,16 @@ def check_options(instance: Any, owner: str | None = None) -> None:
 
 def check_value(name: str, value: Any, hint: Any) -> None:
     """Raise ConfigError, which speaks of ``name``, unless ``value`` fits the annotation ``hint``."""
-    if not _fits(value, hint):
-        # Where the type is right, to name it would only distract.
-        kind = "" if _fits(value, _bare(hint)) else f" ({type(value).__name__})"
-        raise ConfigError(f"{name} is {shown(value)}{kind}; expected {_expected(hint)}")
+    if _fits(value, hint):
+        return
+    kind = type(value).__name__
+    if typing.get_origin(hint) is Annotated and Hidden in typing.get_args(hint):
+        found = f"a {kind}"
+    elif _fits(value, _bare(hint)):  # to name the right type would only distract
+        found = shown(value)
+    else:
+        found = f"{shown(value)} ({kind})"
+    raise ConfigError(f"{name} is {found}; expected {_expected(hint)}")
 
 
 def build(what: str, known: Mapping[str, type[T]], spec: Any) -> T:
@@ -348,4 +377,4 @@ def _schema(hint: Any) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": _schema(arguments[1])}
     if hint in _TYPES:
         return {"type": _TYPES[hint]}
-    return schema(hint) if dataclasses.is_dataclass(hint) else {}
+    return schema(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else {}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
-from nutlet.options import check_options
+from nutlet.options import Validated
 from nutlet.oracle import ACCESS, Access, Oracle
 from nutlet.progress import Progress
 from nutlet.registry import Registry
@@ -91,7 +91,7 @@ class AttackResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
+class Attack(Validated):
     """Base of all attacks: validated data.
 
     Subclasses say in class variables what they want and need, in annotations what each option may be (see
@@ -113,10 +113,6 @@ class Attack:
     """What its budgets count: inputs sent, or labelled examples of the thief's own."""
     costly: ClassVar[bool] = False
     """Whether it takes so long that an audit runs it only when asked."""
-
-    def __post_init__(self) -> None:
-        """Check each option against its annotation; subclasses extend this to check what options say together."""
-        check_options(self)
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield the loot of each budget, smallest first; never send more than the largest.

@@ -10,7 +10,7 @@ from typing import Annotated
 from nutlet.attacks.base import Attack
 from nutlet.auditing.chosen import ALL, asked_for
 from nutlet.errors import ConfigError, shown
-from nutlet.options import Range, Seed, check_options
+from nutlet.options import Range, Seed, Validated
 from nutlet.oracle import Disclosure
 
 __all__ = ["DEFAULT_BUDGETS", "Protocol"]
@@ -19,7 +19,7 @@ DEFAULT_BUDGETS = (250, 1_000, 4_000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Validated):
     """How a file is audited; stated in every report.
 
     Args:
@@ -58,7 +58,7 @@ class Protocol:
         """Check the values, and that the attacks exist."""
         if isinstance(self.attacks, str):
             raise ConfigError(f"Protocol.attacks is {shown(self.attacks)}; expected a tuple, as ({self.attacks!r},)")
-        check_options(self)
+        super().__post_init__()
         object.__setattr__(self, "queries", tuple(sorted(set(self.queries))))
         self.asked  # noqa: B018  what is wrong with one is said at once
 

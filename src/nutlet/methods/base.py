@@ -21,7 +21,7 @@ from nutlet.graph.activation_quantizers import Activations, reattach
 from nutlet.graph.modules import put_values
 from nutlet.graph.skip_reasons import scope_reasons
 from nutlet.graph.trace import InstrumentedModel, body_of
-from nutlet.options import check_options, options_of
+from nutlet.options import Validated, options_of
 from nutlet.registry import Registry
 from nutlet.training.context import Context
 
@@ -40,7 +40,7 @@ values alone, from statistics or by training; replace the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Validated):
     """Base of all methods: validated data that round-trips through JSON and YAML.
 
     Args:
@@ -68,10 +68,6 @@ class Method:
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check each option against its annotation; subclasses extend this to check what options say together."""
-        check_options(self)
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is to be done to ``model``; must not change it."""

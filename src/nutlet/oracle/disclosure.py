@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from nutlet.errors import ConfigError
+from nutlet.options import Count, Range, Validated
 
 __all__ = ["ACCESS", "Access", "Disclosure", "as_probabilities"]
 
@@ -18,7 +19,7 @@ ACCESS: tuple[Access, ...] = ("labels", "probabilities", "logits", "file")
 
 
 @dataclass(frozen=True)
-class Disclosure:
+class Disclosure(Validated):
     """What is shown to who asks.
 
     Args:
@@ -37,16 +38,8 @@ class Disclosure:
     """
 
     kind: Literal["logits", "probabilities", "top-k", "rounded", "labels"] = "probabilities"
-    k: int = 1
-    digits: int = 2
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        kinds = ("logits", "probabilities", "top-k", "rounded", "labels")
-        if self.kind not in kinds:
-            raise ConfigError(f"the answers are {self.kind!r}; expected one of {', '.join(kinds)}")
-        if self.k < 1 or not 0 <= self.digits <= 9:
-            raise ConfigError(f"answers show k={self.k}, digits={self.digits}; expected k of 1 or more, 0 to 9 digits")
+    k: Count = 1
+    digits: Annotated[int, Range(0, 9)] = 2
 
     @property
     def access(self) -> Access:
@@ -60,8 +53,8 @@ class Disclosure:
         Raises:
             ConfigError: it is none of these.
 
-        >>> Answers.parse("top-3")
-        Answers(kind='top-k', k=3, digits=2)
+        >>> Disclosure.parse("top-3")
+        Disclosure(kind='top-k', k=3, digits=2)
         """
         name, _, number = text.partition("-")
         if name == "top" and _short_number(number):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
-from nutlet.options import Count, Range, Weight
+from nutlet.options import Count, LearningRate, Weight
 from nutlet.oracle import Access, Oracle, as_probabilities
 from nutlet.tasks.predict import evaluating
 
@@ -41,7 +41,7 @@ class MIFace(Attack):
     """
 
     steps: Count = 300
-    lr: Annotated[float, Range(0, 100, left_open=True, right_open=True, noun="a step size")] = 0.1
+    lr: LearningRate = 0.1
     prior: Weight = 0.01
 
     use_when: ClassVar[str] = "the file in his hands, and classes that are people or things worth seeing"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.labelled import finetune, labelled
-from nutlet.options import Range
+from nutlet.options import LearningRate
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["Refine"]
@@ -26,7 +26,7 @@ class Refine(Attack):
         lr: peak learning rate; a third of a thief's own, so that what is there is not washed out.
     """
 
-    lr: Annotated[float, Range(0, 1, left_open=True, right_open=True, noun="a learning rate")] = 1e-3
+    lr: LearningRate = 1e-3
 
     use_when: ClassVar[str] = "the file is compressed, and the thief has a few labels and wants the original back"
     goal: ClassVar[Goal] = "file"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.labelled import EFFORT, finetune, labelled
 from nutlet.attacks.extraction.surrogate import fresh
-from nutlet.options import Range
+from nutlet.options import LearningRate, Range
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["Reuse"]
@@ -38,7 +38,7 @@ class Reuse(Attack):
 
     groups: Annotated[int, Range(2)] = 2
     start: Literal["stolen", "random"] = "stolen"
-    lr: Annotated[float, Range(0, 1, left_open=True, right_open=True, noun="a learning rate")] = 3e-3
+    lr: LearningRate = 3e-3
 
     use_when: ClassVar[str] = "the file is to spare labels and training on a task of the thief's own"
     goal: ClassVar[Goal] = "reuse"

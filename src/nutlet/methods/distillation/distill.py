@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -15,6 +14,7 @@ from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import training_only
 from nutlet.methods.base import Method, register
 from nutlet.methods.distillation.features import Features
+from nutlet.options import Weight
 from nutlet.training.context import BlackBoxTeacher, Context
 from nutlet.training.loop import check_labelled, cross_entropy, fit
 from nutlet.training.losses import DistillationTraining, decoupled, divergence, mixed, teaching
@@ -69,25 +69,23 @@ class Distill(DistillationTraining, Method):
     use_when: ClassVar[str] = "recover accuracy after any other method; nearly always better than labels alone"
 
     targets: Literal["kl", "logits", "decoupled"] = "kl"
-    alpha: float = 1.0
-    beta: float = 8.0
-    hints: float = 0.0
-    attention: float = 0.0
-    relations: float = 0.0
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+    hints: Weight = 0.0
+    attention: Weight = 0.0
+    relations: Weight = 0.0
     sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(type(self).__name__)
-        for option in ("alpha", "beta", "hints", "attention", "relations"):
-            if not 0 <= getattr(self, option) < math.inf:
-                raise ConfigError(f"Distill.{option} is {getattr(self, option)}; expected a weight of 0 or more")
         if (self.alpha, self.beta) != (1.0, 8.0) and self.targets != "decoupled":
             raise ConfigError(f"Distill.alpha and beta weigh targets='decoupled'; found them with {self.targets!r}")
         if self.targets == "logits" and self.temperature != DistillationTraining.temperature:
             raise ConfigError("Distill.temperature softens distributions; found it with targets='logits', without any")
         if self.targets != "kl" and self.kd_weight == 0:
-            raise ConfigError(f"Distill.targets is {self.targets!r}; found it with soft=0, which compares no outputs")
+            raise ConfigError(
+                f"Distill.targets is {self.targets!r}; found it with kd_weight=0, which compares no outputs"
+            )
         if self.sites and not self._looks_inside:
             raise ConfigError("Distill.sites are given, but hints, attention and relations are all 0; expected one > 0")
 
@@ -98,7 +96,9 @@ class Distill(DistillationTraining, Method):
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with what the teacher gives as targets."""
         if self.kd_weight < 1 or self.targets == "decoupled":
-            check_labelled(context.data.train.y, "Distill with these options", "expected labels, or soft=1.0 with kl")
+            check_labelled(
+                context.data.train.y, "Distill with these options", "expected labels, or kd_weight=1.0 with kl"
+            )
         if self.kd_weight == 0 and not self._looks_inside:
             with training_only(model, self):
                 return fit(model, context, self, cross_entropy, title="distilling")
