@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from nutlet.attacks import known_attacks
 from nutlet.cli import app
 from nutlet.methods import known_methods
 from nutlet.methods.base import Method
+from nutlet.options import options_of
 from nutlet.report.load import schema
 
 
@@ -46,7 +46,7 @@ def methods() -> Iterator[str]:
     yield "| method | when to pick it | fine-tuning after it helps |"
     yield "|---|---|---|"
     for name, kind in ours().items():
-        yield f"| `{name}` | {cell(kind.when)} | {'yes' if kind.recoverable else 'not needed'} |"
+        yield f"| `{name}` | {cell(kind.use_when)} | {'yes' if kind.recoverable else 'not needed'} |"
 
 
 def method_options() -> Iterator[str]:
@@ -54,13 +54,20 @@ def method_options() -> Iterator[str]:
     for name in ours():
         yield f"## {name}\n"
         yield f"```{{eval-rst}}\n.. autoclass:: nutlet.{name}\n```\n"
-        yield "| option | type | default | meaning |"
-        yield "|---|---|---|---|"
-        meaning = meanings(ours()[name])
-        for option in dataclasses.fields(ours()[name]):
-            default = "required" if option.default is dataclasses.MISSING else f"`{option.default!r}`"
-            yield f"| `{option.name}` | `{cell(str(option.type))}` | {cell(default)} | {cell(meaning[option.name])} |"
-        yield ""
+        yield from options(ours()[name])
+
+
+def options(kind: type) -> Iterator[str]:
+    """Yield a table of the options of a class: what each may be, its default, what it means."""
+    if not options_of(kind):
+        return
+    meaning = meanings(kind)
+    yield "| option | expected | default | meaning |"
+    yield "|---|---|---|---|"
+    for name, option in options_of(kind).items():
+        default = "required" if option.required else f"`{option.default!r}`"
+        yield f"| `{name}` | {cell(option.expected)} | {cell(default)} | {cell(meaning[name])} |"
+    yield ""
 
 
 def meanings(kind: type) -> dict[str, str]:
@@ -82,7 +89,9 @@ def attacks() -> Iterator[str]:
         yield f"```{{eval-rst}}\n.. autoclass:: {kind.__module__}.{name}\n   :no-members:\n```\n"
         needs = ", ".join(f"`{need}`" for need in kind.needs) or "nothing"
         costly = "; only when asked for" if kind.costly else ""
-        yield f"Goal: {kind.goal}. Access: {kind.access}. Needs: {needs}. {kind.when}{costly}. Source: {kind.source}.\n"
+        what = f"Goal: {kind.goal}. Access: {kind.access}. Needs: {needs}."
+        yield f"{what} {kind.use_when}{costly}. Source: {kind.source}.\n"
+        yield from options(kind)
 
 
 def commands() -> Iterator[str]:

@@ -196,9 +196,11 @@ def check_options(instance: Any, owner: str | None = None) -> None:
     """
     owner = owner or type(instance).__name__
     for name, option in options_of(type(instance)).items():
-        if isinstance(getattr(instance, name), list):
-            object.__setattr__(instance, name, tuple(getattr(instance, name)))
-        check_value(f"{owner}.{name}", getattr(instance, name), option.hint)
+        value = getattr(instance, name)
+        if isinstance(value, list) and _fits(tuple(value), option.hint):
+            object.__setattr__(instance, name, tuple(value))
+        else:
+            check_value(f"{owner}.{name}", value, option.hint)
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
@@ -252,7 +254,7 @@ def build(what: str, known: Mapping[str, type[T]], spec: Any) -> T:
 
 
 def schema(kind: type) -> dict[str, Any]:
-    """Return the JSON Schema of the options of a dataclass: an object with one property for each.
+    """Return the JSON Schema of the options of a dataclass: an object with one property for each but functions.
 
     >>> @dataclass
     ... class Prune:
@@ -260,7 +262,8 @@ def schema(kind: type) -> dict[str, Any]:
     >>> schema(Prune)["properties"]
     {'ratio': {'type': 'number', 'minimum': 0, 'maximum': 1, 'default': 0.5}}
     """
-    options = options_of(kind).values()
+    functions = collections.abc.Callable
+    options = [option for option in options_of(kind).values() if typing.get_origin(option.hint) is not functions]
     properties = {
         option.name: _schema(option.hint) | ({} if option.required else {"default": _plain(option.default)})
         for option in options
@@ -280,6 +283,8 @@ def _default(option: dataclasses.Field[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     return list(value) if isinstance(value, tuple) else value
 
 

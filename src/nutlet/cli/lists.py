@@ -11,17 +11,24 @@ from nutlet.cli.common import AsJson, app, loading, reported, show
 
 __all__ = ["attacks", "methods"]
 
+AsSchema = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the YAML file that lists them.")]
+
 
 @app.command()
 @reported
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its documentation.")] = None,
     as_json: AsJson = False,
+    as_schema: AsSchema = False,
 ) -> None:
     """List every method, its options, and when to pick it."""
     with loading():
+        from nutlet.catalogue import file_schema
         from nutlet.methods import known_methods
 
+    if as_schema:
+        typer.echo(json.dumps(file_schema("steps", known_methods()), indent=1))
+        return
     _list("method", known_methods(), name, as_json=as_json, shared=("include", "exclude"))
 
 
@@ -30,11 +37,16 @@ def methods(
 def attacks(
     name: Annotated[str | None, typer.Argument(help="One attack, with its documentation.")] = None,
     as_json: AsJson = False,
+    as_schema: AsSchema = False,
 ) -> None:
     """List every attack, what it needs, and when an attacker would pick it."""
     with loading():
         from nutlet.attacks import known_attacks
+        from nutlet.catalogue import file_schema
 
+    if as_schema:
+        typer.echo(json.dumps(file_schema("attacks", known_attacks()), indent=1))
+        return
     _list("attack", known_attacks(), name, as_json=as_json)
 
 
@@ -43,7 +55,7 @@ def _list(
 ) -> None:
     import inspect
 
-    from nutlet.catalogue import listed, listing
+    from nutlet.catalogue import listed, listing, options_table
 
     chosen = listed(what, known, name)
     if as_json:
@@ -51,4 +63,5 @@ def _list(
         return
     show(listing(what, chosen, shared))
     if name is not None:
+        show(options_table(chosen[0]))
         typer.echo(inspect.getdoc(known[name]))
