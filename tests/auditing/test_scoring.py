@@ -7,6 +7,7 @@ import pytest
 
 from nutlet.auditing.claims import judged, sentence
 from nutlet.auditing.scoring import Difference, clone_hits, over_seeds, paired_difference, queries_to, summary
+from nutlet.verdicts import Verdict
 
 
 def test_hits_are_counted_against_file_original_and_truth() -> None:
@@ -74,14 +75,14 @@ def test_verdicts_follow_from_the_interval(gap: Difference, more_is: str, verdic
 def test_lost_accuracy_is_no_protection() -> None:
     gap, lost = Difference(-0.05, -0.06, -0.04), Difference(-0.03, -0.04, -0.02)
     row = judged("m", "share", 0.9, 0.85, gap, weaker=lost)
-    assert row.verdict == "harder"
+    assert row.verdict is Verdict.ONLY_LOST_ACCURACY
     assert "no protection" in row.note
-    assert "no protection" not in judged("m", "share", 0.9, 0.85, gap, weaker=Difference(0, -0.01, 0.01)).note
+    assert judged("m", "share", 0.9, 0.85, gap, weaker=Difference(0, -0.01, 0.01)).verdict is Verdict.HARDER
     words = sentence([{"claim": "harder to extract", "rows": [row.to_dict()]}])
     assert words == "Harder to extract: only as far as the file itself lost accuracy."
 
 
 def test_the_sentence_says_mixed_where_measures_disagree() -> None:
-    rows = [{"verdict": verdict, "note": ""} for verdict in ("harder", "easier", "not measured")]
+    rows = [{"verdict": verdict} for verdict in ("harder", "easier", "not measured")]
     assert "mixed, 1 of 2 measures easier, 1 harder" in sentence([{"claim": "c", "rows": rows}])
     assert sentence([{"claim": "c", "rows": [rows[2]]}]) == "C: not measured."

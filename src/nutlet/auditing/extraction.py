@@ -16,6 +16,7 @@ from nutlet.auditing.records import Section, failure, not_run, record, victim
 from nutlet.auditing.scoring import CloneHits, Difference, clone_hits, paired_difference, queries_to, summary
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.jobs import Job, Result
+from nutlet.verdicts import Verdict
 
 __all__ = ["extraction"]
 
@@ -157,7 +158,16 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
         # Interpolated and without an interval: it illustrates, the rows above decide.
         note = "not reached" if new is None else "interpolated"
         rows.append(
-            Row(f"queries to {share:.0%} agreement ({best})", "queries", old, new, None, "not measured", note, "clone")
+            Row(
+                f"queries to {share:.0%} agreement ({best})",
+                "queries",
+                old,
+                new,
+                None,
+                Verdict.NOT_MEASURED,
+                note,
+                "clone",
+            )
         )
     return rows
 

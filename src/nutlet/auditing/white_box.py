@@ -21,6 +21,7 @@ from nutlet.auditing.setup import Artifact, Materials
 from nutlet.data.examples import Data
 from nutlet.jobs import Job, Result
 from nutlet.storage import packed_size
+from nutlet.verdicts import Verdict
 
 __all__ = ["possession", "white_box_attacks"]
 
@@ -151,7 +152,7 @@ def _compare_with_nothing(found: Section, m: Materials, random: list[Result]) ->
     assert hits is not None
     nothing = over_seeds(hits).value
     note = "what the stolen file is to be held against"
-    found.worth.append(Row("the same from nothing", "share", None, nothing, None, "not measured", note, "reuse"))
+    found.worth.append(Row("the same from nothing", "share", None, nothing, None, Verdict.NOT_MEASURED, note, "reuse"))
 
 
 def _sizes(m: Materials) -> list[Row]:
@@ -161,4 +162,4 @@ def _sizes(m: Materials) -> list[Row]:
     sizes = [packed_size(a.path.read_bytes()) if a.path is not None else None for a in m.artifacts]
     old = sizes[0] if len(sizes) > 1 else None
     note = "information in the file; a smaller one is also quicker to take"
-    return [Row("bytes after zstd", "bytes", old, sizes[-1], None, "not measured", note)]
+    return [Row("bytes after zstd", "bytes", old, sizes[-1], None, Verdict.NOT_MEASURED, note)]
