@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,7 +108,8 @@ def privacy(
                 attack = replace(attack, models=max(models, attack.fewest()))
             most = max(most, attack.count)
         _ask(found, scores, attack, m, candidates, scenes)
-    found.surface.extend(_rows(m, scores, candidates.members.numpy()))
+    joint = {type(attack).__name__ for attack in attacks if attack.joint}
+    found.surface.extend(_rows(m, scores, candidates.members.numpy(), joint))
     return found, _members(m, candidates, most or None, retrained)
 
 
@@ -163,7 +164,7 @@ def scene_of(m: Materials, artifact: Artifact, candidates: Candidates) -> Attack
     )
     # Shadow models of both releases only where they differ: else the second would seem to tell nothing.
     if compressed and m.original is not None and candidates.after is not candidates.before:
-        other = m.oracle(m.original, "TwoVersion")
+        other = m.oracle(m.original, "companion")
         knowledge = replace(knowledge, companions=(other,), companion_shadows=(candidates.before,))
     return knowledge
 
@@ -206,11 +207,13 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "values": [estimate.value]}
 
 
-def _rows(m: Materials, scores: dict[tuple[str, str], Scores], members: npt.NDArray[np.bool_]) -> list[Row]:
-    """Compare before and after by the attack that finds most."""
+def _rows(
+    m: Materials, scores: dict[tuple[str, str], Scores], members: npt.NDArray[np.bool_], joint: Collection[str]
+) -> list[Row]:
+    """Compare before and after by the attack that finds most, and with what the attacks ``joint`` find in both."""
     # One that failed on the original compares nothing, however much it finds.
     complete = {name for name, _ in scores if all((name, artifact.name) in scores for artifact in m.artifacts)}
-    on_file = {name for name, artifact in scores if artifact == m.file.name and name != "TwoVersion"}
+    on_file = {name for name, artifact in scores if artifact == m.file.name and name not in joint}
     names = sorted(complete & on_file or on_file)
     if not names:
         return []
@@ -226,10 +229,12 @@ def _rows(m: Materials, scores: dict[tuple[str, str], Scores], members: npt.NDAr
         _row(f"members found at {rate:.1%} false alarms ({best})", both, members, rate)
         for rate in membership.claimable(members, RATES)
     ]
-    together = scores.get(("TwoVersion", m.file.name))
-    if together is not None:
-        alone = scores[best, m.file.name]
-        rows.append(_row(f"the same, AUC, with the original beside it (TwoVersion; before: {best} on the file alone)",
+    alone = scores[best, m.file.name]
+    for name in sorted(joint):
+        together = scores.get((name, m.file.name))
+        if together is None:
+            continue
+        rows.append(_row(f"the same, AUC, with the original beside it ({name}; before: {best} on the file alone)",
                          [alone, together], members, None))  # fmt: skip
     return rows
 

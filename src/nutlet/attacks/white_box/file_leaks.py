@@ -53,7 +53,7 @@ _TRAINING = re.compile(
 class FileLeaks(Attack):
     """Read the file against a fixed list of what it may give away (Sun et al. 2021, Mind Your Weight(s)).
 
-    The facts hold ``items``, one per entry of the list with ``found`` and an example, their ``share``, and what the
+    The facts hold ``items``, one per entry of the list with ``found`` and an example, and what the
     stored weights come to: ``parameters``, ``bits_per_parameter``, the share of ``zeros``, and ``bytes_zstd`` of the
     whole file. Weights are the stored tensors of floats and of integers up to 16 bits, without scales and zero points.
     """
@@ -77,14 +77,14 @@ class FileLeaks(Attack):
         weights = _Weights.of(model)
         items = _items(model, weights)
         facts = {
-            "share": sum(item["found"] for item in items) / len(items),
             "items": items,
             "parameters": weights.parameters,
             "bits_per_parameter": weights.bits / max(1, weights.parameters),
             "zeros": weights.zeros / max(1, weights.parameters),
             "bytes_zstd": packed_size(content),
         }
-        yield AttackResult(queries=oracle.queries, facts=facts)
+        found = sum(item["found"] for item in items) / len(items)
+        yield AttackResult(queries=oracle.queries, share=found, facts=facts)
 
 
 def _items(model: onnx.ModelProto, weights: _Weights) -> list[dict[str, Any]]:

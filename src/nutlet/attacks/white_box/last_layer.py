@@ -64,10 +64,10 @@ class LastLayerWidth(Attack):
         values, span = read_last_layer(logits, self.drop)
         yield AttackResult(
             queries=oracle.queries,
+            share=0.0 if span is None else 1.0,
             facts={
                 "width": None if span is None else span.shape[1],
                 "singular_values": values[:64].tolist(),
-                "share": 0.0 if span is None else 1.0,
                 "outputs": logits.shape[1],
             },
         )

@@ -90,12 +90,14 @@ class RecoverWeights(Attack):
             pass
         victim.allowance += self.checks
         clone = neurons.module(victim) if len(neurons) else None
-        facts = {
-            "neurons": len(neurons),
-            "digits": int(-math.log10(eps)),
-            **_held(clone, victim, _draw(self.checks, size, generator)),
-        }
-        yield AttackResult(queries=oracle.queries, clone=clone, facts=facts)
+        facts: dict[str, float] = {"neurons": len(neurons), "digits": int(-math.log10(eps))}
+        share = 0.0
+        checks = _draw(self.checks, size, generator)
+        if clone is not None:
+            error = _relative_error(clone, victim, checks)
+            share = float((error < _SAME).double().mean())
+            facts["error"] = float(error.median())
+        yield AttackResult(queries=oracle.queries, clone=clone, share=share, facts=facts)
 
 
 class _Spent(Exception):
@@ -196,15 +198,12 @@ def precision(answers: Tensor) -> float:
     return next((2.0**-bits for bits in (8, 11, 24) if not bool((mantissa * 2**bits).frac().any())), 2.0**-53)
 
 
-def _held(clone: nn.Module | None, victim: _Victim, x: Tensor) -> dict[str, float]:
-    """Compare with fresh answers, which the network has not been fitted to."""
-    if clone is None:
-        return {"share": 0.0}
+def _relative_error(clone: nn.Module, victim: _Victim, x: Tensor) -> Tensor:
+    """Return the largest error of each of fresh answers ``(N,)``, which the network has not been fitted to."""
     with torch.no_grad():
-        foretold = clone(x)
+        foretold: Tensor = clone(x)
     truth = victim.ask(x)
-    error = (foretold - truth).abs().amax(1) / truth.abs().amax(1).clamp_min(1e-300)
-    return {"share": float((error < _SAME).double().mean()), "error": float(error.median())}
+    return (foretold - truth).abs().amax(1) / truth.abs().amax(1).clamp_min(1e-300)
 
 
 def _along(line: Line) -> tuple[_Neurons, Tensor | None]:

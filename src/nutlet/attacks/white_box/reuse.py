@@ -48,6 +48,10 @@ class Reuse(Attack):
     spends: ClassVar[Literal["queries", "labels"]] = "labels"
     source: ClassVar[str] = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
 
+    def baseline(self) -> Reuse | None:
+        """Return the same from a start at random; of that there is none."""
+        return replace(self, start="random") if self.start == "stolen" else None
+
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
         missing = super().obstacle(oracle, knowledge)
