@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nutlet.attacks.base import Goal
-from nutlet.auditing.scoring import Difference
+from nutlet.measurement import Estimate
 from nutlet.verdicts import Verdict
 
 __all__ = ["CLAIMS", "Row", "judged", "sentence"]
@@ -34,21 +34,20 @@ class Row:
     unit: str
     before: float | None
     after: float | None
-    difference: Difference | None
+    difference: Estimate | None
     verdict: Verdict
     note: str = ""
     goal: Goal | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
-        gap = self.difference
         return {
             "measure": self.measure,
             "goal": self.goal,
             "unit": self.unit,
             "before": self.before,
             "after": self.after,
-            "difference": None if gap is None else {"value": gap.value, "low": gap.low, "high": gap.high},
+            "difference": None if self.difference is None else self.difference.to_dict(),
             "verdict": self.verdict.value,
             "note": self.note,
         }
@@ -59,11 +58,11 @@ def judged(
     unit: str,
     before: float | None,
     after: float | None,
-    difference: Difference | None = None,
+    difference: Estimate | None = None,
     *,
     goal: Goal | None = None,
     more_is: Literal["easier", "harder"] = "easier",
-    weaker: Difference | None = None,
+    weaker: Estimate | None = None,
     note: str = "",
 ) -> Row:
     """Return a row with its verdict.
@@ -82,7 +81,7 @@ def judged(
     """
     verdict = Verdict.NOT_MEASURED
     if before is not None and after is not None:
-        gap = difference or Difference(after - before, after - before, after - before)
+        gap = difference or Estimate(after - before, after - before, after - before, 0)
         verdict = Verdict.NO_DIFFERENCE
         if gap.clear:
             verdict = Verdict.EASIER if (gap.value > 0) == (more_is == "easier") else Verdict.HARDER

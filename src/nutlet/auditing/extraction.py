@@ -12,10 +12,11 @@ import numpy.typing as npt
 from nutlet.attacks.base import Attack
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted, baseline_job
-from nutlet.auditing.records import Section, failure, not_run, record, victim
-from nutlet.auditing.scoring import CloneHits, Difference, clone_hits, paired_difference, queries_to, summary
+from nutlet.auditing.records import CurvePoint, Obtained, Section, failure, not_run, record
+from nutlet.auditing.scoring import CloneHits, clone_hits, over_seeds, paired_difference, queries_to, summary
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.jobs import Job, Result
+from nutlet.measurement import Estimate
 from nutlet.verdicts import Verdict
 
 __all__ = ["extraction"]
@@ -92,7 +93,7 @@ def _curve(m: Materials, artifact: Artifact, results: list[Result]) -> _Curve:
     )
 
 
-def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> dict[str, Any]:
+def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> Obtained:
     chosen = curve.artifact.outputs.argmax(1)
     chance = float(np.bincount(chosen).max() / len(chosen))
     points = []
@@ -100,17 +101,19 @@ def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> dict[
         without = None
         if alone and len(alone[0]) == len(curve.hits):
             without = summary(np.stack([outputs[place].argmax(1) == chosen for outputs in alone]))
-        points.append({
-            "queries": queries,
-            "agreement": summary(hits.file),
-            "agreement_original": None if hits.original is None else summary(hits.original),
-            "agreement_where_wrong": summary(hits.where_wrong),
-            "accuracy": summary(hits.label),
-            "baseline_agreement": without,
-            "chance_agreement": chance,
-        })  # fmt: skip
+        points.append(
+            CurvePoint(
+                queries=queries,
+                agreement=summary(hits.file),
+                agreement_original=None if hits.original is None else summary(hits.original),
+                agreement_where_wrong=summary(hits.where_wrong),
+                accuracy=summary(hits.label),
+                baseline_agreement=without,
+                chance_agreement=chance,
+            )
+        )
     reach = {f"{share:.2f}": queries_to(share, curve.queries, curve.agreement) for share in _SHARES}
-    return victim(curve.artifact.name, curve.sent, curve=points, queries_to=reach)
+    return Obtained(artifact=curve.artifact.name, queries_sent=curve.sent, curve=tuple(points), queries_to=reach)
 
 
 def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
@@ -172,14 +175,9 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
     return rows
 
 
-def _unpaired(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Difference:
+def _unpaired(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Estimate:
     """Return the difference of shares counted on different examples: the two releases err on different ones."""
-    halves, means = [], []
-    for hits in (before, after):
-        seen = summary(hits)
-        assert seen is not None
-        halves.append((seen["high"] - seen["low"]) / 2)
-        means.append(seen["value"])
-    half = float(np.hypot(*halves))
-    gap = means[1] - means[0]
-    return Difference(gap, gap - half, gap + half)
+    old, new = over_seeds(before), over_seeds(after)
+    gap = new.value - old.value
+    half = float(np.hypot((old.high - old.low) / 2, (new.high - new.low) / 2))
+    return Estimate(gap, gap - half, gap + half, old.examples + new.examples)

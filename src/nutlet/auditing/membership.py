@@ -17,8 +17,7 @@ from nutlet.attacks.membership.shadow_attack import ShadowAttack
 from nutlet.attacks.membership.shadow_models import Shadows
 from nutlet.attacks.membership.signals import answers_to
 from nutlet.auditing.claims import Row, judged
-from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle, record, victim
-from nutlet.auditing.scoring import Difference
+from nutlet.auditing.records import Failure, Obtained, RateFound, Section, failure, not_run, obstacle, record
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Data, Examples
@@ -183,28 +182,29 @@ def _enough(m: Materials, knowledge: AttackerKnowledge, candidates: Candidates) 
     return membership.sequential(score, membership.settled(candidates.members.numpy()), counts)[1]
 
 
-def _victim(artifact: Artifact, scores: Scores, members: npt.NDArray[np.bool_], queries: int) -> dict[str, Any]:
+def _victim(artifact: Artifact, scores: Scores, members: npt.NDArray[np.bool_], queries: int) -> Obtained:
     claimable = membership.claimable(members, RATES)
-    rates = [
-        {
-            "fpr": rate,
-            "tpr": _plain(membership.tpr_at(scores, members, rate)) if rate in claimable else None,
-            "claimable": rate in claimable,
-        }
+    rates = tuple(
+        RateFound(
+            fpr=rate,
+            tpr=_once(membership.tpr_at(scores, members, rate)) if rate in claimable else None,
+            claimable=rate in claimable,
+        )
         for rate in RATES
-    ]
+    )
     fpr, tpr = membership.curve(scores, members)
-    return victim(
-        artifact.name,
-        queries,
-        auc=_plain(membership.auc(scores, members)),
+    return Obtained(
+        artifact=artifact.name,
+        queries_sent=queries,
+        auc=_once(membership.auc(scores, members)),
         tpr_at=rates,
         roc={"fpr": fpr.tolist(), "tpr": tpr.tolist()},
     )
 
 
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "values": [estimate.value]}
+def _once(estimate: Estimate) -> Estimate:
+    """Return an estimate as that of the one seed there is: what is asked of candidates is asked once."""
+    return replace(estimate, values=(estimate.value,))
 
 
 def _rows(
@@ -247,9 +247,7 @@ def _row(measure: str, both: list[Scores], members: npt.NDArray[np.bool_], rate:
     if len(both) == 1:
         return judged(measure, "share", None, value(both[0]), goal="membership")
     gap = membership.difference(both[0], both[1], members, fpr=rate)
-    return judged(
-        measure, "share", value(both[0]), value(both[1]), Difference(gap.value, gap.low, gap.high), goal="membership"
-    )
+    return judged(measure, "share", value(both[0]), value(both[1]), gap, goal="membership")
 
 
 def _members(m: Materials, candidates: Candidates, models: int | None, retrained: bool | None) -> dict[str, Any]:
@@ -262,5 +260,5 @@ def _members(m: Materials, candidates: Candidates, models: int | None, retrained
         "smallest_fpr": min(claimable, default=None),
         "training_data_used_again": retrained,
         "shadow_models": models,
-        "blind_auc": _plain(blind),
+        "blind_auc": _once(blind).to_dict(),
     }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nutlet.measurement import Estimate
 
-__all__ = ["CloneHits", "Difference", "clone_hits", "over_seeds", "paired_difference", "queries_to", "summary"]
+__all__ = ["CloneHits", "clone_hits", "over_seeds", "paired_difference", "queries_to", "summary"]
 
 Hits = npt.NDArray[np.bool_]
 
@@ -39,20 +39,6 @@ class CloneHits:
     original: Hits | None
     where_wrong: Hits
     label: Hits
-
-
-@dataclass(frozen=True)
-class Difference:
-    """After minus before, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
 
 
 def clone_hits(
@@ -88,10 +74,11 @@ def over_seeds(hits: Hits) -> Estimate:
     (0.75, True)
     """
     value, half = _interval(hits.astype(np.float64))
-    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0), hits.shape[1])
+    seeds = tuple(float(share) for share in hits.mean(1))
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0), hits.shape[1], values=seeds)
 
 
-def paired_difference(before: Hits, after: Hits) -> Difference:
+def paired_difference(before: Hits, after: Hits) -> Estimate:
     """Return how much larger the share of ``after`` is than that of ``before``, seed by seed and example by example.
 
     Args:
@@ -99,11 +86,11 @@ def paired_difference(before: Hits, after: Hits) -> Difference:
         after: ``(seeds, E)``.
 
     >>> same = np.array([[True, False], [False, True]])
-    >>> paired_difference(same, same)
-    Difference(value=0.0, low=0.0, high=0.0)
+    >>> paired_difference(same, same).to_dict()
+    {'value': 0.0, 'low': 0.0, 'high': 0.0}
     """
     value, half = _interval(after.astype(np.float64) - before.astype(np.float64))
-    return Difference(value, value - half, value + half)
+    return Estimate(value, value - half, value + half, before.shape[1])
 
 
 def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -140,14 +127,6 @@ def queries_to(share: float, queries: Sequence[int], values: Sequence[float]) ->
     return None
 
 
-def summary(hits: Hits) -> dict[str, Any] | None:
-    """Return :func:`over_seeds` as plain JSON, with the share of each seed; None where there are no examples."""
-    if hits.shape[1] == 0:
-        return None
-    estimate = over_seeds(hits)
-    return {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "values": [float(share) for share in hits.mean(1)],
-    }
+def summary(hits: Hits) -> Estimate | None:
+    """Return :func:`over_seeds`, or None where there are no examples."""
+    return over_seeds(hits) if hits.shape[1] else None

@@ -14,11 +14,12 @@ from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted
 from nutlet.auditing.recognition import recognised
-from nutlet.auditing.records import Section, failure, not_run, obstacle, record, victim
+from nutlet.auditing.records import Obtained, Section, failure, not_run, obstacle, record
 from nutlet.auditing.scoring import over_seeds, paired_difference, summary
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.data.examples import Data
 from nutlet.jobs import Job, Result
+from nutlet.measurement import Estimate
 from nutlet.storage import packed_size
 from nutlet.verdicts import Verdict
 
@@ -103,8 +104,9 @@ def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Res
         if told:
             shares = [float(result["shares"][-1]) for result in seeds]
             facts = {**(facts or {}), "share": shares[0]}  # where readers of audit.json look for it too
-            share = {"value": float(np.mean(shares)), "low": None, "high": None, "values": shares}
-        victims.append(victim(name, sum(int(result["sent"]) for result in seeds), facts=facts, share=share))
+            share = Estimate(float(np.mean(shares)), -np.inf, np.inf, len(shares), values=tuple(shares))
+        sent = sum(int(result["sent"]) for result in seeds)
+        victims.append(Obtained(artifact=name, queries_sent=sent, facts=facts, share=share))
         before_after.append((share, hits))
     seconds = sum(float(result["seconds"]) for seeds in parts.values() for result in seeds)
     found.records.append(record(attack, victims, seconds))
@@ -114,10 +116,10 @@ def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Res
     if new is None:
         return
     gap = paired_difference(first, last) if len(before_after) > 1 and first is not None and last is not None else None
-    before = old["value"] if old and len(before_after) > 1 else None
+    before = old.value if old and len(before_after) > 1 else None
     labels = attack.spends == "labels"
     name = f"{type(attack).__name__}, {LABELS} labels" if labels else type(attack).__name__
-    row = judged(f"{attack.measure} ({name})", "share", before, new["value"], gap, goal=attack.goal)
+    row = judged(f"{attack.measure} ({name})", "share", before, new.value, gap, goal=attack.goal)
     (found.worth if labels else found.surface).append(row)
 
 
