@@ -15,7 +15,7 @@ from nutlet.attacks import known_attacks
 from nutlet.cli import app
 from nutlet.methods import known_methods
 from nutlet.methods.base import Method
-from nutlet.options import options_of
+from nutlet.options import Validated, options_of
 from nutlet.report.load import schema
 
 
@@ -133,6 +133,8 @@ def public_names() -> Iterator[str]:
         if kind == "autoclass":
             yield "   :members:"
         yield "```\n"
+        if inspect.isclass(value) and issubclass(value, Validated):
+            yield from options(value)
 
 
 def report_fields() -> Iterator[str]:
