@@ -126,6 +126,8 @@ def test_a_recipe_fits_the_schema_that_the_command_line_prints() -> None:
     assert not validator.is_valid({"steps": [{"Quantize": {"bit": 8}}]})
     assert not validator.is_valid({"steps": ["DropBlocks"]})
     assert not validator.is_valid({"step": ["Quantize"]})
+    alone = json.loads(CliRunner().invoke(app, ["methods", "Quantize", "--schema"]).stdout)
+    assert not jsonschema.Draft202012Validator(alone).is_valid({"steps": ["Binarize"]})
 
 
 def test_a_file_of_attacks_fits_its_schema() -> None:

@@ -1,5 +1,7 @@
 """Options of methods, attacks and settings: what each may be is declared once, in the annotation beside it.
 
+For example::
+
     ratio: Annotated[float, Range(0, 1, right_open=True, noun="a share")] = 0.5
 
 From that declaration come the validation (:func:`check_options`), what lists and docs say (:func:`options_of`), and the

@@ -303,7 +303,7 @@ FILE = {
         slack=0.0,
     ),
     "Refine": file_case(Refine(), {"lr": 0.0}),
-    "Reuse": file_case(Reuse(), {"groups": 1}, {"start": "scratch"}, {"lr": 2.0}),
+    "Reuse": file_case(Reuse(), {"groups": 1}, {"start": "scratch"}, {"lr": 100.0}),
 }
 
 # Clones by other ways of asking and training.
