@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from nutlet.attacks import known_attacks
 from nutlet.cli import app
 from nutlet.methods import known_methods
 from nutlet.methods.base import Method
+from nutlet.options import Validated, options_of
 from nutlet.report.load import schema
 
 
@@ -54,13 +54,20 @@ def method_options() -> Iterator[str]:
     for name in ours():
         yield f"## {name}\n"
         yield f"```{{eval-rst}}\n.. autoclass:: nutlet.{name}\n```\n"
-        yield "| option | type | default | meaning |"
-        yield "|---|---|---|---|"
-        meaning = meanings(ours()[name])
-        for option in dataclasses.fields(ours()[name]):
-            default = "required" if option.default is dataclasses.MISSING else f"`{option.default!r}`"
-            yield f"| `{option.name}` | `{cell(str(option.type))}` | {cell(default)} | {cell(meaning[option.name])} |"
-        yield ""
+        yield from options(ours()[name])
+
+
+def options(kind: type) -> Iterator[str]:
+    """Yield a table of the options of a class: what each may be, its default, what it means."""
+    if not options_of(kind):
+        return
+    meaning = meanings(kind)
+    yield "| option | expected | default | meaning |"
+    yield "|---|---|---|---|"
+    for name, option in options_of(kind).items():
+        default = "required" if option.required else f"`{option.default!r}`"
+        yield f"| `{name}` | {cell(option.expected)} | {cell(default)} | {cell(meaning[name])} |"
+    yield ""
 
 
 def meanings(kind: type) -> dict[str, str]:
@@ -85,6 +92,7 @@ def attacks() -> Iterator[str]:
         tasks = ", ".join(kind.tasks).replace("_", " ") or "every one"
         yield f"Goal: {kind.goal}. Tasks: {tasks}. Access: {kind.access}. Needs: {needs}. {kind.use_when}{costly}.\n"
         yield f"Source: {kind.source}.\n"
+        yield from options(kind)
 
 
 def commands() -> Iterator[str]:
@@ -126,6 +134,8 @@ def public_names() -> Iterator[str]:
         if kind == "autoclass":
             yield "   :members:"
         yield "```\n"
+        if inspect.isclass(value) and issubclass(value, Validated):
+            yield from options(value)
 
 
 def report_fields() -> Iterator[str]:

@@ -181,6 +181,7 @@ def test_one_method() -> None:
     shown = invoke("methods", "Quantize").stdout
     assert "reduce_range=None" in shown
     assert "Post-training" not in shown
+    assert "a whole number from 2 to 8" in " ".join(shown.split())
     assert "reduce_range: choose scales" in shown
     assert "PruneWeights" not in shown
     assert [entry["name"] for entry in json.loads(invoke("methods", "Quantize", "--json").stdout)] == ["Quantize"]

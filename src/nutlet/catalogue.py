@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nutlet.errors import ConfigError, nearest
+from nutlet.options import options_of, schema
 from nutlet.tables import Table
 
-__all__ = ["listed", "listing"]
+__all__ = ["file_schema", "listed", "listing", "options_table"]
 
 
 def listed(what: str, known: Mapping[str, type[Any]], name: str | None = None) -> list[dict[str, Any]]:
     """Return every kind with ``use_when`` to pick it and its options, as plain JSON; one alone where ``name`` is given.
+
+    An option is a JSON Schema of its values, with what is ``expected`` in words and whether it is ``required``.
 
     Args:
         what: how the kinds are called, for the error.
@@ -32,15 +34,51 @@ def listed(what: str, known: Mapping[str, type[Any]], name: str | None = None) -
 def listing(what: str, kinds: Sequence[dict[str, Any]], shared: tuple[str, ...] = ()) -> Table:
     """Return what :func:`listed` found as a table; options in ``shared`` are said once for all."""
     rows = tuple(
-        (kind["name"], kind["when"], ", ".join(f"{k}={v}" for k, v in kind["options"].items() if k not in shared))
+        (
+            kind["name"],
+            kind["when"],
+            ", ".join(f"{name}={_default(option)}" for name, option in kind["options"].items() if name not in shared),
+        )
         for kind in kinds
     )
     notes = (f"every {what} also takes {' and '.join(shared)}: patterns of module names",) if shared else ()
     return Table(f"{what.capitalize()}s", (what, "when to pick it", "options"), rows, notes)
 
 
-def _options(kind: type[Any]) -> dict[str, Any]:
+def options_table(kind: dict[str, Any]) -> Table:
+    """Return the options of one entry of :func:`listed` as a table, with what each may be."""
+    rows = tuple((name, str(_default(option)), option["expected"]) for name, option in kind["options"].items())
+    return Table(f"Options of {kind['name']}", ("option", "default", "expected"), rows, ())
+
+
+def file_schema(key: str, known: Mapping[str, type[Any]]) -> dict[str, Any]:
+    """Return the JSON Schema of a YAML file that lists kinds with their options under ``key``, for editors and tools.
+
+    Args:
+        key: ``steps`` of a recipe, ``attacks`` of an audit.
+        known: dataclasses by name.
+    """
+    bare = [name for name, kind in known.items() if not any(option.required for option in options_of(kind).values())]
+    one = []
+    for name, kind in known.items():
+        options = schema(kind) | ({"type": ["object", "null"]} if name in bare else {})
+        one.append({"type": "object", "properties": {name: options}, "required": [name], "additionalProperties": False})
+    entry = {"anyOf": [{"enum": bare}, *one]}
     return {
-        option.name: "required" if option.default is dataclasses.MISSING else option.default
-        for option in dataclasses.fields(kind)
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {key: {"type": "array", "items": entry, "minItems": 1}},
+        "required": [key],
     }
+
+
+def _options(kind: type[Any]) -> dict[str, Any]:
+    properties = schema(kind)["properties"]
+    return {
+        name: {**properties[name], "expected": option.expected, "required": option.required}
+        for name, option in options_of(kind).items()
+    }
+
+
+def _default(option: dict[str, Any]) -> Any:
+    return "required" if option["required"] else option["default"]

@@ -28,7 +28,7 @@ def raid(attack: Attack, knowledge: AttackerKnowledge, *budgets: int) -> list[At
 def leaks(path: Path) -> dict[str, Any]:
     (loot,) = raid(FileLeaks(), file_world.knowledge(file=path))
     assert loot.facts is not None
-    return loot.facts
+    return {**loot.facts, "share": loot.share}
 
 
 def found(facts: dict[str, Any]) -> set[str]:

@@ -27,7 +27,7 @@ def facts(victim: nn.Module, knowledge: AttackerKnowledge = SCENE, budget: int =
     oracle = Oracle(source_of(victim), answers=Disclosure("logits"), budget=budget)
     (loot,) = LastLayerWidth().run(oracle, knowledge, [budget])
     assert loot.facts is not None
-    return loot.facts
+    return {**loot.facts, "share": loot.share}
 
 
 def largest_angle(span: Tensor, columns: Tensor) -> float:

@@ -43,7 +43,7 @@ def test_every_weight_is_found(sizes: tuple[int, int, int], most: int, seed: int
     assert weight_error(loot.clone, victim) < 1e-4
     assert loot.queries < most
     assert loot.facts is not None
-    assert (loot.facts["neurons"], loot.facts["digits"], loot.facts["share"]) == (sizes[1], 15, 1.0)
+    assert (loot.facts["neurons"], loot.facts["digits"], loot.share) == (sizes[1], 15, 1.0)
     x = torch.randn(50, sizes[0], dtype=torch.float64)
     torch.testing.assert_close(loot.clone(x), victim(x), rtol=1e-4, atol=1e-4)
 
@@ -91,14 +91,14 @@ def test_float32_breaks_it_down() -> None:
 def test_another_kind_of_network_is_not_taken_for_one(victim: nn.Module) -> None:
     loot = steal(victim, (10,), 4, budget=1000)
     assert loot.facts is not None
-    assert loot.facts["share"] == 0
+    assert loot.share == 0
 
 
 @pytest.mark.parametrize("budget", [9, 20, 60, 140])
 def test_a_small_budget_is_kept(budget: int) -> None:
     loot = steal(network(10, 16, 4), (10,), 4, budget=budget)
     assert loot.facts is not None
-    assert loot.facts["share"] == 0
+    assert loot.share == 0
 
 
 def test_a_line_shows_every_bend_even_within_a_probe() -> None:

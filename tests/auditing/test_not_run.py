@@ -16,9 +16,10 @@ import torch
 from onnx import helper
 
 import nutlet as nl
+from nutlet.attacks import RMIA, Knockoff, LiRA
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal
 from nutlet.auditing import audit_files
-from nutlet.auditing.chosen import split_attacks
+from nutlet.auditing.chosen import read_attacks
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, DataError, OracleError
 from nutlet.formats import DEFAULT
@@ -180,7 +181,7 @@ def test_an_architecture_of_another_number_of_outputs_is_refused(shipped: Shippe
 
 def test_options_of_attacks_are_taken_and_recorded(shipped: Shipped) -> None:
     file, _, data = shipped
-    asked = split_attacks("RMIA(models=6, a=0.25), LossThreshold")
+    asked = read_attacks("RMIA(models=6, a=0.25), LossThreshold")
     value = nl.audit(file, data, protocol=replace(QUICK, attacks=asked)).value
     assert of(value, "RMIA")["options"] == {"mode": "online", "models": 6, "a": 0.25, "gamma": 1.0}
     assert value["protocol"]["members"]["shadow_models"] == 6
@@ -190,13 +191,13 @@ def test_options_of_attacks_are_taken_and_recorded(shipped: Shipped) -> None:
     ("asked", "message"),
     [
         ("RMIA(model=16)", "did you mean 'models'"),
-        ("RMIA(models='x')", "expected int"),
+        ("RMIA(models='x')", "expected an even number"),
         ("RMIA(models=3)", "even number"),
-        ("RMIA(gamma=1e999)", "expected float"),
+        ("RMIA(gamma=1e999)", "expected a finite number of 1 or more"),
         ("RMIA(16)", "options in parentheses"),
         ("RMIA(models=__import__('os').getpid())", "expected a plain value"),
         ("RMIA(", "options in parentheses"),
-        ("Knockoff(seed=1)", "it has none"),
+        ("Knockoff(seed=1)", "it takes no options"),
         ("Knokoff", "did you mean 'Knockoff'"),
         ("RMIA,RMIA(models=8)", "asked for twice"),
         ("(" * 5_000, "options in parentheses"),
@@ -204,7 +205,44 @@ def test_options_of_attacks_are_taken_and_recorded(shipped: Shipped) -> None:
 )
 def test_wrong_options_are_refused_at_once(asked: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        nl.Protocol(attacks=split_attacks(asked))
+        nl.Protocol(attacks=read_attacks(asked))
+
+
+@pytest.mark.parametrize("text", ["attacks: [Knockoff, {RMIA: {models: 16}}]", "- Knockoff\n- RMIA: {models: 16}"])
+def test_attacks_from_a_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "attacks.yaml"
+    path.write_text(text)
+    asked = read_attacks(str(path))
+    assert asked == (Knockoff(), RMIA(models=16)) == read_attacks("Knockoff, RMIA(models=16)")
+    assert nl.Protocol(attacks=("Knockoff", RMIA(models=16))).asked == nl.Protocol(attacks=asked).asked
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- RMIA: {model: 16}", "RMIA has no option 'model'; did you mean 'models'?"),
+        ("- RMIA: {models: 3}", "RMIA.models is 3; expected an even number of 2 or more (they come in pairs) or none"),
+        ("- {RMIA: {}, Knockoff: {}}", "expected one name with its options"),
+        ("- RMIA: 16", "the options of RMIA are 16; expected a mapping"),
+        ("- Knokoff", "did you mean 'Knockoff'"),
+        ("Knockoff", "expected `attacks:` with a list"),
+        ("attack: [Knockoff]", "expected `attacks:` with a list"),
+        ("[]", "expected `attacks:` with a list"),
+        ("- !!python/object/apply:os.getpid []", "found the tag"),
+        ("- [Knockoff]", "expected one name with its options"),
+    ],
+)
+def test_a_wrong_file_of_attacks_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "attacks.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_attacks(str(path))
+
+
+def test_every_attack_may_be_asked_for_beside_options() -> None:
+    protocol = nl.Protocol(attacks=read_attacks("all, RMIA(models=8)"))
+    assert protocol.excluded(LiRA) is None
+    assert protocol.asked == {"RMIA": RMIA(models=8)}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
 from nutlet.report import load_audit
+from nutlet.report.load import check_audit
 
 QUICK = nl.Protocol(queries=(16, 48), seeds=2, effort=0.05, shadow_models=4, attacks=("Knockoff", "BaVarIA"))
 
@@ -46,6 +48,22 @@ def test_a_file_against_itself_is_no_different(files: tuple[Path, Path, nn.Modul
         "original.onnx (after)",
     ]
     assert "no measurable difference" in result.sentence
+
+
+def test_attacks_that_weigh_releases_together_and_those_with_a_baseline(
+    files: tuple[Path, Path, nn.Module, Data],
+) -> None:
+    file, original, _, data = files
+    protocol = replace(QUICK, queries=(16,), seeds=1, attacks=("RMIA", "TwoVersion", "Reuse"))
+    result = nl.audit(file, data, original, protocol=protocol, recipe=[nl.Quantize()])
+    # The audit settles on 4 shadow models, fewer than TwoVersion makes sense with: it gets as many as it needs.
+    models = {name: result.attack(name)["options"]["models"] for name in ("RMIA", "TwoVersion")}
+    assert models == {"RMIA": 4, "TwoVersion": 6}
+    assert result.value["protocol"]["members"]["shadow_models"] == 6
+    measures = list(result.verdicts())
+    assert any("with the original beside it (TwoVersion; before: RMIA on the file alone)" in name for name in measures)
+    assert "the same from nothing" in measures
+    check_audit(json.loads(json.dumps(result.value)))
 
 
 def test_queries_are_what_the_ledger_counted(files: tuple[Path, Path, nn.Module, Data]) -> None:

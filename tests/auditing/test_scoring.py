@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from nutlet.auditing.claims import judged, sentence
-from nutlet.auditing.scoring import Difference, clone_hits, over_seeds, paired_difference, queries_to, summary
+from nutlet.auditing.scoring import clone_hits, over_seeds, paired_difference, queries_to, summary
+from nutlet.measurement import Estimate
+from nutlet.verdicts import Verdict
 
 
 def test_hits_are_counted_against_file_original_and_truth() -> None:
@@ -72,27 +74,27 @@ def test_queries_are_interpolated_along_their_logarithm() -> None:
 @pytest.mark.parametrize(
     ("gap", "more_is", "verdict"),
     [
-        (Difference(0.02, 0.01, 0.03), "easier", "easier"),
-        (Difference(-0.02, -0.03, -0.01), "easier", "harder"),
-        (Difference(0.02, 0.01, 0.03), "harder", "harder"),
-        (Difference(0.01, -0.01, 0.03), "easier", "no measurable difference"),
+        (Estimate(0.02, 0.01, 0.03, 100), "easier", "easier"),
+        (Estimate(-0.02, -0.03, -0.01, 100), "easier", "harder"),
+        (Estimate(0.02, 0.01, 0.03, 100), "harder", "harder"),
+        (Estimate(0.01, -0.01, 0.03, 100), "easier", "no measurable difference"),
     ],
 )
-def test_verdicts_follow_from_the_interval(gap: Difference, more_is: str, verdict: str) -> None:
+def test_verdicts_follow_from_the_interval(gap: Estimate, more_is: str, verdict: str) -> None:
     assert judged("m", "share", 0.5, 0.5 + gap.value, gap, more_is=more_is).verdict == verdict  # type: ignore[arg-type]
 
 
 def test_lost_accuracy_is_no_protection() -> None:
-    gap, lost = Difference(-0.05, -0.06, -0.04), Difference(-0.03, -0.04, -0.02)
+    gap, lost = Estimate(-0.05, -0.06, -0.04, 100), Estimate(-0.03, -0.04, -0.02, 100)
     row = judged("m", "share", 0.9, 0.85, gap, weaker=lost)
-    assert row.verdict == "harder"
+    assert row.verdict is Verdict.ONLY_LOST_ACCURACY
     assert "no protection" in row.note
-    assert "no protection" not in judged("m", "share", 0.9, 0.85, gap, weaker=Difference(0, -0.01, 0.01)).note
+    assert judged("m", "share", 0.9, 0.85, gap, weaker=Estimate(0, -0.01, 0.01, 100)).verdict is Verdict.HARDER
     words = sentence([{"claim": "harder to extract", "rows": [row.to_dict()]}])
     assert words == "Harder to extract: only as far as the file itself lost accuracy."
 
 
 def test_the_sentence_says_mixed_where_measures_disagree() -> None:
-    rows = [{"verdict": verdict, "note": ""} for verdict in ("harder", "easier", "not measured")]
+    rows = [{"verdict": verdict} for verdict in ("harder", "easier", "not measured")]
     assert "mixed, 1 of 2 measures easier, 1 harder" in sentence([{"claim": "c", "rows": rows}])
     assert sentence([{"claim": "c", "rows": [rows[2]]}]) == "C: not measured."

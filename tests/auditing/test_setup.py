@@ -62,13 +62,13 @@ def test_the_judges_inputs_are_listed_apart() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"queries": (1,)}, "budget of 1"),
-        ({"seeds": 0}, "0 seeds"),
-        ({"effort": 0}, "effort"),
-        ({"shadow_models": 1}, "shadow models"),
-        ({"price_per_query": -1}, "price"),
+        ({"queries": (1,)}, r"queries is \(1,\); expected a list, each entry a number of queries from 2"),
+        ({"seeds": 0}, "seeds is 0; expected a whole number from 1 to 100"),
+        ({"effort": 0}, r"effort is 0; expected a number above 0 up to 1,000 \(1 is a full audit\)"),
+        ({"shadow_models": 1}, "shadow_models is 1; expected a whole number of 2 or more"),
+        ({"price_per_query": -1}, "price_per_query is -1; expected a finite amount of money of 0 or more"),
         ({"attacks": ("Knokoff",)}, "did you mean 'Knockoff'"),
-        ({"first_seed": -1}, "seed"),
+        ({"first_seed": -1}, "first_seed is -1; expected a whole number from 0"),
     ],
 )
 def test_a_protocol_refuses_what_cannot_be_meant(options: dict[str, object], message: str) -> None:

@@ -296,14 +296,14 @@ FILE = {
         attack=FileLeaks(),
         real=real_file,
         null=null_file,
-        judge=lambda loot, world: float((loot.facts or {})["share"]),
+        judge=lambda loot, world: float(loot.share or 0.0),
         baseline=lambda world: 0.0,
         margin=0.5,
         chance=0.0,
         slack=0.0,
     ),
     "Refine": file_case(Refine(), {"lr": 0.0}),
-    "Reuse": file_case(Reuse(), {"groups": 1}, {"start": "scratch"}, {"lr": 2.0}),
+    "Reuse": file_case(Reuse(), {"groups": 1}, {"start": "scratch"}, {"lr": 100.0}),
 }
 
 # Clones by other ways of asking and training.
@@ -341,7 +341,7 @@ WEIGHTS = Case(
     budgets=(1500,),
     real=real_weights,
     null=null_weights,
-    judge=lambda loot, world: float((loot.facts or {})["share"]),
+    judge=lambda loot, world: float(loot.share or 0.0),
     baseline=lambda world: 0.0,
     margin=0.99,
     chance=0.0,
@@ -374,7 +374,7 @@ def null_width() -> World:
 
 def width_found(loot: AttackResult, world: World) -> float:
     assert loot.facts is not None
-    return loot.facts["share"] * (1.0 if loot.facts["width"] in (world.truth, None) else 0.0)
+    return (loot.share or 0.0) * (1.0 if loot.facts["width"] in (world.truth, None) else 0.0)
 
 
 WIDTH = Case(

@@ -170,7 +170,8 @@ def full_audit() -> dict[str, Any]:
                     note="neither reached within 4,000 queries"),
             ]},
             {"claim": "worth less to a thief", "rows": [
-                row("Accuracy after reuse on another task", "reuse", "share", 0.71, 0.69, "harder", 0.012,
+                row("Accuracy after reuse on another task", "reuse", "share", 0.71, 0.69,
+                    "harder only with lost accuracy", 0.012,
                     "goes with the accuracy that the file itself lost: no protection"),
                 row("Lead over a start from nothing", "reuse", "points", 14.2, 12.9, "no measurable difference", 2.1),
             ]},

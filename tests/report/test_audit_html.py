@@ -80,7 +80,7 @@ def test_a_file_that_only_got_worse_is_not_called_protected():
     assert "no protection 2 measures: 1 harder only with lost accuracy, 1 no measurable difference" in text_of(tiles)
     for claim in audit["claims"]:
         for measure in claim["rows"]:
-            measure.update(verdict="harder", note="goes with the accuracy that the file itself lost: no protection")
+            measure.update(verdict="harder only with lost accuracy")
     audit["findings"] = findings(audit)
     page = render_audit(audit)
     assert 'class="mark harder"' not in page

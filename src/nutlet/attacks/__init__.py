@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nutlet.attacks.base import REGISTRY, Attack
 from nutlet.attacks.extraction.active_thief import ActiveThief
 from nutlet.attacks.extraction.adaptive_knockoff import AdaptiveKnockoff
@@ -24,6 +27,7 @@ from nutlet.attacks.white_box.last_layer import LastLayerWidth
 from nutlet.attacks.white_box.recover_weights import RecoverWeights
 from nutlet.attacks.white_box.refine import Refine
 from nutlet.attacks.white_box.reuse import Reuse
+from nutlet.options import build
 
 __all__ = [
     "JBDA",
@@ -47,6 +51,7 @@ __all__ = [
     "SemiSupervised",
     "ShadowClassifier",
     "TwoVersion",
+    "attack_from_dict",
     "known_attacks",
 ]
 
@@ -54,3 +59,12 @@ __all__ = [
 def known_attacks() -> dict[str, type[Attack]]:
     """Return every known attack by name: ours, and those of installed packages (entry point ``nutlet.attacks``)."""
     return REGISTRY.known()
+
+
+def attack_from_dict(spec: Mapping[str, Any] | str) -> Attack:
+    """Return an attack from ``{name: {option: value}}``, or from its bare name.
+
+    Raises:
+        ConfigError: unknown attack or option (the nearest name is suggested), or a bad value.
+    """
+    return build("attack", known_attacks(), spec)

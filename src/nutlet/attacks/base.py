@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples
+from nutlet.options import Validated
 from nutlet.oracle import ACCESS, Access, Oracle
 from nutlet.progress import Progress
 from nutlet.registry import Registry
@@ -95,21 +96,24 @@ class AttackResult:
         clone: a model that answers in the victim's place.
         scores: one per candidate of the pool, ``(N,)``; higher: more surely a member.
         images: one reconstruction per class, ``(classes, ...)``.
-        facts: what was found out, as plain JSON; ``share`` (0 to 1) says how much of what was looked for.
+        share: how much of what was looked for was found, 0 to 1; what says so itself is not scored by its clone.
+        facts: what was found out, as plain JSON.
     """
 
     queries: int
     clone: nn.Module | None = None
     scores: Tensor | None = None
     images: Tensor | None = None
+    share: float | None = None
     facts: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack:
+class Attack(Validated):
     """Base of all attacks: validated data.
 
-    Subclasses say in class variables what they want and need, and implement :meth:`run`.
+    Subclasses say in class variables what they want and need, in annotations what each option may be (see
+    :mod:`nutlet.options`), and implement :meth:`run`.
     """
 
     use_when: ClassVar[str] = ""
@@ -148,6 +152,15 @@ class Attack:
             value = getattr(knowledge, name)
             if value is None or value == ():
                 return f"needs {_NEEDS.get(name, name)}, {knowledge.absent.get(name, 'which was not given')}"
+        return None
+
+    @property
+    def joint(self) -> bool:
+        """Whether it weighs the answers of several releases together."""
+        return "companions" in self.needs
+
+    def baseline(self) -> Attack | None:
+        """Return the attack of who has nothing of the victim, which this one is held against; None for none."""
         return None
 
     def options(self) -> dict[str, Any]:

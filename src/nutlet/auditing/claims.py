@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nutlet.attacks.base import Goal
-from nutlet.auditing.scoring import Difference
+from nutlet.measurement import Estimate
+from nutlet.verdicts import Verdict
 
 __all__ = ["CLAIMS", "Row", "judged", "sentence"]
 
-Verdict = Literal["harder", "easier", "no measurable difference", "not measured"]
 CLAIMS = ("smaller attack surface", "harder to extract", "worth less to a thief")
 
 
@@ -34,22 +34,21 @@ class Row:
     unit: str
     before: float | None
     after: float | None
-    difference: Difference | None
+    difference: Estimate | None
     verdict: Verdict
     note: str = ""
     goal: Goal | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
-        gap = self.difference
         return {
             "measure": self.measure,
             "goal": self.goal,
             "unit": self.unit,
             "before": self.before,
             "after": self.after,
-            "difference": None if gap is None else {"value": gap.value, "low": gap.low, "high": gap.high},
-            "verdict": self.verdict,
+            "difference": None if self.difference is None else self.difference.to_dict(),
+            "verdict": self.verdict.value,
             "note": self.note,
         }
 
@@ -59,11 +58,11 @@ def judged(
     unit: str,
     before: float | None,
     after: float | None,
-    difference: Difference | None = None,
+    difference: Estimate | None = None,
     *,
     goal: Goal | None = None,
     more_is: Literal["easier", "harder"] = "easier",
-    weaker: Difference | None = None,
+    weaker: Estimate | None = None,
     note: str = "",
 ) -> Row:
     """Return a row with its verdict.
@@ -77,17 +76,17 @@ def judged(
         goal: of the attacks that it measures.
         more_is: what a larger figure means for theft.
         weaker: how much accuracy the file itself gained; where it clearly lost some, a difference that looks like
-            protection goes with it and the note says so.
+            protection goes with it, and the verdict and the note say so.
         note: beside the verdict.
     """
-    verdict: Verdict = "not measured"
+    verdict = Verdict.NOT_MEASURED
     if before is not None and after is not None:
-        gap = difference or Difference(after - before, after - before, after - before)
-        verdict = "no measurable difference"
+        gap = difference or Estimate(after - before, after - before, after - before, 0)
+        verdict = Verdict.NO_DIFFERENCE
         if gap.clear:
-            grew = gap.value > 0
-            verdict = more_is if grew else "harder" if more_is == "easier" else "easier"
-        if verdict == "harder" and weaker is not None and weaker.high < 0:
+            verdict = Verdict.EASIER if (gap.value > 0) == (more_is == "easier") else Verdict.HARDER
+        if verdict is Verdict.HARDER and weaker is not None and weaker.high < 0:
+            verdict = Verdict.ONLY_LOST_ACCURACY
             lost = "goes with the accuracy that the file itself lost: no protection"
             note = f"{lost}; {note}" if note else lost
     return Row(measure, unit, before, after, difference, verdict, note, goal)
@@ -96,25 +95,24 @@ def judged(
 def sentence(claims: Sequence[dict[str, Any]]) -> str:
     """Say in one sentence what compression did for each claim; where rows of a claim disagree, it says so.
 
-    >>> row = {"verdict": "no measurable difference", "note": ""}
+    >>> row = {"verdict": "no measurable difference"}
     >>> sentence([{"claim": "harder to extract", "rows": [row]}])
     'Harder to extract: no measurable difference.'
     """
     parts = []
     for claim in claims:
-        found = [row["verdict"] for row in claim["rows"] if row["verdict"] != "not measured"]
-        genuine = [
-            row["verdict"] for row in claim["rows"] if row["verdict"] == "harder" and "no protection" not in row["note"]
-        ]
-        if not found:
+        verdicts = [Verdict(row["verdict"]) for row in claim["rows"]]
+        measured = len(verdicts) - verdicts.count(Verdict.NOT_MEASURED)
+        easier, harder = verdicts.count(Verdict.EASIER), verdicts.count(Verdict.HARDER)
+        if not measured:
             words = "not measured"
-        elif "easier" in found and genuine:
-            words = f"mixed, {found.count('easier')} of {len(found)} measures easier, {len(genuine)} harder"
-        elif "easier" in found:
-            words = f"no, {found.count('easier')} of {len(found)} measures became easier"
-        elif genuine:
-            words = f"yes by {len(genuine)} of {len(found)} measures"
-        elif "harder" in found:
+        elif easier and harder:
+            words = f"mixed, {easier} of {measured} measures easier, {harder} harder"
+        elif easier:
+            words = f"no, {easier} of {measured} measures became easier"
+        elif harder:
+            words = f"yes by {harder} of {measured} measures"
+        elif Verdict.ONLY_LOST_ACCURACY in verdicts:
             words = "only as far as the file itself lost accuracy"
         else:
             words = "no measurable difference"

@@ -13,15 +13,15 @@ import torch
 from nutlet.attacks.base import Attack
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted, baseline_job
-from nutlet.auditing.records import Section, failure, not_run, record, victim
+from nutlet.auditing.records import CurvePoint, Obtained, Section, failure, not_run, record
 from nutlet.auditing.scoring import (
     CloneHits,
-    Difference,
     Hits,
     chance_agreement,
     clone_hits,
     metric_difference,
     metric_summary,
+    over_seeds,
     paired_difference,
     queries_to,
     summary,
@@ -29,6 +29,8 @@ from nutlet.auditing.scoring import (
 )
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.jobs import Job, Result
+from nutlet.measurement import Estimate
+from nutlet.verdicts import Verdict
 
 __all__ = ["extraction"]
 
@@ -105,7 +107,7 @@ def _curve(m: Materials, artifact: Artifact, results: list[Result]) -> _Curve:
     )
 
 
-def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> dict[str, Any]:
+def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> Obtained:
     outputs = curve.artifact.outputs
     chance = chance_agreement(outputs, m.task)
     points = []
@@ -113,17 +115,19 @@ def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> dict[
         without = None
         if alone and len(alone[0]) == len(curve.hits):
             without = summary(np.stack([m.task.agree(torch.from_numpy(own[place]), outputs) for own in alone]))
-        points.append({
-            "queries": queries,
-            "agreement": summary(hits.file),
-            "agreement_original": None if hits.original is None else summary(hits.original),
-            "agreement_where_wrong": summary(hits.where_wrong),
-            "accuracy": metric_summary(hits.score, m.task),
-            "baseline_agreement": without,
-            "chance_agreement": chance,
-        })  # fmt: skip
+        points.append(
+            CurvePoint(
+                queries=queries,
+                agreement=summary(hits.file),
+                agreement_original=None if hits.original is None else summary(hits.original),
+                agreement_where_wrong=summary(hits.where_wrong),
+                accuracy=metric_summary(hits.score, m.task),
+                baseline_agreement=without,
+                chance_agreement=chance,
+            )
+        )
     reach = {f"{share:.2f}": queries_to(share, curve.queries, curve.agreement) for share in _SHARES}
-    return victim(curve.artifact.name, curve.sent, curve=points, queries_to=reach)
+    return Obtained(artifact=curve.artifact.name, queries_sent=curve.sent, curve=tuple(points), queries_to=reach)
 
 
 def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
@@ -159,13 +163,13 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
                     weaker=lost,
                 )
             )
-        old, new = (metric_summary(hits.score, m.task)["value"] for hits in (first, last))
+        was, became = (metric_summary(hits.score, m.task).value for hits in (first, last))
         rows.append(
             judged(
                 f"{m.task.metric} of the clone after {after.queries[-1]:,} queries",
                 unit_of(m.task),
-                old,
-                new,
+                was,
+                became,
                 metric_difference(first.score, last.score, m.task),
                 goal="clone",
                 more_is="easier" if m.task.higher_is_better else "harder",
@@ -178,19 +182,23 @@ def _rows(m: Materials, curves: dict[str, list[_Curve]]) -> list[Row]:
         # Interpolated and without an interval: it illustrates, the rows above decide.
         note = "not reached" if new is None else "interpolated"
         rows.append(
-            Row(f"queries to {share:.0%} agreement ({best})", "queries", old, new, None, "not measured", note, "clone")
+            Row(
+                f"queries to {share:.0%} agreement ({best})",
+                "queries",
+                old,
+                new,
+                None,
+                Verdict.NOT_MEASURED,
+                note,
+                "clone",
+            )
         )
     return rows
 
 
-def _unpaired(before: Hits, after: Hits) -> Difference:
+def _unpaired(before: Hits, after: Hits) -> Estimate:
     """Return the difference of shares counted on different examples: the two releases err on different ones."""
-    halves, means = [], []
-    for hits in (before, after):
-        seen = summary(hits)
-        assert seen is not None
-        halves.append((seen["high"] - seen["low"]) / 2)
-        means.append(seen["value"])
-    half = float(np.hypot(*halves))
-    gap = means[1] - means[0]
-    return Difference(gap, gap - half, gap + half)
+    old, new = over_seeds(before), over_seeds(after)
+    gap = new.value - old.value
+    half = float(np.hypot((old.high - old.low) / 2, (new.high - new.low) / 2))
+    return Estimate(gap, gap - half, gap + half, old.examples + new.examples)

@@ -53,8 +53,8 @@ def run_attack(
 
     Returns:
         ``queries`` of each loot and, where the attack gives them, ``outputs`` of its clones on the evaluation inputs
-        ``(loots, E, ...)``, ``images`` and ``facts``; ``sent`` is what the ledger counted, ``seconds`` what it
-        took (the only field that differs from run to run).
+        ``(loots, E, ...)``, ``images``, ``shares`` and ``facts``; ``sent`` is what the ledger counted, ``seconds``
+        what it took (the only field that differs from run to run).
 
     Raises:
         ModelError: the attack gave nothing, or no clone where it should.
@@ -63,13 +63,15 @@ def run_attack(
     start = time.perf_counter()
     oracle = Oracle(source, answers=answers, budget=max(budgets), client=type(attack).__name__, task=knowledge.task)
     queries: list[int] = []
-    outputs, facts, images = [], [], []
+    outputs, facts, images, shares = [], [], [], []
     for loot in attack.run(oracle, knowledge, budgets):
         queries.append(loot.queries)
         if loot.clone is not None:
             outputs.append(predict(loot.clone, evaluation).numpy())
         if loot.images is not None:
             images.append(loot.images.numpy())
+        if loot.share is not None:
+            shares.append(loot.share)
         if loot.facts is not None:
             facts.append(loot.facts)
     if (attack.goal == "clone" and len(outputs) < len(queries)) or not queries:
@@ -79,6 +81,8 @@ def run_attack(
         result["outputs"] = np.stack(outputs)
     if images:
         result["images"] = np.stack(images)
+    if shares:
+        result["shares"] = shares
     if facts:
         result["facts"] = facts
     return result

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +14,11 @@ from torch import Tensor
 
 from nutlet.attacks import BaVarIA
 from nutlet.attacks.base import Attack, AttackerKnowledge
+from nutlet.attacks.membership.shadow_attack import ShadowAttack
 from nutlet.attacks.membership.shadow_models import Shadows
 from nutlet.attacks.membership.signals import answers_to
-from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import Row, judged
-from nutlet.auditing.records import Failure, Section, failure, not_run, obstacle, record, victim
-from nutlet.auditing.scoring import Difference
+from nutlet.auditing.records import Failure, Obtained, RateFound, Section, failure, not_run, obstacle, record
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Data, Examples
@@ -99,7 +97,7 @@ def _joined(first: Inputs, second: Inputs) -> Inputs:
 
 
 def privacy(
-    attacks: Sequence[Chosen], m: Materials, candidates: Candidates, retrained: bool | None
+    attacks: Sequence[Attack], m: Materials, candidates: Candidates, retrained: bool | None
 ) -> tuple[Section, dict[str, Any]]:
     """Run ``attacks`` on every release; return what they found, and what was asked of whom.
 
@@ -109,29 +107,31 @@ def privacy(
     found = Section()
     scenes = {artifact.name: scene_of(m, artifact, candidates) for artifact in m.artifacts}
     models: int | Failure | None = None
-    if any(map(_counts_models, attacks)):
+    if any(map(_leaves_models_open, attacks)):
         try:
             models = _enough(m, scenes[m.file.name], candidates)
         except Exception as error:  # what asks the victim and trains models may fail as an attack may
             models = failure(error)
     scores: dict[tuple[str, str], Scores] = {}
-    for one in attacks:
-        attack = one.attack
-        if _counts_models(one):
-            if isinstance(models, Failure):
-                found.records.append(not_run(type(attack), models))
-                continue
-            attack = replace(attack, models=models)  # type: ignore[call-arg]
+    most = 0
+    for attack in attacks:
+        if isinstance(attack, ShadowAttack):
+            if attack.models is None:
+                if isinstance(models, Failure):
+                    found.records.append(not_run(type(attack), models))
+                    continue
+                assert models is not None
+                attack = replace(attack, models=max(models, attack.fewest()))
+            most = max(most, attack.count)
         _ask(found, scores, attack, m, candidates, scenes)
-    found.surface.extend(_rows(m, scores, candidates.members.numpy()))
-    counts = [getattr(one.attack, "models", 0) for one in attacks if not _counts_models(one)]
-    most = max([*counts, models if isinstance(models, int) else 0]) or None
-    return found, _members(m, candidates, most, retrained)
+    joint = {type(attack).__name__ for attack in attacks if attack.joint}
+    found.surface.extend(_rows(m, scores, candidates.members.numpy(), joint))
+    return found, _members(m, candidates, most or None, retrained)
 
 
-def _counts_models(one: Chosen) -> bool:
+def _leaves_models_open(attack: Attack) -> bool:
     """Whether an attack takes shadow models, and leaves it to the audit how many."""
-    return "models" in {option.name for option in dataclasses.fields(one.attack)} - one.given
+    return isinstance(attack, ShadowAttack) and attack.models is None
 
 
 def _ask(
@@ -180,7 +180,7 @@ def scene_of(m: Materials, artifact: Artifact, candidates: Candidates) -> Attack
     )
     # Shadow models of both releases only where they differ: else the second would seem to tell nothing.
     if compressed and m.original is not None and candidates.after is not candidates.before:
-        other = m.oracle(m.original, "TwoVersion")
+        other = m.oracle(m.original, "companion")
         knowledge = replace(knowledge, companions=(other,), companion_shadows=(candidates.before,))
     return knowledge
 
@@ -199,35 +199,38 @@ def _enough(m: Materials, knowledge: AttackerKnowledge, candidates: Candidates) 
     return membership.sequential(score, membership.settled(candidates.members.numpy()), counts)[1]
 
 
-def _victim(artifact: Artifact, scores: Scores, members: npt.NDArray[np.bool_], queries: int) -> dict[str, Any]:
+def _victim(artifact: Artifact, scores: Scores, members: npt.NDArray[np.bool_], queries: int) -> Obtained:
     claimable = membership.claimable(members, RATES)
-    rates = [
-        {
-            "fpr": rate,
-            "tpr": _plain(membership.tpr_at(scores, members, rate)) if rate in claimable else None,
-            "claimable": rate in claimable,
-        }
+    rates = tuple(
+        RateFound(
+            fpr=rate,
+            tpr=_once(membership.tpr_at(scores, members, rate)) if rate in claimable else None,
+            claimable=rate in claimable,
+        )
         for rate in RATES
-    ]
+    )
     fpr, tpr = membership.curve(scores, members)
-    return victim(
-        artifact.name,
-        queries,
-        auc=_plain(membership.auc(scores, members)),
+    return Obtained(
+        artifact=artifact.name,
+        queries_sent=queries,
+        auc=_once(membership.auc(scores, members)),
         tpr_at=rates,
         roc={"fpr": fpr.tolist(), "tpr": tpr.tolist()},
     )
 
 
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "values": [estimate.value]}
+def _once(estimate: Estimate) -> Estimate:
+    """Return an estimate as that of the one seed there is: what is asked of candidates is asked once."""
+    return replace(estimate, values=(estimate.value,))
 
 
-def _rows(m: Materials, scores: dict[tuple[str, str], Scores], members: npt.NDArray[np.bool_]) -> list[Row]:
-    """Compare before and after by the attack that finds most."""
+def _rows(
+    m: Materials, scores: dict[tuple[str, str], Scores], members: npt.NDArray[np.bool_], joint: Collection[str]
+) -> list[Row]:
+    """Compare before and after by the attack that finds most, and with what the attacks ``joint`` find in both."""
     # One that failed on the original compares nothing, however much it finds.
     complete = {name for name, _ in scores if all((name, artifact.name) in scores for artifact in m.artifacts)}
-    on_file = {name for name, artifact in scores if artifact == m.file.name and name != "TwoVersion"}
+    on_file = {name for name, artifact in scores if artifact == m.file.name and name not in joint}
     names = sorted(complete & on_file or on_file)
     if not names:
         return []
@@ -243,10 +246,12 @@ def _rows(m: Materials, scores: dict[tuple[str, str], Scores], members: npt.NDAr
         _row(f"members found at {rate:.1%} false alarms ({best})", both, members, rate)
         for rate in membership.claimable(members, RATES)
     ]
-    together = scores.get(("TwoVersion", m.file.name))
-    if together is not None:
-        alone = scores[best, m.file.name]
-        rows.append(_row(f"the same, AUC, with the original beside it (TwoVersion; before: {best} on the file alone)",
+    alone = scores[best, m.file.name]
+    for name in sorted(joint):
+        together = scores.get((name, m.file.name))
+        if together is None:
+            continue
+        rows.append(_row(f"the same, AUC, with the original beside it ({name}; before: {best} on the file alone)",
                          [alone, together], members, None))  # fmt: skip
     return rows
 
@@ -259,9 +264,7 @@ def _row(measure: str, both: list[Scores], members: npt.NDArray[np.bool_], rate:
     if len(both) == 1:
         return judged(measure, "share", None, value(both[0]), goal="membership")
     gap = membership.difference(both[0], both[1], members, fpr=rate)
-    return judged(
-        measure, "share", value(both[0]), value(both[1]), Difference(gap.value, gap.low, gap.high), goal="membership"
-    )
+    return judged(measure, "share", value(both[0]), value(both[1]), gap, goal="membership")
 
 
 def _members(m: Materials, candidates: Candidates, models: int | None, retrained: bool | None) -> dict[str, Any]:
@@ -274,5 +277,5 @@ def _members(m: Materials, candidates: Candidates, models: int | None, retrained
         "smallest_fpr": min(claimable, default=None),
         "training_data_used_again": retrained,
         "shadow_models": models,
-        "blind_auc": _plain(blind),
+        "blind_auc": _once(blind).to_dict(),
     }

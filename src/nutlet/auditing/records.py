@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,20 @@ from typing import Any
 from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.auditing.claims import Row
 from nutlet.errors import NutletError, printable
+from nutlet.measurement import Estimate
 from nutlet.oracle import Oracle
 
-__all__ = ["Failure", "Section", "failure", "not_run", "obstacle", "record", "victim"]
+__all__ = [
+    "CurvePoint",
+    "Failure",
+    "Obtained",
+    "RateFound",
+    "Section",
+    "failure",
+    "not_run",
+    "obstacle",
+    "record",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,71 @@ class Section:
         return Section(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """What a clone is worth after so many queries.
+
+    Args:
+        queries: inputs sent.
+        agreement: it answers as the file does.
+        agreement_original: as the original does; None where there is none.
+        agreement_where_wrong: as the file does where that is wrong; None where it never is.
+        accuracy: it answers rightly.
+        baseline_agreement: the thief without a query answers as the file does; None where he has no labels.
+        chance_agreement: who always says the same answers as the file does.
+    """
+
+    queries: int
+    agreement: Estimate | None
+    agreement_original: Estimate | None
+    agreement_where_wrong: Estimate | None
+    accuracy: Estimate | None
+    baseline_agreement: Estimate | None
+    chance_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateFound:
+    """Members found at one rate of false alarms.
+
+    Args:
+        fpr: the rate.
+        tpr: share of the members found; None where there are too few candidates to claim it.
+        claimable: whether there are enough.
+    """
+
+    fpr: float
+    tpr: Estimate | None
+    claimable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obtained:
+    """What an attack got from one release; what it does not measure is None.
+
+    Args:
+        artifact: name of the release.
+        queries_sent: inputs sent to it, all seeds together.
+        curve: of the clones, by budget.
+        queries_to: queries to a level of agreement, by that level; None where it was not reached.
+        auc: of membership.
+        tpr_at: members found at low rates of false alarms.
+        roc: points of the curve, ``fpr`` and ``tpr``.
+        facts: what it found out, as plain JSON.
+        share: how much it found of what it looked for.
+    """
+
+    artifact: str
+    queries_sent: int
+    curve: tuple[CurvePoint, ...] | None = None
+    queries_to: dict[str, float | None] | None = None
+    auc: Estimate | None = None
+    tpr_at: tuple[RateFound, ...] | None = None
+    roc: dict[str, list[float]] | None = None
+    facts: dict[str, Any] | None = None
+    share: Estimate | None = None
+
+
 def failure(error: Exception) -> Failure:
     """Return what a report says of the error that an attack ended with.
 
@@ -77,9 +154,9 @@ def obstacle(attack: Attack, oracle: Oracle, knowledge: AttackerKnowledge) -> Fa
     return None if reason is None else Failure(reason)
 
 
-def record(attack: Attack, victims: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def record(attack: Attack, obtained: Sequence[Obtained], seconds: float) -> dict[str, Any]:
     """Return an attack that ran, as plain JSON."""
-    head = _head(type(attack), attack)
+    head, victims = _head(type(attack), attack), [_plain(one) for one in obtained]
     return {**head, "status": "run", "reason": None, "error": None, "seconds": round(seconds, 2), "victims": victims}
 
 
@@ -90,17 +167,12 @@ def not_run(kind: type[Attack], why: Failure) -> dict[str, Any]:
     return {**head, "status": "not run", "reason": why.reason, "error": error, "seconds": 0.0, "victims": []}
 
 
-def victim(name: str, queries: int, **got: Any) -> dict[str, Any]:
-    """Return what an attack got from one release; what it does not measure is null.
-
-    Args:
-        name: of the release.
-        queries: inputs sent to it, all seeds together.
-        got: any of the fields of the schema.
-    """
-    empty = dict.fromkeys(("curve", "queries_to", "auc", "tpr_at", "roc", "facts", "share"))
-    assert set(got) <= set(empty), set(got) - set(empty)
-    return {"artifact": name, "queries_sent": queries, **empty, **got}
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _head(kind: type[Attack], attack: Attack | None) -> dict[str, Any]:

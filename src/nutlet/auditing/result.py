@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nutlet.tables import Table, Tabled
+from nutlet.verdicts import Verdict
 
 __all__ = ["Audit"]
 
@@ -25,9 +26,9 @@ class Audit(Tabled):
         """The verdict in one sentence."""
         return str(self.value["sentence"])
 
-    def verdicts(self) -> dict[str, str]:
+    def verdicts(self) -> dict[str, Verdict]:
         """Return the verdict of each measure."""
-        return {row["measure"]: row["verdict"] for claim in self.value["claims"] for row in claim["rows"]}
+        return {row["measure"]: Verdict(row["verdict"]) for claim in self.value["claims"] for row in claim["rows"]}
 
     @property
     def faults(self) -> tuple[str, ...]:

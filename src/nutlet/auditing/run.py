@@ -15,7 +15,6 @@ from torch import nn
 from nutlet.attacks import known_attacks
 from nutlet.attacks.base import Attack
 from nutlet.attacks.extraction.surrogate import Surrogate
-from nutlet.auditing.chosen import Chosen
 from nutlet.auditing.claims import CLAIMS, sentence
 from nutlet.auditing.extraction import extraction
 from nutlet.auditing.membership import Candidates, candidates_of, privacy, scene_of
@@ -121,14 +120,14 @@ def audit(
     candidates = candidates_of(materials, recipe)
     chosen, others = _choose(materials, candidates, progress)
     found, members = Section(others), None
-    if cloning := [one.attack for one in chosen if one.attack.goal == "clone"]:
+    if cloning := [attack for attack in chosen if attack.goal == "clone"]:
         found += extraction(cloning, materials)
-    if prying := [one for one in chosen if one.attack.goal == "membership"]:
+    if prying := [attack for attack in chosen if attack.goal == "membership"]:
         assert candidates is not None
         again = _trained(recipe) if retrained is None and recipe else retrained
         section, members = privacy(prying, materials, candidates, again)
         found += section
-    if handling := [one.attack for one in chosen if one.attack.goal not in ("clone", "membership")]:
+    if handling := [attack for attack in chosen if attack.goal not in ("clone", "membership")]:
         found += possession(handling, materials)
     claims = [
         {"claim": claim, "rows": [row.to_dict() for row in rows]}
@@ -170,18 +169,18 @@ def _trained(recipe: Sequence[Method]) -> bool:
 
 def _kinds(protocol: Protocol) -> dict[str, type[Attack]]:
     """Return all attacks by name: those that are known, and those that were given as instances."""
-    return {**known_attacks(), **{name: type(one.attack) for name, one in protocol.asked.items()}}
+    return {**known_attacks(), **{name: type(attack) for name, attack in protocol.asked.items()}}
 
 
 def _choose(
     m: Materials, candidates: Candidates | None, progress: Progress
-) -> tuple[list[Chosen], list[dict[str, Any]]]:
+) -> tuple[list[Attack], list[dict[str, Any]]]:
     """Return the attacks to run, and records of those that will not, with the reason, which is said at once.
 
     Raises:
         ConfigError: none is left.
     """
-    chosen: list[Chosen] = []
+    chosen: list[Attack] = []
     others = []
     oracle = m.oracle(m.file)
     knowledge = white_box_attacks(m, m.file)
@@ -194,13 +193,13 @@ def _choose(
             continue
         why: Failure | None
         try:
-            one = m.protocol.asked.get(name) or Chosen(kind())
+            attack = m.protocol.asked.get(name) or kind()
         except Exception as error:  # an attack may be anybody's
             why = failure(error)
         else:
-            why = obstacle(one.attack, oracle, knowledge)
+            why = obstacle(attack, oracle, knowledge)
         if why is None:
-            chosen.append(one)
+            chosen.append(attack)
         else:
             progress.say(printable(f"{name} will not run: {why.reason}"))
             others.append(not_run(kind, why))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,6 @@ from nutlet.tasks import CLASSIFICATION, Task, is_classifier, metric_of
 
 __all__ = [
     "CloneHits",
-    "Difference",
     "Hits",
     "chance_agreement",
     "clone_hits",
@@ -57,20 +55,6 @@ class CloneHits:
     original: Hits | None
     where_wrong: Hits
     score: Hits
-
-
-@dataclass(frozen=True)
-class Difference:
-    """After minus before, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
 
 
 def clone_hits(
@@ -117,10 +101,11 @@ def over_seeds(hits: Hits) -> Estimate:
     (0.75, True)
     """
     value, half = _interval(hits.astype(np.float64))
-    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0), hits.shape[1])
+    seeds = tuple(float(share) for share in hits.mean(1))
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0), hits.shape[1], values=seeds)
 
 
-def paired_difference(before: Hits, after: Hits) -> Difference:
+def paired_difference(before: Hits, after: Hits) -> Estimate:
     """Return how much larger the share of ``after`` is than that of ``before``, seed by seed and example by example.
 
     Args:
@@ -128,12 +113,13 @@ def paired_difference(before: Hits, after: Hits) -> Difference:
         after: ``(seeds, E)``.
 
     >>> same = np.array([[True, False], [False, True]])
-    >>> paired_difference(same, same)
-    Difference(value=0.0, low=0.0, high=0.0)
+    >>> paired_difference(same, same).to_dict()
+    {'value': 0.0, 'low': 0.0, 'high': 0.0}
     """
     gaps = after.astype(np.float64) - before.astype(np.float64)
-    value, half = _interval(gaps[:, ~np.isnan(gaps).any(0)])
-    return Difference(value, value - half, value + half)
+    gaps = gaps[:, ~np.isnan(gaps).any(0)]
+    value, half = _interval(gaps)
+    return Estimate(value, value - half, value + half, gaps.shape[1])
 
 
 def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -169,17 +155,9 @@ def queries_to(share: float, queries: Sequence[int], values: Sequence[float]) ->
     return None
 
 
-def summary(hits: Hits) -> dict[str, Any] | None:
-    """Return :func:`over_seeds` as plain JSON, with the share of each seed; None where there are no examples."""
-    if hits.shape[1] == 0:
-        return None
-    estimate = over_seeds(hits)
-    return {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "values": [float(share) for share in hits.mean(1)],
-    }
+def summary(hits: Hits) -> Estimate | None:
+    """Return :func:`over_seeds`, or None where there are no examples."""
+    return over_seeds(hits) if hits.shape[1] else None
 
 
 def unit_of(task: Task) -> str:
@@ -187,29 +165,27 @@ def unit_of(task: Task) -> str:
     return "share" if task.unit == "%" else task.unit
 
 
-def metric_summary(scores: Hits, task: Task) -> dict[str, Any]:
-    """Return the metric of scores ``(seeds, E)`` with its 95 % interval, as plain JSON; a share has no ``unit``.
+def metric_summary(scores: Hits, task: Task) -> Estimate:
+    """Return the metric of scores ``(seeds, E)`` with its 95 % interval.
 
     Examples without a target, whose score is NaN, do not count.
 
     >>> from nutlet.tasks import Regression
     >>> metric_summary(np.array([[-1.0, -1.0]]), Regression(unit="h"))
-    {'value': 1.0, 'low': 1.0, 'high': 1.0, 'values': [1.0], 'unit': 'h'}
+    Estimate(value=1.0, low=1.0, high=1.0, examples=2, unit='h', values=(1.0,))
     """
     scores = scores[:, ~np.isnan(scores).any(0)]
     value, half = _interval(scores)
     low, high = sorted(metric_of(task, end) for end in (value - half, value + half))
-    share = task.unit == "%"
-    found = {
-        "value": metric_of(task, value),
-        "low": max(low, 0.0) if share else low,
-        "high": min(high, 1.0) if share else high,
-        "values": [metric_of(task, float(mean)) for mean in scores.mean(1)],
-    }
-    return found if share else {**found, "unit": task.unit}
+    if task.unit == "%":
+        low, high = max(low, 0.0), min(high, 1.0)
+    means = tuple(metric_of(task, float(mean)) for mean in scores.mean(1))
+    return Estimate(metric_of(task, value), low, high, scores.shape[1], unit_of(task), means)
 
 
-def metric_difference(before: Hits, after: Hits, task: Task) -> Difference:
+def metric_difference(before: Hits, after: Hits, task: Task) -> Estimate:
     """Return how much larger the metric of ``after`` is than that of ``before``; see :func:`paired_difference`."""
     gap = paired_difference(before, after)
-    return gap if task.higher_is_better else Difference(0.0 - gap.value, 0.0 - gap.high, 0.0 - gap.low)
+    if task.higher_is_better:
+        return gap
+    return replace(gap, value=0.0 - gap.value, low=0.0 - gap.high, high=0.0 - gap.low)

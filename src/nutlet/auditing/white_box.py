@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from nutlet.attacks import Reuse
 from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.attacks.white_box.reuse import new_labels
 from nutlet.auditing.claims import Row, judged
 from nutlet.auditing.jobs import attack_job, attempted
 from nutlet.auditing.recognition import recognised
-from nutlet.auditing.records import Section, failure, not_run, obstacle, record, victim
+from nutlet.auditing.records import Obtained, Section, failure, not_run, obstacle, record
 from nutlet.auditing.scoring import Hits, metric_difference, metric_summary, over_seeds, unit_of
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.data.examples import Data
 from nutlet.jobs import Job, Result
+from nutlet.measurement import Estimate
 from nutlet.storage import packed_size
 from nutlet.tasks import CLASSIFICATION, Task
+from nutlet.verdicts import Verdict
 
 __all__ = ["possession", "white_box_attacks"]
 
@@ -43,12 +44,12 @@ def white_box_attacks(m: Materials, artifact: Artifact) -> AttackerKnowledge:
 def possession(attacks: Sequence[Attack], m: Materials) -> Section:
     """Run ``attacks`` of whoever holds the file, or asks for more than a copy, on every release."""
     found = Section()
-    random = [replace(attack, start="random") for attack in attacks if isinstance(attack, Reuse)]
+    nothing = [baseline for attack in attacks if (baseline := attack.baseline()) is not None]
     scenes = {artifact.name: white_box_attacks(m, artifact) for artifact in m.artifacts}
     jobs: dict[tuple[str, str, int], Job] = {}
-    for attack in [*attacks, *random]:
+    for attack in [*attacks, *nothing]:
         # A start at random is of the file's architecture; the original's would be another baseline for the same row.
-        for artifact in m.artifacts[-1:] if attack in random else m.artifacts:
+        for artifact in m.artifacts[-1:] if attack in nothing else m.artifacts:
             knowledge = scenes[artifact.name]
             if why := obstacle(attack, m.oracle(artifact), knowledge):
                 if artifact is not m.file:
@@ -70,16 +71,17 @@ def possession(attacks: Sequence[Attack], m: Materials) -> Section:
         )
         parts = {a.name: results[_name(attack), a.name] for a in m.artifacts if (_name(attack), a.name) in results}
         _add(found, m, attack, parts, judge)
-    for attack in random:
+    for attack in nothing:
         if error := failures.get((_name(attack), m.file.name)):
-            found.warnings.append(f"The start from nothing beside Reuse {failure(error).reason}.")
-        _compare_with_nothing(found, m, results.get((_name(attack), m.file.name), []))
+            found.warnings.append(f"The start from nothing beside {type(attack).__name__} {failure(error).reason}.")
+        _compare_with_nothing(found, m, attack, results.get((_name(attack), m.file.name), []))
     found.surface.extend(_sizes(m))
     return found
 
 
 def _name(attack: Attack) -> str:
-    return f"{type(attack).__name__} {getattr(attack, 'start', '')}"
+    """Return what tells the jobs of an attack from those of another, and of its own baseline."""
+    return f"{type(attack).__name__} {attack.options()}"
 
 
 def _job(m: Materials, attack: Attack, artifact: Artifact, knowledge: AttackerKnowledge) -> Job:
@@ -94,13 +96,16 @@ def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Res
     victims, before_after = [], []
     for name, seeds in parts.items():
         facts = (seeds[0].get("facts") or [None])[-1]
+        told = "shares" in seeds[0]
         # An attack that says itself how much it found is not scored by what its clone answers.
-        hits = None if facts and "share" in facts else _hits(m, attack, seeds, judge)
+        hits = None if told else _hits(m, attack, seeds, judge)
         share = metric_summary(hits, _task(m, attack)) if hits is not None else None
-        if facts and "share" in facts:
-            shares = [float(result["facts"][-1]["share"]) for result in seeds]
-            share = {"value": float(np.mean(shares)), "low": None, "high": None, "values": shares}
-        victims.append(victim(name, sum(int(result["sent"]) for result in seeds), facts=facts, share=share))
+        if told:
+            shares = [float(result["shares"][-1]) for result in seeds]
+            facts = {**(facts or {}), "share": shares[0]}  # where readers of audit.json look for it too
+            share = Estimate(float(np.mean(shares)), -np.inf, np.inf, len(shares), values=tuple(shares))
+        sent = sum(int(result["sent"]) for result in seeds)
+        victims.append(Obtained(artifact=name, queries_sent=sent, facts=facts, share=share))
         before_after.append((share, hits))
     seconds = sum(float(result["seconds"]) for seeds in parts.values() for result in seeds)
     found.records.append(record(attack, victims, seconds))
@@ -113,14 +118,14 @@ def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Res
     gap = None
     if len(before_after) > 1 and first is not None and last is not None:
         gap = metric_difference(first, last, task)
-    before = old["value"] if old and len(before_after) > 1 else None
+    before = old.value if old and len(before_after) > 1 else None
     labels = attack.spends == "labels"
     name = f"{type(attack).__name__}, {LABELS} labels" if labels else type(attack).__name__
     row = judged(
         f"{attack.measure.format(metric=task.metric)} ({name})",
         unit_of(task) if last is not None else "share",
         before,
-        new["value"],
+        new.value,
         gap,
         goal=attack.goal,
         more_is="easier" if task.higher_is_better or last is None else "harder",
@@ -157,16 +162,18 @@ def _judge(m: Materials) -> nn.Module:
     return m.surrogate.train_on_targets(known, m.classes, seed=m.protocol.first_seed + 1_000)
 
 
-def _compare_with_nothing(found: Section, m: Materials, random: list[Result]) -> None:
+def _compare_with_nothing(found: Section, m: Materials, attack: Attack, random: list[Result]) -> None:
     """Add how much better the stolen file is than no start at all; what it is worth at all."""
-    stolen = [row for row in found.worth if row.goal == "reuse"]
+    stolen = [row for row in found.worth if row.goal == attack.goal]
     if not random or not stolen:
         return
-    hits = _hits(m, Reuse(), random)
+    hits = _hits(m, attack, random)
     assert hits is not None
     nothing = over_seeds(hits).value
     note = "what the stolen file is to be held against"
-    found.worth.append(Row("the same from nothing", "share", None, nothing, None, "not measured", note, "reuse"))
+    found.worth.append(
+        Row("the same from nothing", "share", None, nothing, None, Verdict.NOT_MEASURED, note, attack.goal)
+    )
 
 
 def _sizes(m: Materials) -> list[Row]:
@@ -176,4 +183,4 @@ def _sizes(m: Materials) -> list[Row]:
     sizes = [packed_size(a.path.read_bytes()) if a.path is not None else None for a in m.artifacts]
     old = sizes[0] if len(sizes) > 1 else None
     note = "information in the file; a smaller one is also quicker to take"
-    return [Row("bytes after zstd", "bytes", old, sizes[-1], None, "not measured", note)]
+    return [Row("bytes after zstd", "bytes", old, sizes[-1], None, Verdict.NOT_MEASURED, note)]

@@ -11,18 +11,22 @@ from nutlet.cli.common import AsJson, app, loading, reported, show
 
 __all__ = ["attacks", "methods"]
 
+AsSchema = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the YAML file that lists them.")]
+
 
 @app.command()
 @reported
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its documentation.")] = None,
     as_json: AsJson = False,
+    as_schema: AsSchema = False,
 ) -> None:
     """List every method, its options, and when to pick it."""
     with loading():
         from nutlet.methods import known_methods
 
-    _list("method", known_methods(), name, as_json=as_json, shared=("include", "exclude"))
+    shared = ("include", "exclude")
+    _list("method", known_methods(), name, as_json=as_json, schema_of="steps" if as_schema else None, shared=shared)
 
 
 @app.command()
@@ -30,25 +34,35 @@ def methods(
 def attacks(
     name: Annotated[str | None, typer.Argument(help="One attack, with its documentation.")] = None,
     as_json: AsJson = False,
+    as_schema: AsSchema = False,
 ) -> None:
     """List every attack, what it needs, and when an attacker would pick it."""
     with loading():
         from nutlet.attacks import known_attacks
 
-    _list("attack", known_attacks(), name, as_json=as_json)
+    _list("attack", known_attacks(), name, as_json=as_json, schema_of="attacks" if as_schema else None)
 
 
 def _list(
-    what: str, known: dict[str, type[Any]], name: str | None, *, as_json: bool, shared: tuple[str, ...] = ()
+    what: str,
+    known: dict[str, type[Any]],
+    name: str | None,
+    *,
+    as_json: bool,
+    schema_of: str | None,
+    shared: tuple[str, ...] = (),
 ) -> None:
     import inspect
 
-    from nutlet.catalogue import listed, listing
+    from nutlet.catalogue import file_schema, listed, listing, options_table
 
     chosen = listed(what, known, name)
-    if as_json:
+    if schema_of is not None:
+        typer.echo(json.dumps(file_schema(schema_of, {kind["name"]: known[kind["name"]] for kind in chosen}), indent=1))
+    elif as_json:
         typer.echo(json.dumps(chosen, indent=1))
-        return
-    show(listing(what, chosen, shared))
-    if name is not None:
-        typer.echo(inspect.getdoc(known[name]))
+    else:
+        show(listing(what, chosen, shared))
+        if name is not None:
+            show(options_table(chosen[0]))
+            typer.echo(inspect.getdoc(known[name]))

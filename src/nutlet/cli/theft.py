@@ -58,7 +58,8 @@ def audit(
         ),
     ] = None,
     attacks: Annotated[
-        str, typer.Option(help="Names, with options: Knockoff,RMIA(models=16); or all. See `nutlet attacks`.")
+        str,
+        typer.Option(help="Names, with options: Knockoff,RMIA(models=16); a YAML file; all. See `nutlet attacks`."),
     ] = "",
     effort: Annotated[float, typer.Option(help="Scales the thief's training; below 1 overstates safety.")] = 1.0,
     shadow_models: Annotated[int, typer.Option(help="Most models trained for membership inference.")] = 16,
@@ -80,7 +81,7 @@ def audit(
 ) -> None:
     """Measure how hard a shipped file is to steal, before and after compression."""
     with loading():
-        from nutlet.auditing import Protocol, audit_files, split_attacks
+        from nutlet.auditing import Protocol, audit_files, read_attacks
         from nutlet.compression.recipe import load_recipe
         from nutlet.loading import load_data, load_inputs, load_model
         from nutlet.locks import locked
@@ -93,7 +94,7 @@ def audit(
         seeds=seeds,
         first_seed=seed,
         answers=None if answers is None else Disclosure.parse(answers),
-        attacks=split_attacks(attacks),
+        attacks=read_attacks(attacks),
         effort=effort,
         shadow_models=shadow_models,
         price_per_query=price,

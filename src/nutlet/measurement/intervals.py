@@ -23,12 +23,39 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share, or a difference of shares, with its 95 % interval and the number of examples behind it."""
+    """A number, or the difference of two, with its 95 % interval: the shape in which measured numbers are passed on.
+
+    Args:
+        value: in ``unit``.
+        low: lower end of the interval; minus infinity where nothing is known of it.
+        high: upper end; infinity where nothing is known of it.
+        examples: how many are behind it; 0 where it was counted and not sampled.
+        unit: ``share`` (0 to 1), or that of a metric.
+        values: of each seed, where it is a mean over seeds.
+    """
 
     value: float
     low: float
     high: float
     examples: int
+    unit: str = "share"
+    values: tuple[float, ...] = ()
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON; ends that are not known are null, a unit of its own and ``values`` stand there if given.
+
+        >>> Estimate(0.5, 0.25, math.inf, 8).to_dict()
+        {'value': 0.5, 'low': 0.25, 'high': None}
+        """
+        low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
+        unit = {} if self.unit == "share" else {"unit": self.unit}
+        values = {"values": list(self.values)} if self.values else {}
+        return {"value": self.value, "low": low, "high": high, **unit, **values}
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -11,27 +11,24 @@ Splitting deciding from doing is what lets a compressed model be rebuilt from JS
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from nutlet.errors import ConfigError, shown
 from nutlet.graph.activation_quantizers import Activations, reattach
 from nutlet.graph.modules import put_values
 from nutlet.graph.skip_reasons import scope_reasons
 from nutlet.graph.trace import InstrumentedModel, body_of
+from nutlet.options import Validated, options_of
 from nutlet.registry import Registry
 from nutlet.tasks import Task
 from nutlet.tasks.forward import carry_adapter
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
-__all__ = ["REGISTRY", "Method", "Plan", "apply_plan", "check_type", "default_of", "register"]
+__all__ = ["REGISTRY", "Method", "Plan", "apply_plan", "register"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -46,7 +43,7 @@ values alone, from statistics or by training; replace the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Validated):
     """Base of all methods: validated data that round-trips through JSON and YAML.
 
     Args:
@@ -74,13 +71,6 @@ class Method:
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check option types; subclasses extend this to check values."""
-        for option in dataclasses.fields(self):
-            if isinstance(getattr(self, option.name), list):  # as JSON, YAML and people write a tuple
-                object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
-            check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
 
     def check_task(self, task: Task) -> None:
         """Raise ConfigError where an option is for other tasks than ``task``; the default knows none that is."""
@@ -172,9 +162,9 @@ class Method:
     def to_dict(self) -> dict[str, Any]:
         """Return ``{name: {option: value}}`` with only the options that differ from their defaults."""
         changed = {
-            option.name: list(value) if isinstance(value, tuple) else value
-            for option in dataclasses.fields(self)
-            if (value := getattr(self, option.name)) != default_of(option)
+            name: list(value) if isinstance(value, tuple) else value
+            for name, option in options_of(type(self)).items()
+            if (value := getattr(self, name)) != option.default
         }
         return {type(self).__name__: changed}
 
@@ -229,38 +219,3 @@ def apply_plan(
 
 def _part(entry: str | list[str]) -> str:
     return entry if isinstance(entry, str) else entry[-1]
-
-
-def default_of(option: dataclasses.Field[Any]) -> Any:
-    """Return the default of ``option``, or MISSING where it has none."""
-    made = option.default_factory
-    return option.default if made is dataclasses.MISSING else made()
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def check_type(owner: str, option: str, value: Any, hint: Any) -> None:
-    """Raise ConfigError unless ``value`` fits the annotation (str, int, float, bool, tuples and unions of them).
-
-    Numbers are finite: NaN would pass every comparison that means to refuse it.
-    """
-    if not _fits(value, hint):
-        wanted = getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
-        raise ConfigError(f"{owner}.{option} is {shown(value)} ({type(value).__name__}); expected {wanted}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
-    if arguments:  # a union
-        return any(_fits(value, choice) for choice in arguments)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)

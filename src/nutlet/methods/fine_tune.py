@@ -27,10 +27,6 @@ class FineTune(Training, Method):
     effect: ClassVar[str] = "training"
     use_when: ClassVar[str] = "recover accuracy after pruning or factorization, when labels are all there is"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(type(self).__name__)
-
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with the loss of the task."""
         with training_only(model, self):

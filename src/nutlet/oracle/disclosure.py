@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from nutlet.errors import ConfigError
+from nutlet.options import Count, Range, Validated
 from nutlet.tasks import CLASSIFICATION, Task
 
 __all__ = ["ACCESS", "Access", "Disclosure", "as_probabilities", "probabilities_of", "usual_disclosure"]
@@ -16,13 +17,12 @@ __all__ = ["ACCESS", "Access", "Disclosure", "as_probabilities", "probabilities_
 Access = Literal["labels", "probabilities", "logits", "file"]
 """What an attack needs, least first; whoever has one of them has those before it too."""
 ACCESS: tuple[Access, ...] = ("labels", "probabilities", "logits", "file")
-Shown = Literal["logits", "values", "probabilities", "top-k", "rounded", "labels"]
 _SMALLEST = 1e-6
 """The least that a probability which is shown as 0 is taken for."""
 
 
 @dataclass(frozen=True)
-class Disclosure:
+class Disclosure(Validated):
     """What is shown to who asks.
 
     Args:
@@ -41,16 +41,9 @@ class Disclosure:
     tensor([[1., 0., 0.]])
     """
 
-    kind: Shown = "probabilities"
-    k: int = 1
-    digits: int = 2
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.kind not in get_args(Shown):
-            raise ConfigError(f"the answers are {self.kind!r}; expected one of {', '.join(get_args(Shown))}")
-        if self.k < 1 or not 0 <= self.digits <= 9:
-            raise ConfigError(f"answers show k={self.k}, digits={self.digits}; expected k of 1 or more, 0 to 9 digits")
+    kind: Literal["logits", "values", "probabilities", "top-k", "rounded", "labels"] = "probabilities"
+    k: Count = 1
+    digits: Annotated[int, Range(0, 9)] = 2
 
     @property
     def access(self) -> Access:

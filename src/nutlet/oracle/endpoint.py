@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import torch
 from torch import Tensor
 
 from nutlet.errors import ConfigError, DataError, OracleError, nearest, shown
+from nutlet.options import Hidden, Range, Validated
 from nutlet.oracle.disclosure import Disclosure
 from nutlet.oracle.http import Transient, beginning, send
 from nutlet.reading import load_yaml
@@ -31,17 +32,10 @@ _LONGEST_WAIT = 600.0
 """Seconds. Where an endpoint asks to be left alone for longer, the run ends, and can go on later."""
 _SECRET = re.compile("auth|token|key|secret|passw|cookie|credential|signature|session", re.IGNORECASE)
 _FROM_ENVIRONMENT = re.compile(r"env:([A-Za-z_]\w*)", re.ASCII)
-_NUMBERS: dict[str, tuple[Any, float, float]] = {
-    "classes": (int, 2, 1_000_000),
-    "batch": (int, 1, 256),
-    "retries": (int, 0, 20),
-    "timeout": ((int, float), 0.01, 3600),
-    "pause": ((int, float), 0, 3600),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Endpoint:
+class Endpoint(Validated):
     """An HTTP endpoint of your own, which takes inputs and gives scores, both as JSON.
 
     Timeouts, dropped connections, the statuses 429 and 5xx, and answers that are not what was promised are tried again:
@@ -72,37 +66,24 @@ class Endpoint:
     nutlet.errors.ConfigError: nobody said whose ... is; ... confirm it with --i-own-this-endpoint (...)
     """
 
-    url: str
-    classes: int
+    url: Annotated[str, Hidden]
+    classes: Annotated[int, Range(2, 1_000_000)]
     outputs: Literal["probabilities", "logits", "labels"] = "probabilities"
     i_own_this_endpoint: bool = False
     method: Literal["POST", "PUT"] = "POST"
-    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
-    batch: int = 64
+    headers: Annotated[Mapping[str, str], Hidden] = field(default_factory=dict, hash=False)
+    batch: Annotated[int, Range(1, 256)] = 64
     request: str = "inputs"
     response: str = "probabilities"
-    timeout: float = 30.0
-    retries: int = 4
-    pause: float = 0.0
+    timeout: Annotated[float, Range(0.01, 3600, noun="seconds")] = 30.0
+    retries: Annotated[int, Range(0, 20)] = 4
+    pause: Annotated[float, Range(0, 3600, noun="seconds")] = 0.0
     sleep: Callable[[float], object] = field(default=time.sleep, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("url", "request", "response"):
-            if not isinstance(getattr(self, name), str):
-                raise ConfigError(f"{name} of the endpoint is a {type(getattr(self, name)).__name__}; expected text")
+        super().__post_init__()
         _check_url(self.url)
-        for name, (kind, least, most) in _NUMBERS.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
-                raise ConfigError(
-                    f"{name} of the endpoint is {shown(value)}; expected a number from {least} to {most:,}"
-                )
-        for name, known in (("outputs", ("probabilities", "logits", "labels")), ("method", ("POST", "PUT"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} of the endpoint is {shown(getattr(self, name))}; expected {' or '.join(known)}"
-                )
         self._check_headers()
         if self.i_own_this_endpoint is not True:
             raise ConfigError(
@@ -111,8 +92,6 @@ class Endpoint:
             )
 
     def _check_headers(self) -> None:
-        if not isinstance(self.headers, Mapping):
-            raise ConfigError(f"headers of the endpoint are a {type(self.headers).__name__}; expected name: value")
         for name, value in self.headers.items():
             if not isinstance(name, str) or not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII):
                 raise ConfigError(f"found a header named {shown(name)}; expected letters, digits and hyphens")

@@ -10,18 +10,17 @@ from nutlet.report.audited import (
     ROLES,
     best_clone,
     best_membership,
-    combined,
     in_order,
     last,
     names,
     ran,
     task_of,
     victims,
-    weighed,
 )
 from nutlet.report.figures import NOT_MEASURED, amount, exact, interval, percent, rate, seconds, size
 from nutlet.report.standards import ANALOGY, VERSIONS
 from nutlet.report.view import Cell, flat
+from nutlet.verdicts import Verdict, combined
 
 __all__ = ["audit_view", "summary"]
 
@@ -56,19 +55,14 @@ ACCESS = {
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table of claims; ``mark`` is the CSS class of the verdict."""
+    """One row of the table of claims."""
 
     name: str
     note: str
     before: Cell
     after: Cell
     difference: Cell
-    verdict: str
-
-    @property
-    def mark(self) -> str:
-        """Return a word that is safe as a CSS class."""
-        return self.verdict if self.verdict in ("harder", "easier") else "even"
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -139,13 +133,15 @@ def _measure(row: dict[str, Any], files: dict[str, str]) -> Measure:
             return Cell("not reached")
         return Cell(amount(row[role], row["unit"]))
 
-    return Measure(row["measure"], row["note"], cell("before"), cell("after"), _difference(row), weighed(row))
+    return Measure(
+        row["measure"], row["note"], cell("before"), cell("after"), _difference(row), Verdict(row["verdict"])
+    )
 
 
 def _difference(row: dict[str, Any]) -> Cell:
     found = row["difference"]
     if found is None:
-        return Cell(NOT_MEASURED if row["verdict"] == NOT_MEASURED else "–")
+        return Cell(NOT_MEASURED if row["verdict"] == Verdict.NOT_MEASURED else "–")
     low, high = (amount(found[end], row["unit"], sign=True) for end in ("low", "high"))
     span = f"{low.removesuffix(' points')} to {high}"
     if found["low"] is None or found["high"] is None:
@@ -156,11 +152,12 @@ def _difference(row: dict[str, Any]) -> Cell:
 
 def _tile(claim: dict[str, Any]) -> tuple[str, str, str]:
     """Return a claim, what came of it in three words, and how many measures say what."""
-    verdicts = [weighed(row) for row in claim["rows"]]
+    verdicts = [Verdict(row["verdict"]) for row in claim["rows"]]
     counted = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-    told, clear = combined(verdicts), [word for word in ("harder", "easier") if word in counted]
-    if told == "mixed" and len(clear) < 2:
-        measured = len(verdicts) - counted.get(NOT_MEASURED, 0)
+    together, clear = combined(verdicts), [word for word in (Verdict.HARDER, Verdict.EASIER) if word in counted]
+    told = together.value
+    if together is Verdict.MIXED and len(clear) < 2:
+        measured = len(verdicts) - counted.get(Verdict.NOT_MEASURED, 0)
         told = f"{clear[0]} in {counted[clear[0]]} of {measured}" if clear else "no protection"
     total = f"{len(verdicts)} measure{'s' * (len(verdicts) != 1)}"
     told_of = ", ".join(f"{number} {verdict}" for verdict, number in counted.items())
@@ -327,8 +324,7 @@ def _finding(finding: dict[str, Any]) -> dict[str, Any]:
     ids: dict[str, list[dict[str, Any]]] = {standard: [] for standard in VERSIONS}
     for reference in finding["ids"]:
         ids.setdefault(reference["standard"], []).append(reference)
-    verdict = finding["verdict"]
-    return {**finding, "ids": list(ids.values()), "mark": verdict if verdict in ("harder", "easier") else "even"}
+    return {**finding, "ids": list(ids.values()), "mark": Verdict(finding["verdict"]).mark}
 
 
 def _protocol(audit: dict[str, Any]) -> dict[str, str]:

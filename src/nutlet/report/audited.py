@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
-
-from nutlet.report.figures import NOT_MEASURED
 
 __all__ = [
     "ROLES",
     "best_clone",
     "best_membership",
-    "combined",
     "in_order",
     "last",
     "names",
@@ -19,7 +15,6 @@ __all__ = [
     "strictest",
     "task_of",
     "victims",
-    "weighed",
 ]
 
 ROLES = ("before", "after")
@@ -91,23 +86,3 @@ def best_membership(audit: dict[str, Any]) -> dict[str, Any] | None:
 
     measured = [attack for attack in ran(audit, "membership") if max(score(attack)) >= 0]
     return max(measured, key=score, default=None)
-
-
-def weighed(row: dict[str, Any]) -> str:
-    """Return the verdict of a measure; where the file only got worse, that is no protection and is called so.
-
-    >>> weighed({"verdict": "harder", "note": "goes with the accuracy that the file lost: no protection"})
-    'harder only with lost accuracy'
-    """
-    lost = row["verdict"] == "harder" and row["note"].startswith("goes with")
-    return "harder only with lost accuracy" if lost else str(row["verdict"])
-
-
-def combined(verdicts: Iterable[str]) -> str:
-    """Return the verdict that all measured ones share; ``mixed`` where they differ.
-
-    >>> combined(["harder", "not measured", "harder"]), combined(["harder", "no measurable difference"]), combined([])
-    ('harder', 'mixed', 'not measured')
-    """
-    measured = {verdict for verdict in verdicts if verdict != NOT_MEASURED}
-    return "mixed" if len(measured) > 1 else measured.pop() if measured else NOT_MEASURED

@@ -10,19 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nutlet.report.audited import (
-    best_clone,
-    best_membership,
-    combined,
-    last,
-    names,
-    ran,
-    strictest,
-    task_of,
-    victims,
-    weighed,
-)
+from nutlet.report.audited import best_clone, best_membership, last, names, ran, strictest, task_of, victims
 from nutlet.report.figures import amount, exact, interval, percent, rate
+from nutlet.verdicts import Verdict, combined
 
 __all__ = ["ANALOGY", "VERSIONS", "findings"]
 
@@ -83,7 +73,7 @@ def findings(audit: dict[str, Any]) -> list[dict[str, Any]]:
         if sentence is None:
             continue
         verdicts = [
-            weighed(row)
+            Verdict(row["verdict"])
             for claim in audit["claims"]
             for row in claim["rows"]
             if kind.measures(claim["claim"], row["goal"])
@@ -96,7 +86,7 @@ def findings(audit: dict[str, Any]) -> list[dict[str, Any]]:
                 for standard, key, name in kind.ids
             ],
             "sentence": sentence,
-            "verdict": combined(verdicts),
+            "verdict": combined(verdicts).value,
             "advice": list(kind.advice),
         })  # fmt: skip
     return found

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from nutlet.constraints.stack import expand_range
 from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.training_path import training_path
+from nutlet.options import Count, LearningRate, Range, Validated
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic
 from nutlet.tasks import CLASSIFICATION, Task, metric_text
@@ -60,7 +61,7 @@ in buffers of the model, and goes by the number of the step alone otherwise.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Validated):
     """How long and how a model is trained; part of every method that trains.
 
     Args:
@@ -78,26 +79,14 @@ class Training:
         ConfigError: a value out of range.
     """
 
-    epochs: int = 5
-    lr: float = 0.02
-    batch_size: int = 128
+    epochs: Count = 5
+    lr: LearningRate = 0.02
+    batch_size: Annotated[int, Range(2)] = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
-    weight_decay: float = 5e-4
-    patience: int | None = None
+    weight_decay: Annotated[float, Range(0, 1, right_open=True)] = 5e-4
+    patience: Count | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    def check(self, owner: str) -> None:
-        """Raise ConfigError, in the name of the method ``owner``, for a value out of range."""
-        for option, least in (("epochs", 1), ("batch_size", 2)):
-            if getattr(self, option) < least:
-                raise ConfigError(f"{owner}.{option} is {getattr(self, option)}; expected {least} or more")
-        if not 0 < self.lr < 100:
-            raise ConfigError(f"{owner}.lr is {self.lr}; expected a learning rate above 0 and below 100")
-        if not 0 <= self.weight_decay < 1:
-            raise ConfigError(f"{owner}.weight_decay is {self.weight_decay}; expected 0 up to but not including 1")
-        if self.patience is not None and self.patience < 1:
-            raise ConfigError(f"{owner}.patience is {self.patience}; expected 1 or more epochs")
 
 
 def fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.trace import trace
 from nutlet.graph.training_path import runs_channels_last
+from nutlet.options import Positive, Share
 from nutlet.tasks import CLASSIFICATION, Task
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import BlackBoxTeacher, Context
@@ -48,18 +48,16 @@ class DistillationTraining(Training):
         ConfigError: a temperature that is not positive, or ``kd_weight`` outside [0, 1].
     """
 
-    temperature: float = 4.0
-    kd_weight: float = 0.9
+    temperature: Positive = 4.0
+    kd_weight: Share = 0.9
 
-    def check(self, owner: str) -> None:
-        """Raise ConfigError, in the name of the method ``owner``, for a value out of range."""
-        super().check(owner)
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"{owner}.temperature is {self.temperature}; expected a positive number")
-        if not 0 <= self.kd_weight <= 1:
-            raise ConfigError(f"{owner}.kd_weight is {self.kd_weight}; expected a share from 0 to 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kd_weight == 0 and self.temperature != DistillationTraining.temperature:
-            raise ConfigError(f"{owner}.temperature is for the teacher's outputs; found it with kd_weight=0")
+            raise ConfigError(
+                f"{type(self).__name__}.temperature is for the teacher's outputs; found it with kd_weight=0, which has "
+                "none"
+            )
 
     def check_task(self, task: Task) -> None:
         """Raise ConfigError for a temperature where outputs are no logits."""

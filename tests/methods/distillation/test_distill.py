@@ -117,7 +117,7 @@ def test_rows_have_no_map_to_attend_to(teacher: nn.Module) -> None:
     [
         ({"alpha": 2.0}, "alpha and beta weigh targets='decoupled'"),
         ({"sites": ("a",)}, "hints, attention and relations are all 0"),
-        ({"hints": -1.0}, r"Distill\.hints is -1\.0; expected a weight of 0 or more"),
+        ({"hints": -1.0}, r"Distill\.hints is -1\.0; expected a finite weight of 0 or more"),
     ],
 )
 def test_options_without_effect_are_refused(options: dict[str, Any], says: str) -> None:

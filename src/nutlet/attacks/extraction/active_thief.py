@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import QueriedSet, required
 from nutlet.attacks.extraction.selection import Strategy, select
-from nutlet.errors import ConfigError
+from nutlet.options import Range
 from nutlet.oracle import Access, Oracle, probabilities_of
 from nutlet.tasks.predict import predict
 
@@ -37,7 +37,7 @@ class ActiveThief(Attack):
     """
 
     strategy: Strategy = "k-center"
-    rounds: int = 4
+    rounds: Annotated[int, Range(2)] = 4
 
     use_when: ClassVar[str] = "far more inputs at hand than queries: choose those worth asking about"
     goal: ClassVar[Goal] = "clone"
@@ -46,15 +46,6 @@ class ActiveThief(Attack):
     tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Pal et al. 2020, ActiveThief, AAAI"
     costly: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.strategy not in get_args(Strategy):
-            raise ConfigError(
-                f"ActiveThief.strategy is {self.strategy!r}; expected one of {', '.join(get_args(Strategy))}"
-            )
-        if type(self.rounds) is not int or self.rounds < 2:
-            raise ConfigError(f"ActiveThief.rounds is {self.rounds!r}; expected 2 or more")
 
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""

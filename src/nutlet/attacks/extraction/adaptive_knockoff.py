@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import QueriedSet, required
-from nutlet.errors import ConfigError
+from nutlet.options import Range
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks.predict import predict
 
@@ -42,7 +42,7 @@ class AdaptiveKnockoff(Attack):
         ConfigError: fewer than two rounds.
     """
 
-    rounds: int = 20
+    rounds: Annotated[int, Range(2)] = 20
 
     use_when: ClassVar[str] = "inputs of many kinds at hand, some of which have little to do with the victim's task"
     goal: ClassVar[Goal] = "clone"
@@ -50,11 +50,6 @@ class AdaptiveKnockoff(Attack):
     needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Orekondy et al. 2019, arXiv:1812.02766, section 4.2"
     costly: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if type(self.rounds) is not int or self.rounds < 2:
-            raise ConfigError(f"AdaptiveKnockoff.rounds is {self.rounds!r}; expected 2 or more")
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from nutlet.attacks.extraction.queries import ask
 from nutlet.attacks.extraction.selection import entropy
 from nutlet.attacks.extraction.surrogate import Surrogate, fresh, soft_cross_entropy
 from nutlet.data.examples import Examples
-from nutlet.errors import ConfigError
+from nutlet.options import Count, Range
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks.predict import evaluating
 
@@ -55,9 +55,9 @@ class DataFree(Attack):
         ConfigError: a value out of range.
     """
 
-    clone_steps: int = 5
-    directions: int = 1
-    step: float = 0.1
+    clone_steps: Count = 5
+    directions: Count = 1
+    step: Annotated[float, Range(0, 10, left_open=True, right_open=True)] = 0.1
 
     use_when: ClassVar[str] = "no inputs at hand at all; takes many more queries than any attack that has some"
     goal: ClassVar[Goal] = "clone"
@@ -68,15 +68,6 @@ class DataFree(Attack):
         "Sanyal et al. 2022, arXiv:2204.11022"
     )
     costly: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for option in ("clone_steps", "directions"):
-            value = getattr(self, option)
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"DataFree.{option} is {value!r}; expected 1 or more")
-        if not 0 < self.step < 10:
-            raise ConfigError(f"DataFree.step is {self.step!r}; expected above 0 and below 10")
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""

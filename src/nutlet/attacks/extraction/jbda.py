@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import ask, required
 from nutlet.data.examples import Examples
-from nutlet.errors import ConfigError
+from nutlet.options import Count, Range
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["JBDA", "moved", "value_range"]
@@ -43,9 +43,9 @@ class JBDA(Attack):
         ConfigError: a value out of range.
     """
 
-    seeds_share: float = 0.1
-    step: float = 0.1
-    steps: int = 1
+    seeds_share: Annotated[float, Range(0, 1, left_open=True, noun="a share")] = 0.1
+    step: Annotated[float, Range(0, 1, left_open=True, noun="a share")] = 0.1
+    steps: Count = 1
     targeted: bool = False
 
     use_when: ClassVar[str] = "few inputs at hand and many queries: more inputs are made along the clone's gradients"
@@ -54,16 +54,6 @@ class JBDA(Attack):
     needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Papernot et al. 2017, arXiv:1602.02697"
     costly: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for option in ("seeds_share", "step"):
-            if not 0 < getattr(self, option) <= 1:
-                raise ConfigError(f"JBDA.{option} is {getattr(self, option)}; expected a share above 0 and up to 1")
-        if type(self.steps) is not int or self.steps < 1:
-            raise ConfigError(f"JBDA.steps is {self.steps!r}; expected 1 or more")
-        if type(self.targeted) is not bool:
-            raise ConfigError(f"JBDA.targeted is {self.targeted!r}; expected True or False")
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""

@@ -13,7 +13,7 @@ from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackRes
 from nutlet.attacks.extraction.queries import QueriedSet, required
 from nutlet.attacks.extraction.surrogate import Surrogate
 from nutlet.data.examples import Examples, flip_and_crop
-from nutlet.errors import ConfigError
+from nutlet.options import Count, OpenShare
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks import is_classifier
 from nutlet.tasks.predict import predict
@@ -38,8 +38,8 @@ class SemiSupervised(Attack):
         ConfigError: an empty pool, or a share that leaves out the answers or the pool.
     """
 
-    pool: int = 8000
-    share: float = 0.3
+    pool: Count = 8000
+    share: OpenShare = 0.3
 
     use_when: ClassVar[str] = (
         "a few hundred queries and many unlabelled inputs; with more queries plain training is better"
@@ -50,13 +50,6 @@ class SemiSupervised(Attack):
     tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Jagielski et al. 2020, arXiv:1909.01838"
     costly: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if type(self.pool) is not int or self.pool < 1:
-            raise ConfigError(f"SemiSupervised.pool is {self.pool!r}; expected 1 or more inputs")
-        if not 0 < self.share < 1:
-            raise ConfigError(f"SemiSupervised.share is {self.share}; expected above 0 and below 1")
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a student for each budget; the teacher where all of the transfer set was asked about."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.graph.reinit import reinit_modules
+from nutlet.options import LearningRate, Positive, Range, Validated
 from nutlet.progress import Progress
 from nutlet.tasks import Task, is_classifier
 from nutlet.tasks.forward import adapt
@@ -26,7 +27,7 @@ _WIDTHS = {"smaller": 0.5, "unknown": 1.0, "larger": 2.0}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Surrogate:
+class Surrogate(Validated):
     """Who copies the victim: his architecture, where it starts, and how long he trains.
 
     The recipe is the one that won most agreement in our trials: AdamW, one-cycle, soft targets.
@@ -49,19 +50,10 @@ class Surrogate:
     architecture: nn.Module
     start: Literal["scratch", "given"] = "scratch"
     augment: Augment | None = None
-    effort: float = 1.0
-    batch_size: int = 64
-    lr: float = 3e-3
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.start not in ("scratch", "given"):
-            raise ConfigError(f"the thief starts from {self.start!r}; expected 'scratch' or 'given'")
-        if not 0 < self.effort < math.inf:
-            raise ConfigError(f"the thief's effort is {self.effort}; expected above 0; 1 is a full audit")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"the thief's temperature is {self.temperature}; expected above 0")
+    effort: Annotated[float, Range(0, left_open=True, noun="a finite number", note="1 is a full audit")] = 1.0
+    batch_size: Annotated[int, Range(2)] = 64
+    lr: LearningRate = 3e-3
+    temperature: Positive = 1.0
 
     def steps(self, examples: int) -> int:
         """Return how many training steps so many answers are worth: more answers, more steps, as their root.

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import QueriedSet
 from nutlet.data.examples import Examples
-from nutlet.errors import ConfigError
+from nutlet.options import Count, OpenShare
 from nutlet.oracle import Access, Oracle
 from nutlet.training.loop import Training, train_on
 
@@ -42,8 +42,8 @@ class GeneratorInversion(Attack):
         ConfigError: a value out of range.
     """
 
-    steps: int = 3000
-    confidence: float = 0.95
+    steps: Count = 3000
+    confidence: OpenShare = 0.95
 
     use_when: ClassVar[str] = "answers only, and inputs of the same kind at hand: what each class looks like"
     goal: ClassVar[Goal] = "inversion"
@@ -52,13 +52,6 @@ class GeneratorInversion(Attack):
     measure: ClassVar[str] = "reconstructed classes that are recognised"
     source: ClassVar[str] = "Yang et al. 2019, arXiv:1902.08552"
     costly: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if type(self.steps) is not int or self.steps < 1:
-            raise ConfigError(f"GeneratorInversion.steps is {self.steps!r}; expected 1 or more")
-        if not 0 < self.confidence < 1:
-            raise ConfigError(f"GeneratorInversion.confidence is {self.confidence}; expected above 0 and below 1")
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield an input for each class, for each budget."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
-from nutlet.errors import ConfigError
+from nutlet.options import Count, LearningRate, Weight
 from nutlet.oracle import Access, Oracle, as_probabilities
 from nutlet.tasks.predict import evaluating
 
@@ -40,9 +40,9 @@ class MIFace(Attack):
         ConfigError: a value out of range.
     """
 
-    steps: int = 300
-    lr: float = 0.1
-    prior: float = 0.01
+    steps: Count = 300
+    lr: LearningRate = 0.1
+    prior: Weight = 0.01
 
     use_when: ClassVar[str] = "the file in his hands, and classes that are people or things worth seeing"
     goal: ClassVar[Goal] = "inversion"
@@ -50,15 +50,6 @@ class MIFace(Attack):
     needs: ClassVar[tuple[str, ...]] = ("white_box",)
     measure: ClassVar[str] = "reconstructed classes that are recognised"
     source: ClassVar[str] = "Fredrikson et al. 2015, Model inversion attacks that exploit confidence information, CCS"
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if type(self.steps) is not int or self.steps < 1:
-            raise ConfigError(f"MIFace.steps is {self.steps!r}; expected 1 or more")
-        if not 0 < self.lr < 100:
-            raise ConfigError(f"MIFace.lr is {self.lr}; expected a step size above 0 and below 100")
-        if not 0 <= self.prior < float("inf"):
-            raise ConfigError(f"MIFace.prior is {self.prior}; expected a weight of 0 or more")
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield once, without a query: an input for each class."""

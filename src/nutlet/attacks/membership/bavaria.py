@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
-from nutlet.attacks.membership.evidence import log_ratio
+from nutlet.attacks.base import EVERY_TASK, AttackerKnowledge, AttackResult, register_attack
+from nutlet.attacks.membership.evidence import Neighbours, log_ratio
+from nutlet.attacks.membership.shadow_attack import ShadowAttack, pairs
 from nutlet.attacks.membership.signals import (
-    check_models,
-    check_option,
-    check_prior,
     confidence,
     of_pool,
     scored_once,
     shadow_confidence,
 )
+from nutlet.options import Positive
 from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["BaVarIA"]
@@ -26,7 +25,7 @@ __all__ = ["BaVarIA"]
 
 @register_attack
 @dataclass(frozen=True, kw_only=True)
-class BaVarIA(Attack):
+class BaVarIA(ShadowAttack):
     r"""Compare two Student t distributions of the confidence, whose variances are shrunk to that of like candidates.
 
     Under a normal-inverse-gamma prior the confidence of one more model is :math:`t_{s+n+2}` distributed around the
@@ -45,22 +44,17 @@ class BaVarIA(Attack):
     """
 
     use_when: ClassVar[str] = "membership with four to sixty-four shadow models: as good as LiRA with fewer"
-    goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
     tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Brännvall 2026, arXiv:2603.11799"
+    usual: ClassVar[int] = 8
 
     mode: Literal["online", "offline"] = "online"
-    models: int = 8
-    strength: float = 32.0
-    neighbours: int = 100
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_option("BaVarIA.mode", self.mode, ("online", "offline"))
-        check_models("BaVarIA", self.models, 4, "two on each side are the fewest that show a variance; RMIA takes two")
-        check_prior("BaVarIA", self.strength, self.neighbours)
+    models: Annotated[int, pairs(4, "two on each side are the fewest that show a variance; RMIA takes two")] | None = (
+        None
+    )
+    strength: Positive = 32.0
+    neighbours: Neighbours = 100
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
@@ -70,7 +64,7 @@ class BaVarIA(Attack):
         """Return the evidence for each candidate, in nats, from the victim's answers ``(N, ...)``."""
         assert knowledge.shadows is not None
         targets, task = of_pool(knowledge).y, knowledge.task
-        values, members = shadow_confidence(knowledge.shadows, self.models, targets, shown, task)
+        values, members = shadow_confidence(knowledge.shadows, self.count, targets, shown, task)
         return log_ratio(
             confidence(answers, targets, shown, task)[:, None],
             values[:, :, None],

@@ -28,11 +28,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-__all__ = ["log_ratio"]
+from nutlet.options import Range
+
+__all__ = ["Neighbours", "log_ratio"]
+
+Neighbours = Annotated[int, Range(2, noun="a number of candidates")]
+"""Candidates of about the same difficulty that make one prior."""
 
 
 def log_ratio(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.queries import QueriedSet, ask, required
-from nutlet.errors import ConfigError
+from nutlet.options import Count, Range
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["LabelOnly"]
@@ -34,8 +34,8 @@ class LabelOnly(Attack):
         ConfigError: a value out of range.
     """
 
-    copies: int = 4
-    noise: float = 0.25
+    copies: Count = 4
+    noise: Annotated[float, Range(0, 10, left_open=True, right_open=True, noun="standard deviations")] = 0.25
 
     use_when: ClassVar[str] = "labels alone, more queries than inputs; with inputs to spare Knockoff is often as good"
     goal: ClassVar[Goal] = "clone"
@@ -43,13 +43,6 @@ class LabelOnly(Attack):
     needs: ClassVar[tuple[str, ...]] = ("transfer", "surrogate")
     source: ClassVar[str] = "Cohen et al. 2019, arXiv:1902.02918 (the estimate)"
     costly: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if type(self.copies) is not int or self.copies < 1:
-            raise ConfigError(f"LabelOnly.copies is {self.copies!r}; expected 1 or more")
-        if not 0 < self.noise < 10:
-            raise ConfigError(f"LabelOnly.noise is {self.noise!r}; expected above 0 and below 10 standard deviations")
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield a clone for each budget."""

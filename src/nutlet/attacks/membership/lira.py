@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, AttackerKnowledge, AttackResult, register_attack
+from nutlet.attacks.membership.shadow_attack import ShadowAttack, pairs
 from nutlet.attacks.membership.signals import (
-    check_models,
-    check_option,
     confidence,
     of_pool,
     scored_once,
@@ -25,7 +24,7 @@ __all__ = ["LiRA"]
 
 @register_attack
 @dataclass(frozen=True, kw_only=True)
-class LiRA(Attack):
+class LiRA(ShadowAttack):
     r"""Compare two normal distributions of the confidence :math:`\varphi`, one of shadow models that saw the candidate.
 
     Online, the score is :math:`\log N(\varphi; \mu_{in}, \sigma_{in}) - \log N(\varphi; \mu_{out}, \sigma_{out})`;
@@ -42,21 +41,16 @@ class LiRA(Attack):
     """
 
     use_when: ClassVar[str] = "the reference for membership: strong, and dear; dozens of shadow models"
-    goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
     tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Carlini et al. 2022, arXiv:2112.03570"
+    usual: ClassVar[int] = 64
 
     mode: Literal["online", "offline"] = "online"
     variance: Literal["per-example", "fixed"] = "per-example"
-    models: int = 64
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_option("LiRA.mode", self.mode, ("online", "offline"))
-        check_option("LiRA.variance", self.variance, ("per-example", "fixed"))
-        check_models("LiRA", self.models, 4, "two on each side are the fewest that show a variance; RMIA takes two")
+    models: Annotated[int, pairs(4, "two on each side are the fewest that show a variance; RMIA takes two")] | None = (
+        None
+    )
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
@@ -67,7 +61,7 @@ class LiRA(Attack):
         assert knowledge.shadows is not None
         targets, task = of_pool(knowledge).y, knowledge.task
         phi = confidence(answers, targets, shown, task)
-        values, members = shadow_confidence(knowledge.shadows, self.models, targets, shown, task)
+        values, members = shadow_confidence(knowledge.shadows, self.count, targets, shown, task)
         mean, deviation = _normal(values, ~members, fixed=self.variance == "fixed")
         if self.mode == "offline":
             return (phi - mean) / deviation

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import EVERY_TASK, AttackerKnowledge, AttackResult, register_attack
+from nutlet.attacks.membership.shadow_attack import ShadowAttack
 from nutlet.attacks.membership.signals import (
-    check_models,
-    check_option,
     confidence,
     of_pool,
     scored_once,
     shadow_confidence,
 )
-from nutlet.errors import ConfigError
+from nutlet.options import Range, Share
 from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["RMIA"]
@@ -26,7 +25,7 @@ __all__ = ["RMIA"]
 
 @register_attack
 @dataclass(frozen=True, kw_only=True)
-class RMIA(Attack):
+class RMIA(ShadowAttack):
     r"""Count the other candidates ``z`` over which the likelihood ratio of a candidate ``x`` exceeds ``gamma``.
 
     .. math::
@@ -50,23 +49,14 @@ class RMIA(Attack):
     """
 
     use_when: ClassVar[str] = "membership with two to eight shadow models: the most for the least training"
-    goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
     tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Zarifzadeh, Liu, Shokri 2024, arXiv:2312.03262"
+    usual: ClassVar[int] = 4
 
     mode: Literal["online", "offline"] = "online"
-    models: int = 4
-    a: float | None = None
-    gamma: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_option("RMIA.mode", self.mode, ("online", "offline"))
-        check_models("RMIA", self.models, 2)
-        if self.gamma < 1 or (self.a is not None and not 0 <= self.a <= 1):
-            raise ConfigError(f"RMIA has gamma={self.gamma}, a={self.a}; expected gamma of 1 or more, a from 0 to 1")
+    a: Share | None = None
+    gamma: Annotated[float, Range(1)] = 1.0
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
@@ -76,7 +66,7 @@ class RMIA(Attack):
         """Return a score for each candidate from the victim's answers ``(N, ...)``."""
         assert knowledge.shadows is not None
         targets, task = of_pool(knowledge).y, knowledge.task
-        values, members = shadow_confidence(knowledge.shadows, self.models, targets, shown, task)
+        values, members = shadow_confidence(knowledge.shadows, self.count, targets, shown, task)
         ratio = confidence(answers, targets, shown, task).sigmoid() / self._expected(values.sigmoid(), members)
         below = torch.searchsorted(ratio.sort().values, ratio / self.gamma)
         return below.double() / len(ratio)

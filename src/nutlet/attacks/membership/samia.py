@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import AttackerKnowledge, AttackResult, register_attack
 from nutlet.attacks.membership.classifier import learn
+from nutlet.attacks.membership.shadow_attack import ShadowAttack
 from nutlet.attacks.membership.shadow_models import Shadows, nearby
-from nutlet.attacks.membership.signals import answers_to, as_shown, check_budget, check_models, check_steps, of_pool
+from nutlet.attacks.membership.signals import answers_to, as_shown, check_budget, of_pool
+from nutlet.options import Count
 from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["SAMIA"]
@@ -21,7 +23,7 @@ __all__ = ["SAMIA"]
 
 @register_attack
 @dataclass(frozen=True, kw_only=True)
-class SAMIA(Attack):
+class SAMIA(ShadowAttack):
     """Learn what answers about members look like from confidences, their sensitivity, and the label.
 
     Sensitivity is how much the probabilities change under small noise on the input. Each class is a token of three
@@ -41,19 +43,12 @@ class SAMIA(Attack):
     use_when: ClassVar[str] = (
         "membership of a pruned or otherwise compressed model, by an attacker who knows how it was made"
     )
-    goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "probabilities"
-    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
     source: ClassVar[str] = "Yuan, Zhang 2022 (USENIX Security), arXiv:2202.03335"
+    usual: ClassVar[int] = 4
     costly: ClassVar[bool] = True
 
-    models: int = 4
-    steps: int = 400
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_models("SAMIA", self.models, 2)
-        check_steps("SAMIA", self.steps)
+    steps: Count = 400
 
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""
@@ -71,9 +66,9 @@ class SAMIA(Attack):
         for copy in range(shadows.repeats):
             moved = answers_to(oracle, nearby(pool, shadows.noise, knowledge.seed + copy))
             change += (_shares(moved, oracle.answers) - victim).abs()
-        logits, members = shadows(self.models)
+        logits, members = shadows(self.count)
         shown = torch.stack([as_shown(of_one, oracle.answers) for of_one in logits])
-        known = _tokens(_shares(shown, oracle.answers), shadows.sensitivity(self.models), pool.y)
+        known = _tokens(_shares(shown, oracle.answers), shadows.sensitivity(self.count), pool.y)
         asked = _tokens(victim, change / shadows.repeats, pool.y)
         scores = learn(_Attention, known, members, asked, steps=self.steps, seed=knowledge.seed)
         yield AttackResult(queries=oracle.queries, scores=scores)

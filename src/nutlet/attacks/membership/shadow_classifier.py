@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
+from nutlet.attacks.base import AttackerKnowledge, AttackResult, register_attack
 from nutlet.attacks.membership.classifier import learn
-from nutlet.attacks.membership.signals import as_shown, check_models, check_steps, confidence, of_pool, scored_once
+from nutlet.attacks.membership.shadow_attack import ShadowAttack
+from nutlet.attacks.membership.signals import as_shown, confidence, of_pool, scored_once
+from nutlet.options import Count
 from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["ShadowClassifier"]
@@ -20,7 +22,7 @@ __all__ = ["ShadowClassifier"]
 
 @register_attack
 @dataclass(frozen=True, kw_only=True)
-class ShadowClassifier(Attack):
+class ShadowClassifier(ShadowAttack):
     """Learn what answers about members look like: sorted probabilities, confidence in the label, and the label.
 
     One network sees the label instead of one network for each label (Shokri et al. 2017). On labels alone it learns how
@@ -35,18 +37,11 @@ class ShadowClassifier(Attack):
     """
 
     use_when: ClassVar[str] = "membership without a value for each candidate: what holds of all members alike"
-    goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
-    needs: ClassVar[tuple[str, ...]] = ("pool", "shadows")
     source: ClassVar[str] = "Shokri et al. 2017, arXiv:1610.05820"
+    usual: ClassVar[int] = 4
 
-    models: int = 4
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_models("ShadowClassifier", self.models, 2)
-        check_steps("ShadowClassifier", self.steps)
+    steps: Count = 1000
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot: the whole pool is asked about once."""
@@ -56,7 +51,7 @@ class ShadowClassifier(Attack):
         """Return the log odds of each candidate from the victim's answers ``(N, classes)``."""
         assert knowledge.shadows is not None
         labels = of_pool(knowledge).y
-        logits, members = knowledge.shadows(self.models)
+        logits, members = knowledge.shadows(self.count)
         known = _features(torch.stack([as_shown(of_one, shown) for of_one in logits]), labels, shown)
         asked = _features(answers, labels, shown)
         mean, deviation = known.mean((0, 1)), known.std((0, 1)).clamp_min(1e-3)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.attacks.extraction.surrogate import fresh
-from nutlet.data.examples import Augment, Examples, check_seed
+from nutlet.data.examples import Augment, Examples
 from nutlet.errors import ConfigError
 from nutlet.jobs import Job, Result, Workers
+from nutlet.options import Count, Positive, Seed, Validated
 from nutlet.tasks import is_classifier
 from nutlet.tasks.forward import adapt
 from nutlet.tasks.predict import predict
@@ -29,7 +30,7 @@ After = Callable[[nn.Module, Examples, int], nn.Module]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Shadows:
+class Shadows(Validated):
     """Models trained on random halves of a pool (Shokri et al. 2017, arXiv:1610.05820; Carlini et al. 2022).
 
     They come in pairs that saw the two halves of one draw, so that of ``2k`` models exactly ``k`` saw each example.
@@ -56,19 +57,16 @@ class Shadows:
     training: Training
     augment: Augment | None = None
     after: After | None = None
-    seed: int = 0
-    noise: float = 0.1
-    repeats: int = 2
+    seed: Seed = 0
+    noise: Positive = 0.1
+    repeats: Count = 2
     workers: Workers = field(default_factory=Workers)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_seed(self.seed)
-        self.training.check("Shadows.training")
+        super().__post_init__()
         if len(self.pool) < 4:
             raise ConfigError(f"the pool holds {len(self.pool)} candidates; expected at least 4 to draw halves from")
-        if self.noise <= 0 or self.repeats < 1:
-            raise ConfigError(f"found noise={self.noise}, repeats={self.repeats}; expected above 0, and 1 or more")
 
     def __call__(self, count: int) -> tuple[Tensor, Tensor]:
         """Return outputs ``(count, N, ...)`` float32 on the pool, and which half each saw, ``(count, N)`` bool.

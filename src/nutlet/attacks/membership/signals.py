@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nutlet.attacks.base import AttackerKnowledge, AttackResult, ShadowModels
 from nutlet.data.examples import Examples
-from nutlet.errors import BudgetError, ConfigError
+from nutlet.errors import BudgetError
 from nutlet.oracle import Disclosure, Oracle, as_probabilities, probabilities_of
 from nutlet.tasks import CLASSIFICATION, Task, is_classifier
 
@@ -17,10 +17,6 @@ __all__ = [
     "answers_to",
     "as_shown",
     "check_budget",
-    "check_models",
-    "check_option",
-    "check_prior",
-    "check_steps",
     "confidence",
     "of_pool",
     "scored_once",
@@ -45,15 +41,6 @@ def check_budget(queries: int, budgets: Sequence[int]) -> None:
         raise BudgetError(
             f"the largest budget is {max(budgets):,} queries; expected at least {queries:,}, one for each input that "
             "this attack asks about: raise the budget, or give fewer candidates"
-        )
-
-
-def check_models(owner: str, models: int, least: int, why: str = "") -> None:
-    """Raise ConfigError unless ``models`` is even and at least ``least``, saying ``why`` fewer tell too little."""
-    if models < least or models % 2:
-        raise ConfigError(
-            f"{owner}.models is {models}; expected an even number of {least} or more, because they come in pairs"
-            + (f" and {why}" if why else "")
         )
 
 
@@ -147,23 +134,3 @@ def shadow_confidence(
     outputs, members = shadows(models)
     answers = (as_shown(of_one, shown, task) for of_one in outputs)
     return torch.stack([confidence(of_one, targets, shown, task) for of_one in answers]), members
-
-
-def check_option(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
-
-
-def check_prior(owner: str, strength: float, neighbours: int) -> None:
-    """Raise ConfigError unless the prior of :mod:`nutlet.attacks.membership.evidence` makes sense."""
-    if not strength > 0 or neighbours < 2:
-        raise ConfigError(
-            f"{owner} has strength={strength}, neighbours={neighbours}; expected above 0, and 2 candidates or more"
-        )
-
-
-def check_steps(owner: str, steps: int) -> None:
-    """Raise ConfigError unless there is at least one step."""
-    if steps < 1:
-        raise ConfigError(f"{owner}.steps is {steps}; expected 1 or more")

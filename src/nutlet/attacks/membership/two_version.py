@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
-from nutlet.attacks.membership.evidence import log_ratio
+from nutlet.attacks.base import EVERY_TASK, AttackerKnowledge, AttackResult, register_attack
+from nutlet.attacks.membership.evidence import Neighbours, log_ratio
+from nutlet.attacks.membership.shadow_attack import ShadowAttack, pairs
 from nutlet.attacks.membership.signals import (
     answers_to,
     check_budget,
-    check_models,
-    check_option,
-    check_prior,
     confidence,
     of_pool,
     shadow_confidence,
 )
 from nutlet.errors import ConfigError
+from nutlet.options import Positive
 from nutlet.oracle import Access, Disclosure, Oracle
 
 __all__ = ["TwoVersion"]
@@ -32,7 +31,7 @@ _PAIRS = 4
 
 @register_attack
 @dataclass(frozen=True, kw_only=True)
-class TwoVersion(Attack):
+class TwoVersion(ShadowAttack):
     r"""Weigh the confidences of all releases of a model jointly: the compressed file, the original, other versions.
 
     The evidence of :class:`~nutlet.attacks.BaVarIA` is taken from each release alone and from the vector of all, with
@@ -53,22 +52,16 @@ class TwoVersion(Attack):
     """
 
     use_when: ClassVar[str] = "membership where the original or other versions of the shipped model are public too"
-    goal: ClassVar[Goal] = "membership"
     access: ClassVar[Access] = "labels"
     needs: ClassVar[tuple[str, ...]] = ("pool", "shadows", "companions", "companion_shadows")
     tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Li et al. 2025 (CompLeak), arXiv:2507.16872; statistic as Brännvall 2026, arXiv:2603.11799"
+    usual: ClassVar[int] = 16
 
     mode: Literal["online", "offline"] = "online"
-    models: int = 16
-    strength: float = 32.0
-    neighbours: int = 100
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_option("TwoVersion.mode", self.mode, ("online", "offline"))
-        check_models("TwoVersion", self.models, 6, "all but one pair, two on each side, have to show a variance")
-        check_prior("TwoVersion", self.strength, self.neighbours)
+    models: Annotated[int, pairs(6, "all but one pair, two on each side, have to show a variance")] | None = None
+    strength: Positive = 32.0
+    neighbours: Neighbours = 100
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield one loot; each release is asked about the whole pool once, and counts that itself."""
@@ -98,7 +91,7 @@ class TwoVersion(Attack):
                 f"found shadow models of {len(kinds)} releases; expected one kind for each of {len(answers)}"
             )
         values, halves = zip(
-            *(shadow_confidence(kind, self.models, targets, how, task) for kind, how in zip(kinds, shown, strict=True)),
+            *(shadow_confidence(kind, self.count, targets, how, task) for kind, how in zip(kinds, shown, strict=True)),
             strict=True,
         )
         if any(not torch.equal(half, halves[0]) for half in halves):

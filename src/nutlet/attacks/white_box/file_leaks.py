@@ -40,7 +40,7 @@ _TRAINING = re.compile(
 class FileLeaks(Attack):
     """Read the file against a fixed list of what it may give away (Sun et al. 2021, Mind Your Weight(s)).
 
-    The facts hold ``items``, one per entry of the list with ``found`` and an example, their ``share``, and what the
+    The facts hold ``items``, one per entry of the list with ``found`` and an example, and what the
     stored weights come to: ``parameters``, ``bits_per_parameter``, the share of ``zeros``, and ``bytes_zstd`` of the
     whole file. Of packed weights it is what they unpack to.
     """
@@ -66,14 +66,14 @@ class FileLeaks(Attack):
         parameters = sum(tensor.values.size for tensor in contents.tensors)
         items = _items(contents, parameters)
         facts = {
-            "share": sum(item["found"] for item in items) / len(items),
             "items": items,
             "parameters": parameters,
             "bits_per_parameter": sum(t.values.size * t.bits for t in contents.tensors) / max(1, parameters),
             "zeros": sum(int((t.values == t.zero).sum()) for t in contents.tensors) / max(1, parameters),
             "bytes_zstd": packed_size(form.read(knowledge.file)),
         }
-        yield AttackResult(queries=oracle.queries, facts=facts)
+        found = sum(item["found"] for item in items) / len(items)
+        yield AttackResult(queries=oracle.queries, share=found, facts=facts)
 
 
 def _items(contents: Contents, parameters: int) -> list[dict[str, Any]]:

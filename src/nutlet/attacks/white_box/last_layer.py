@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
-from nutlet.errors import ConfigError
+from nutlet.options import Range
 from nutlet.oracle import Access, Oracle, as_probabilities
 
 __all__ = ["LastLayerWidth", "read_last_layer"]
@@ -36,7 +36,7 @@ class LastLayerWidth(Attack):
         ConfigError: a ratio of one or less.
     """
 
-    drop: float = 10.0
+    drop: Annotated[float, Range(1, left_open=True, noun="a ratio")] = 10.0
 
     use_when: ClassVar[str] = (
         "logits of a model with more outputs than hidden units: how wide it is, and its last layer"
@@ -46,11 +46,6 @@ class LastLayerWidth(Attack):
     measure: ClassVar[str] = "hidden width found"
     tasks: ClassVar[tuple[str, ...]] = ("classification", "multi_label", "regression", "embedding")
     source: ClassVar[str] = "Carlini et al. 2024, arXiv:2403.06634"
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not self.drop > 1:
-            raise ConfigError(f"LastLayerWidth.drop is {self.drop}; expected a ratio above 1")
 
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why it cannot run: too few outputs show nothing, whatever the layer before them is."""
@@ -71,10 +66,10 @@ class LastLayerWidth(Attack):
         values, span = read_last_layer(logits, self.drop)
         yield AttackResult(
             queries=oracle.queries,
+            share=0.0 if span is None else 1.0,
             facts={
                 "width": None if span is None else span.shape[1],
                 "singular_values": values[:64].tolist(),
-                "share": 0.0 if span is None else 1.0,
                 "outputs": logits.shape[1],
             },
         )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.line import Ask, Line
-from nutlet.errors import ConfigError, ModelError
+from nutlet.errors import ModelError
+from nutlet.options import Count
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["RecoverWeights", "RecoveredMLP", "precision", "weight_error"]
@@ -68,15 +69,8 @@ class RecoverWeights(Attack):
     tasks: ClassVar[tuple[str, ...]] = ("classification", "multi_label", "regression", "embedding")
     source: ClassVar[str] = "Carlini et al. 2020, arXiv:2003.04884; Jagielski et al. 2020, arXiv:1909.01838"
 
-    lines: int = 3
-    checks: int = 8
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.lines < 1 or self.checks < 1:
-            raise ConfigError(
-                f"RecoverWeights has lines={self.lines}, checks={self.checks}; expected 1 or more of each"
-            )
+    lines: Count = 3
+    checks: Count = 8
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield once, however many budgets there are: the network if it was found, and what is known of it."""
@@ -97,12 +91,14 @@ class RecoverWeights(Attack):
             pass
         victim.allowance += self.checks
         clone = neurons.module(victim) if len(neurons) else None
-        facts = {
-            "neurons": len(neurons),
-            "digits": int(-math.log10(eps)),
-            **_held(clone, victim, _draw(self.checks, size, generator)),
-        }
-        yield AttackResult(queries=oracle.queries, clone=clone, facts=facts)
+        facts: dict[str, float] = {"neurons": len(neurons), "digits": int(-math.log10(eps))}
+        share = 0.0
+        checks = _draw(self.checks, size, generator)
+        if clone is not None:
+            error = _relative_error(clone, victim, checks)
+            share = float((error < _SAME).double().mean())
+            facts["error"] = float(error.median())
+        yield AttackResult(queries=oracle.queries, clone=clone, share=share, facts=facts)
 
 
 class _Spent(Exception):
@@ -203,15 +199,12 @@ def precision(answers: Tensor) -> float:
     return next((2.0**-bits for bits in (8, 11, 24) if not bool((mantissa * 2**bits).frac().any())), 2.0**-53)
 
 
-def _held(clone: nn.Module | None, victim: _Victim, x: Tensor) -> dict[str, float]:
-    """Compare with fresh answers, which the network has not been fitted to."""
-    if clone is None:
-        return {"share": 0.0}
+def _relative_error(clone: nn.Module, victim: _Victim, x: Tensor) -> Tensor:
+    """Return the largest error of each of fresh answers ``(N,)``, which the network has not been fitted to."""
     with torch.no_grad():
-        foretold = clone(x)
+        foretold: Tensor = clone(x)
     truth = victim.ask(x)
-    error = (foretold - truth).abs().amax(1) / truth.abs().amax(1).clamp_min(1e-300)
-    return {"share": float((error < _SAME).double().mean()), "error": float(error.median())}
+    return (foretold - truth).abs().amax(1) / truth.abs().amax(1).clamp_min(1e-300)
 
 
 def _along(line: Line) -> tuple[_Neurons, Tensor | None]:

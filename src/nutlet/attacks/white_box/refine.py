@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackResult, Goal, register_attack
 from nutlet.attacks.extraction.labelled import finetune, labelled
-from nutlet.errors import ConfigError
+from nutlet.options import LearningRate
 from nutlet.oracle import Access, Oracle
 
 __all__ = ["Refine"]
@@ -26,7 +26,7 @@ class Refine(Attack):
         lr: peak learning rate; a third of a thief's own, so that what is there is not washed out.
     """
 
-    lr: float = 1e-3
+    lr: LearningRate = 1e-3
 
     use_when: ClassVar[str] = "the file is compressed, and the thief has a few labels and wants the original back"
     goal: ClassVar[Goal] = "file"
@@ -36,11 +36,6 @@ class Refine(Attack):
     spends: ClassVar[Literal["queries", "labels"]] = "labels"
     tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Han et al. 2015, Learning both weights and connections, arXiv:1506.02626"
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not 0 < self.lr < 1:
-            raise ConfigError(f"Refine.lr is {self.lr}; expected a learning rate above 0 and below 1")
 
     def run(self, oracle: Oracle, knowledge: AttackerKnowledge, budgets: Sequence[int]) -> Iterator[AttackResult]:
         """Yield the refined model for each number of labels."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from nutlet.attacks.base import EVERY_TASK, Attack, AttackerKnowledge, AttackRes
 from nutlet.attacks.extraction.labelled import EFFORT, finetune, labelled
 from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.data.examples import Examples
-from nutlet.errors import ConfigError
+from nutlet.options import LearningRate, Range
 from nutlet.oracle import Access, Oracle
 from nutlet.tasks import CLASSIFICATION, Task, is_classifier
 from nutlet.tasks.inputs import Inputs
@@ -40,9 +40,9 @@ class Reuse(Attack):
         lr: peak learning rate.
     """
 
-    groups: int = 2
+    groups: Annotated[int, Range(2)] = 2
     start: Literal["stolen", "random"] = "stolen"
-    lr: float = 3e-3
+    lr: LearningRate = 3e-3
 
     use_when: ClassVar[str] = "the file is to spare labels and training on a task of the thief's own"
     goal: ClassVar[Goal] = "reuse"
@@ -53,14 +53,9 @@ class Reuse(Attack):
     tasks: ClassVar[tuple[str, ...]] = EVERY_TASK
     source: ClassVar[str] = "Yosinski et al. 2014, How transferable are features, arXiv:1411.1792"
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.groups < 2:
-            raise ConfigError(f"Reuse.groups is {self.groups}; expected 2 or more")
-        if self.start not in ("stolen", "random"):
-            raise ConfigError(f"Reuse.start is {self.start!r}; expected 'stolen' or 'random'")
-        if not 0 < self.lr < 1:
-            raise ConfigError(f"Reuse.lr is {self.lr}; expected a learning rate above 0 and below 1")
+    def baseline(self) -> Reuse | None:
+        """Return the same from a start at random; of that there is none."""
+        return replace(self, start="random") if self.start == "stolen" else None
 
     def obstacle(self, oracle: Oracle, knowledge: AttackerKnowledge) -> str | None:
         """Return why the attack cannot run here, or None where it can."""

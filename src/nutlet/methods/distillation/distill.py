@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -16,6 +15,7 @@ from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.graph.scope import training_only
 from nutlet.methods.base import Method, register
 from nutlet.methods.distillation.features import Features
+from nutlet.options import Weight
 from nutlet.tasks import Task
 from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.targets import has_target
@@ -74,19 +74,15 @@ class Distill(DistillationTraining, Method):
     use_when: ClassVar[str] = "recover accuracy after any other method; nearly always better than labels alone"
 
     targets: Literal["kl", "logits", "decoupled"] = "kl"
-    alpha: float = 1.0
-    beta: float = 8.0
-    hints: float = 0.0
-    attention: float = 0.0
-    relations: float = 0.0
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+    hints: Weight = 0.0
+    attention: Weight = 0.0
+    relations: Weight = 0.0
     sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(type(self).__name__)
-        for option in ("alpha", "beta", "hints", "attention", "relations"):
-            if not 0 <= getattr(self, option) < math.inf:
-                raise ConfigError(f"Distill.{option} is {getattr(self, option)}; expected a weight of 0 or more")
         if (self.alpha, self.beta) != (1.0, 8.0) and self.targets != "decoupled":
             raise ConfigError(f"Distill.alpha and beta weigh targets='decoupled'; found them with {self.targets!r}")
         if self.targets == "logits" and self.temperature != DistillationTraining.temperature:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.drop_blocks import DropBlocks, blocks_in_scope
 from nutlet.methods.pruning.prune_channels import PruneChannels
+from nutlet.options import Count, Range
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
@@ -51,21 +52,15 @@ class Student(Method):
     )
     recoverable: ClassVar[bool] = True
 
-    width: float = 1.0
-    depth: float = 1.0
+    width: Annotated[float, Range(0, 1, left_open=True, noun="a share of the channels")] = 1.0
+    depth: Annotated[float, Range(0, 1, noun="a share of the blocks")] = 1.0
     start: Literal["inherited", "fresh"] = "inherited"
-    multiple_of: int = 1
+    multiple_of: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.width <= 1:
-            raise ConfigError(f"Student.width is {self.width}; expected a share of the channels above 0 up to 1")
-        if not 0 <= self.depth <= 1:
-            raise ConfigError(f"Student.depth is {self.depth}; expected a share of the blocks from 0 to 1")
         if self.width == self.depth == 1:
             raise ConfigError("Student.width and depth are both 1; expected one of them below: a student is smaller")
-        if self.multiple_of < 1:
-            raise ConfigError(f"Student.multiple_of is {self.multiple_of}; expected 1 or more")
         if self.multiple_of > 1 and self.width == 1:
             raise ConfigError("Student.multiple_of rounds widths; found it with width 1, which leaves them as they are")
 

@@ -6,7 +6,7 @@ import copy
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,15 @@ from nutlet.methods.low_rank.ranks import (
     portions,
     spread,
 )
+from nutlet.options import Count, OpenShare, Range, UpToOne
 from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import evaluate
 from nutlet.training.context import Context
 
 __all__ = ["Factorize"]
 
+Drop = Annotated[float, Range(0, 1, right_open=True, noun="a share", note="0.01 for one point")]
+"""Accuracy that may be lost."""
 TRIED = 8
 """How many ranks of these are tried for each layer, from a sixteenth of the largest that pays."""
 
@@ -101,11 +104,11 @@ class Factorize(Method):
     layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
     decomposition: Literal["svd", "whitened", "spatial", "tucker", "cp", "nmf"] = "svd"
-    energy: float | None = None
-    rank: int | None = None
-    parameters: float | None = None
-    macs: float | None = None
-    drop: float | None = None
+    energy: UpToOne | None = None
+    rank: Count | None = None
+    parameters: OpenShare | None = None
+    macs: OpenShare | None = None
+    drop: Drop | None = None
     signed: Literal["refuse", "split"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -116,16 +119,6 @@ class Factorize(Method):
             raise ConfigError(
                 f"Factorize has {' and '.join(given)}; expected one of energy, rank, parameters, macs and drop"
             )
-        if not 0 < self._energy <= 1:
-            raise ConfigError(f"Factorize.energy is {self.energy}; expected a share above 0 up to 1")
-        if self.rank is not None and self.rank < 1:
-            raise ConfigError(f"Factorize.rank is {self.rank}; expected 1 or more")
-        for name in ("parameters", "macs"):
-            share = getattr(self, name)
-            if share is not None and not 0 < share < 1:
-                raise ConfigError(f"Factorize.{name} is {share}; expected a share of the model above 0 and below 1")
-        if self.drop is not None and not 0 <= self.drop < 1:
-            raise ConfigError(f"Factorize.drop is {self.drop}; expected a share from 0, 0.01 for one point of accuracy")
         if self.signed == "split" and self.decomposition != "nmf":
             raise ConfigError(
                 f"Factorize.signed is for decomposition='nmf'; found {self.decomposition!r}, which takes any weight"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from nutlet.graph.scope import Layer, in_scope
 from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.sensitivity import sensitivities
+from nutlet.options import Range
 from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
@@ -51,12 +52,7 @@ class DropBlocks(Method):
     recoverable: ClassVar[bool] = True
     sample: ClassVar[Mapping[str, Any]] = {"drop": 1}
 
-    drop: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.drop < 1:
-            raise ConfigError(f"DropBlocks.drop is {self.drop}; expected the number of blocks to remove, 1 or more")
+    drop: Annotated[int, Range(1, noun="a number of blocks")]
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks to drop, in the order in which they were chosen."""

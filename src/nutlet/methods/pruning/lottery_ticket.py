@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from nutlet.errors import ConfigError
 from nutlet.graph.scope import training_only
 from nutlet.methods.base import register
 from nutlet.methods.pruning.moving import Memory, MovingMasks, remembering, sparsity_of
+from nutlet.options import Count, Range
 from nutlet.training.context import Context
 from nutlet.training.loop import fit
 from nutlet.training.losses import softened
@@ -51,16 +52,14 @@ class LotteryTicket(MovingMasks):
     effect: ClassVar[str] = "mask"
     use_when: ClassVar[str] = "to study which weights a model needs, or at extreme sparsity with much time to train"
 
-    rounds: int = 3
-    rewind: int = 0
+    rounds: Count = 3
+    rewind: Annotated[int, Range(0, noun="a number of epochs")] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 1:
-            raise ConfigError(f"LotteryTicket.rounds is {self.rounds}; expected 1 or more")
-        if not 0 <= self.rewind < self.epochs:
+        if self.rewind >= self.epochs:
             raise ConfigError(
-                f"LotteryTicket.rewind is {self.rewind}; expected 0 or more epochs, below `epochs`, {self.epochs}"
+                f"LotteryTicket.rewind is {self.rewind}; expected fewer epochs than `epochs`, {self.epochs}"
             )
 
     def train(self, model: nn.Module, context: Context) -> list[str]:

@@ -40,7 +40,6 @@ class MovingMasks(DistillationTraining, Sparsifying):
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = type(self).__name__
-        self.check(owner)
         if self.patience is not None:
             raise ConfigError(
                 f"{owner}.patience is {self.patience}; expected none, the sparsity is reached only at the end: put "

@@ -19,6 +19,7 @@ from nutlet.graph.skip_reasons import EXCLUDED, layers_with_values
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores, relative_to_left
+from nutlet.options import BelowOne, Count, UpToOne
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
@@ -62,9 +63,9 @@ class PruneChannels(Method):
     use_when: ClassVar[str] = "the model must be smaller and faster on any runtime, and you can fine-tune after"
     recoverable: ClassVar[bool] = True
 
-    ratio: float | None = None
-    macs: float | None = None
-    multiple_of: int = 1
+    ratio: BelowOne | None = None
+    macs: UpToOne | None = None
+    multiple_of: Count = 1
     criterion: ChannelCriterion = "magnitude"
     distribution: Literal["uniform", "global"] | None = None
 
@@ -74,12 +75,6 @@ class PruneChannels(Method):
             raise ConfigError(
                 "PruneChannels needs exactly one of `ratio` (channels to remove) and `macs` (work to keep)"
             )
-        if self.ratio is not None and not 0 <= self.ratio < 1:
-            raise ConfigError(f"PruneChannels.ratio is {self.ratio}; expected a share from 0 up to but not including 1")
-        if self.macs is not None and not 0 < self.macs <= 1:
-            raise ConfigError(f"PruneChannels.macs is {self.macs}; expected a share above 0 up to 1")
-        if self.multiple_of < 1:
-            raise ConfigError(f"PruneChannels.multiple_of is {self.multiple_of}; expected 1 or more")
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the channels each group loses."""

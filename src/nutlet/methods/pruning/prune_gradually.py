@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import raw_weight
-from nutlet.errors import ConfigError
 from nutlet.graph.scope import training_only
 from nutlet.methods.base import register
 from nutlet.methods.pruning.moving import MovingMasks, remembering, sparsities, sparsity_of
+from nutlet.options import BelowOne
 from nutlet.training.context import Context
 from nutlet.training.loop import fit
 from nutlet.training.losses import softened
@@ -48,14 +48,7 @@ class PruneGradually(MovingMasks):
 
     ramp: Literal["cubic", "iterative"] = "cubic"
     criterion: Literal["magnitude", "movement"] = "magnitude"
-    fixed: float = 0.3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.fixed < 1:
-            raise ConfigError(
-                f"PruneGradually.fixed is {self.fixed}; expected a share from 0 up to but not including 1"
-            )
+    fixed: BelowOne = 0.3
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Train and prune at once."""

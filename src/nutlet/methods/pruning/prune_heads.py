@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight, output_axis
-from nutlet.errors import ConfigError, ModelError, NutletError, first_line
+from nutlet.errors import ModelError, NutletError, first_line
 from nutlet.graph.attention import open_attention
 from nutlet.graph.comparison import run
 from nutlet.graph.coupling.group import Group
@@ -22,6 +22,7 @@ from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.graph.statistics import batch_gradients, channels_first, observe
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH
+from nutlet.options import OpenShare
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
@@ -60,14 +61,9 @@ class PruneHeads(Method):
     use_when: ClassVar[str] = "a transformer whose attention is a good part of the work; many heads are never missed"
     recoverable: ClassVar[bool] = True
 
-    ratio: float
+    ratio: OpenShare
     criterion: Literal["magnitude", "activation", "taylor"] = "taylor"
     distribution: Literal["uniform", "global"] = "uniform"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.ratio < 1:
-            raise ConfigError(f"PruneHeads.ratio is {self.ratio}; expected a share above 0 and below 1")
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the heads that each attention loses."""

@@ -19,7 +19,6 @@ from nutlet.constraints.stack import (
     keep_mask,
     raw_weight,
 )
-from nutlet.errors import ConfigError
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import WITH_ROWS, input_moments, without_rows
@@ -29,6 +28,7 @@ from nutlet.methods.pruning.elimination import BLOCK, damped, eliminate, inverse
 from nutlet.methods.pruning.masks import DENSE, put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, as_weight
 from nutlet.methods.pruning.sparsifying import Sparsifying
+from nutlet.options import OpenShare
 from nutlet.training.context import Context
 
 __all__ = ["PruneSecondOrder"]
@@ -66,12 +66,7 @@ class PruneSecondOrder(Sparsifying):
     recoverable: ClassVar[bool] = True
 
     distribution: Distribution = "uniform"
-    damping: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.damping < 1:
-            raise ConfigError(f"PruneSecondOrder.damping is {self.damping}; expected above 0 and below 1, as 0.01")
+    damping: OpenShare = 0.01
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the layers that are masked; masks and changed weights are values."""

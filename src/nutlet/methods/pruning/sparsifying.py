@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,14 @@ from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
 from nutlet.methods.sensitivity import divergence_from, reconstrained, sensitivities
+from nutlet.options import Range
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Sparsifying"]
+
+Sparsity = Annotated[float, Range(0, 1, right_open=True, noun="a share", note="50 percent would be 0.5")]
+"""Share of the weights that are zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Sparsifying(Method):
     sample: ClassVar[Mapping[str, Any]] = {"sparsity": 0.5}
     separable: ClassVar[tuple[str, ...]] = ("masked",)
 
-    sparsity: float | None = None
+    sparsity: Sparsity | None = None
     pattern: str = "weight"
     block: tuple[int, ...] = ()
     distribution: Distribution = "global"
@@ -55,11 +59,6 @@ class Sparsifying(Method):
         super().__post_init__()
         owner = type(self).__name__
         pattern = self.positions
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise ConfigError(
-                f"{owner}.sparsity is {self.sparsity}; expected a share from 0 up to but not including 1 "
-                f"({self.sparsity} percent would be {self.sparsity / 100:g})"
-            )
         if pattern.of:
             share = 1 - pattern.kept / pattern.of
             if self.sparsity is not None and abs(self.sparsity - share) > 1e-3:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from nutlet.constraints.quantizer import along
 from nutlet.constraints.stack import constrained_weight, output_axis, raw_weight
-from nutlet.errors import ConfigError
 from nutlet.graph.coupling.groups import Coupling
 from nutlet.graph.scope import training_only, weighted_layers
 from nutlet.graph.trace import body_of
 from nutlet.methods.base import Method, Plan, register
+from nutlet.options import BelowOne, Weight
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 from nutlet.training.loop import fit
@@ -61,18 +61,8 @@ class TrainSparse(DistillationTraining, Method):
     use_when: ClassVar[str] = "before pruning, when there is time to train: decides by training what can go"
 
     penalty: Literal["l1", "group"] = "l1"
-    strength: float = 1e-4
-    threshold: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check(type(self).__name__)
-        if not 0 <= self.strength < float("inf"):
-            raise ConfigError(f"TrainSparse.strength is {self.strength}; expected a finite number of 0 or more")
-        if not 0 <= self.threshold < 1:
-            raise ConfigError(
-                f"TrainSparse.threshold is {self.threshold}; expected a share from 0 up to but not including 1"
-            )
+    strength: Weight = 1e-4
+    threshold: BelowOne = 0.01
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return nothing to do: values alone change; a model without weights to penalize is refused."""

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ConfigError
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Plan, register
-from nutlet.methods.quantization.integers import OnIntegers, check_bits, usual_grid
+from nutlet.methods.quantization.integers import Bits, OnIntegers, usual_grid
 from nutlet.methods.quantization.rounding import Rounding, rounding_plan
+from nutlet.options import Count
 from nutlet.training.context import Context
 
 __all__ = ["AdaRound"]
@@ -54,14 +54,8 @@ class AdaRound(OnIntegers):
     effect: ClassVar[str] = "grid"
     use_when: ClassVar[str] = "weights of 2 to 4 bits where nothing is trained: seconds for each layer, few examples"
 
-    bits: int = 4
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bits("AdaRound", "bits", self.bits)
-        if self.steps < 1:
-            raise ConfigError(f"AdaRound.steps is {self.steps}; expected 1 or more, as 1000")
+    bits: Bits = 4
+    steps: Count = 1000
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
 
 from nutlet.constraints import Codebook
 from nutlet.constraints.stack import constrained_weight
-from nutlet.errors import ConfigError
 from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
+from nutlet.options import Range
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
@@ -45,14 +45,9 @@ class Cluster(Coding):
     use_when: ClassVar[str] = "3 to 5 bits for a weight on disk at less loss than a uniform grid of so many bits"
     recoverable: ClassVar[bool] = True
 
-    values: int = 16
+    values: Annotated[int, Range(2, 256, note="so that an index fits a byte")] = 16
     keep_zeros: bool = True
     edges: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 2 <= self.values <= 256:
-            raise ConfigError(f"Cluster.values is {self.values}; expected 2 to 256, so that an index fits a byte")
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return how many values each layer gets."""

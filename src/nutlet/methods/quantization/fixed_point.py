@@ -10,7 +10,7 @@ from torch import nn
 from nutlet.graph.activation_quantizers import ActivationGrid
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Plan, register
-from nutlet.methods.quantization.integers import OnIntegers, check_bits, integer_plan, usual_grid
+from nutlet.methods.quantization.integers import Bits, OnIntegers, integer_plan, usual_grid
 from nutlet.training.context import Context
 
 __all__ = ["FixedPoint"]
@@ -39,13 +39,9 @@ class FixedPoint(OnIntegers):
     effect: ClassVar[str] = "grid"
     use_when: ClassVar[str] = "hardware that shifts instead of multiplying; elsewhere Quantize loses less"
 
-    bits: int = 8
+    bits: Bits = 8
     granularity: Literal["tensor", "channel"] = "tensor"
     activations: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bits("FixedPoint", "bits", self.bits)
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is folded, the grid of each weight, and the ranges of the activations."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ConfigError
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Plan, register
 from nutlet.methods.pruning.elimination import eliminate, inverse_factor
-from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, usual_grid
+from nutlet.methods.quantization.integers import Bits, OnIntegers, grouped, usual_grid
 from nutlet.methods.quantization.rounding import Rounding, rounding_plan
+from nutlet.options import OpenShare, Range
 from nutlet.training.context import Context
 
 __all__ = ["GPTQ"]
@@ -49,17 +49,9 @@ class GPTQ(OnIntegers):
     effect: ClassVar[str] = "grid"
     use_when: ClassVar[str] = "weights of 2 to 4 bits without training, in seconds; large dense layers"
 
-    bits: int = 4
-    group_size: int = 32
-    damping: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bits("GPTQ", "bits", self.bits)
-        if self.group_size < 0:
-            raise ConfigError(f"GPTQ.group_size is {self.group_size}; expected 0 or more, as 32")
-        if not 0 < self.damping < 1:
-            raise ConfigError(f"GPTQ.damping is {self.damping}; expected a share above 0 and below 1, as 0.01")
+    bits: Bits = 4
+    group_size: Annotated[int, Range(0, noun="a number of weights", note="as 32")] = 32
+    damping: OpenShare = 0.01
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the grids, and the rounded weights as values."""

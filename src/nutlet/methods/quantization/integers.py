@@ -6,14 +6,13 @@ import copy
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import nn
 
 from nutlet.constraints import QuantScheme, WeightQuantizer, formats
 from nutlet.constraints.stack import constrained_weight, raw_weight, remove_constraints
-from nutlet.errors import ConfigError
 from nutlet.graph.activation_quantizers import ActivationGrid, attach, calibrate
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.placement import read_exactly, runs_on_integers
@@ -22,20 +21,28 @@ from nutlet.graph.trace import Record, trace
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.methods.base import Method, Plan
 from nutlet.methods.quantization.formats import put_format
+from nutlet.options import Range
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = [
+    "Bits",
     "OnIntegers",
     "attach_quantizer",
     "calibrated",
-    "check_bits",
     "grid_for",
     "grouped",
     "integer_plan",
     "usual_grid",
     "with_integers",
 ]
+
+_WHY_BITS = (
+    "runtimes compute with 8-bit integers; fewer bits make the saved file smaller all the same. For one bit see "
+    "Binarize, for 16 see HalfPrecision"
+)
+Bits = Annotated[int, Range(2, 8, note=_WHY_BITS)]
+"""Of a weight or an activation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +102,6 @@ def grouped(name: str, layer: nn.Module, grid: QuantScheme, size: int) -> tuple[
         return replace(grid, granularity="group", group_size=size), []
     note = f"{name}: groups of {size} do not divide {width}, one scale per channel"
     return replace(grid, granularity="channel"), [note]
-
-
-def check_bits(owner: str, option: str, bits: int) -> None:
-    """Raise ConfigError unless integers of ``bits`` bits are offered."""
-    if not 2 <= bits <= 8:
-        raise ConfigError(
-            f"{owner}.{option} is {bits}; expected 2 to 8. Runtimes compute with 8-bit integers; fewer bits make the "
-            "files smaller all the same. For one bit see Binarize, for 16 see HalfPrecision"
-        )
 
 
 def integer_plan(

@@ -16,9 +16,9 @@ from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Plan, register
 from nutlet.methods.budget import choose
 from nutlet.methods.quantization.integers import (
+    Bits,
     OnIntegers,
     attach_quantizer,
-    check_bits,
     grid_for,
     integer_plan,
     usual_grid,
@@ -56,13 +56,11 @@ class MixedPrecision(OnIntegers):
     use_when: ClassVar[str] = "one width for all layers loses too much, and a saved file of fewer than 8 bits is wanted"
 
     bits: float = 4.0
-    choices: tuple[int, ...] = (2, 4, 8)
+    choices: tuple[Bits, ...] = (2, 4, 8)
     activations: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for width in self.choices:
-            check_bits("MixedPrecision", "choices", width)
         if len(set(self.choices)) < 2 or not min(self.choices) <= self.bits <= max(self.choices):
             raise ConfigError(
                 f"MixedPrecision.bits is {self.bits} with choices {self.choices}; expected two widths or more, and a "

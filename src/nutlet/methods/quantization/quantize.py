@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import nn
 
@@ -17,8 +17,9 @@ from nutlet.graph.observers import RangeKind
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import edge_layers
-from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, integer_plan, usual_grid
+from nutlet.methods.quantization.integers import Bits, OnIntegers, grouped, integer_plan, usual_grid
 from nutlet.methods.quantization.tolerance import keep_sensitive_in_float
+from nutlet.options import Range
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
@@ -76,39 +77,31 @@ class Quantize(OnIntegers):
         "try it first: far smaller at once, no training; often faster (small layers only where the CPU has VNNI)"
     )
 
-    bits: int = 8
+    bits: Bits = 8
     granularity: Literal["channel", "tensor", "group"] = "channel"
-    group_size: int = 0
+    group_size: Annotated[int, Range(0, noun="a number of weights")] = 0
     symmetric: bool = True
     ranges: Literal["minmax", "mse", "mean"] | None = None
-    edge_bits: int | None = None
+    edge_bits: Bits | None = None
     activations: bool = True
-    activation_bits: int | None = None
+    activation_bits: Bits | None = None
     activation_ranges: RangeKind | None = None
     learn: bool = False
     fold: bool | None = None
     reduce_range: bool | None = None
-    tolerance: float | None = None
+    tolerance: Annotated[float, Range(0, left_open=True, noun="a share of the outputs")] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_bits("Quantize", "bits", self.bits)
-        if self.activation_bits is not None:
-            check_bits("Quantize", "activation_bits", self.activation_bits)
-        if self.edge_bits is not None:
-            check_bits("Quantize", "edge_bits", self.edge_bits)
         if not self.activations and (self.activation_bits, self.activation_ranges) != (None, None):
             raise ConfigError(
                 "Quantize.activation_bits and activation_ranges need activations; found activations: false"
             )
-        if (self.granularity == "group") != (self.group_size > 0) or self.group_size < 0:
+        if (self.granularity == "group") != (self.group_size > 0):
             raise ConfigError(
                 f"Quantize.granularity is {self.granularity!r} with group_size {self.group_size}; expected a positive "
                 "group_size (32 or 128, say) with 'group', and none without"
             )
-
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ConfigError(f"Quantize.tolerance is {self.tolerance}; expected a share of the outputs above 0")
         if self.reduce_range is not None and not self._saturates:
             raise ConfigError(
                 "Quantize.reduce_range chooses scales for integer kernels with 8-bit weights; found none here (bits "

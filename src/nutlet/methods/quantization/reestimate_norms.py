@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nutlet.errors import ConfigError, ModelError
+from nutlet.errors import ModelError
 from nutlet.graph.scope import in_scope
 from nutlet.methods.base import Method, Plan, register
+from nutlet.options import Range
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
@@ -44,14 +45,8 @@ class ReestimateNorms(Method):
         "after pruning or factorizing a model with batch norms, where nothing is trained afterwards"
     )
 
-    examples: int = 5000
-    batch_size: int = 250
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for option in ("examples", "batch_size"):
-            if getattr(self, option) < 2:
-                raise ConfigError(f"ReestimateNorms.{option} is {getattr(self, option)}; expected 2 or more")
+    examples: Annotated[int, Range(2)] = 5000
+    batch_size: Annotated[int, Range(2)] = 250
 
     def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers are left alone; a scope without a norm is refused here already."""

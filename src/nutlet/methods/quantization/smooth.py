@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.constraints.stack import Mask, constraints, refit
-from nutlet.errors import ConfigError
 from nutlet.graph.equivalent_scaling import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import channels_first, observe
 from nutlet.methods.base import Method, Plan, register
+from nutlet.options import Share
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
@@ -47,12 +47,7 @@ class Smooth(Method):
     effect: ClassVar[str] = "values"
     use_when: ClassVar[str] = "before a Quantize of a transformer, whose activations have a few channels of huge values"
 
-    alpha: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError(f"Smooth.alpha is {self.alpha}; expected a share from 0 to 1, as 0.5")
+    alpha: Share = 0.5
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return ``[layer or None, norm or None, readers]`` of the scaled channels, and what they become as values."""
