@@ -19,6 +19,7 @@ from nutlet.graph.placement import place
 from nutlet.graph.record import Record
 from nutlet.graph.statistics import Batches, run_through
 from nutlet.graph.trace import InstrumentedModel, trace
+from nutlet.tasks.inputs import Inputs
 
 __all__ = [
     "ActivationGrid",
@@ -149,7 +150,7 @@ def grid_of(edited: InstrumentedModel) -> ActivationGrid:
     return min(grids, key=lambda grid: grid.bits, default=ActivationGrid())
 
 
-def attach(model: nn.Module, activations: Activations, example: Tensor) -> InstrumentedModel:
+def attach(model: nn.Module, activations: Activations, example: Inputs) -> InstrumentedModel:
     """Return ``model`` with a quantizer at every site of ``activations``."""
     quantizers: dict[str, nn.Module] = {}
     # Those that share a scale last: a saved plan is in alphabetical order.
@@ -169,7 +170,7 @@ def attach(model: nn.Module, activations: Activations, example: Tensor) -> Instr
 
 
 def reattach(
-    earlier: InstrumentedModel, model: nn.Module, activations: Activations | None, example: Tensor
+    earlier: InstrumentedModel, model: nn.Module, activations: Activations | None, example: Inputs
 ) -> nn.Module:
     """Return ``model``, which a step made of that in ``earlier``, with activation quantizers again.
 

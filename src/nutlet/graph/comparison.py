@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_layers, constrained_weight, dense_weight, remove_constraints
 from nutlet.graph.trace import InstrumentedModel
+from nutlet.tasks.inputs import Inputs, cast
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["ROUNDING", "Answers", "answers", "difference", "plain", "run"]
@@ -73,19 +74,19 @@ def plain(model: nn.Module, *, quantized: bool) -> nn.Module:
     return trial
 
 
-def run(model: nn.Module, x: Tensor) -> Tensor:
+def run(model: nn.Module, x: Inputs) -> Tensor:
     """Return the outputs for ``x``, in evaluation mode and without gradients."""
     with evaluating(model), torch.no_grad():
         outputs: Tensor = model(x.clone())  # a forward may write to its input
     return outputs
 
 
-def answers(model: nn.Module, x: Tensor) -> Answers:
+def answers(model: nn.Module, x: Inputs) -> Answers:
     """Return what ``model`` answers to ``x`` ``(B, ...)``; it is in double precision afterwards, of no further use."""
     single = run(model, x)
     model.double()
     try:
-        return Answers(single, run(model, x.double()))
+        return Answers(single, run(model, cast(x, torch.float64)))
     except (RuntimeError, TypeError):  # a constant or a conversion in the forward is in single precision
         return Answers(single, None)
 

@@ -16,6 +16,7 @@ from nutlet.graph.kernels import WEIGHTED
 from nutlet.graph.modules import replace
 from nutlet.graph.placement import moves_values
 from nutlet.graph.trace import InstrumentedModel, Record, trace
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["SiteError", "activation_errors", "bare", "changed_places", "with_places"]
 
@@ -41,7 +42,7 @@ def bare(model: nn.Module) -> nn.Module:
     return trial.unwrap() if isinstance(trial, InstrumentedModel) else trial
 
 
-def changed_places(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
+def changed_places(before: nn.Module, after: nn.Module, example: Inputs) -> dict[str, tuple[str, ...]]:
     """Return the modules whose values or kind differ and that fit into each other's place, by name.
 
     Each comes with the names of all modules that have to be exchanged with it: a layer and the norm that was folded
@@ -110,7 +111,7 @@ class _Tap(nn.Module):
         return x
 
 
-def activation_errors(before: nn.Module, after: nn.Module, x: Tensor) -> list[SiteError]:
+def activation_errors(before: nn.Module, after: nn.Module, x: Inputs) -> list[SiteError]:
     """Return how far the results of calls that both models make have moved, in order of execution.
 
     Calls whose results have another shape, or that a folded norm gave another meaning, are left out.
@@ -138,7 +139,7 @@ def _comparable(name: str, old: Record, new: Record) -> bool:
     return same and (old.sites[name].op not in WEIGHTED or readers[0] == readers[1])
 
 
-def _results(model: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
+def _results(model: nn.Module, names: Sequence[str], x: Inputs) -> dict[str, Tensor]:
     trial = copy.deepcopy(model)
     edits = dict(trial.by_site) if isinstance(trial, InstrumentedModel) else {}
     body = trial.unwrap() if isinstance(trial, InstrumentedModel) else trial

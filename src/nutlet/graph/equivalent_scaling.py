@@ -17,6 +17,7 @@ from nutlet.graph.fold import foldable
 from nutlet.graph.kernels import WEIGHTED
 from nutlet.graph.modules import shared_parameters
 from nutlet.graph.trace import Record, Site, trace
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import predict
 
 __all__ = ["Link", "links"]
@@ -85,7 +86,7 @@ class Link:
 
 
 def links(
-    model: nn.Module, example: Tensor, examples: Examples, layers: Collection[str], notes: list[str]
+    model: nn.Module, example: Inputs, examples: Examples, layers: Collection[str], notes: list[str]
 ) -> list[Link]:
     """Return all links between modules of which the layers are among ``layers``.
 

@@ -81,7 +81,7 @@ def finalize(model: nn.Module) -> nn.Module:
         # What was quantized after a norm is now quantized after its layer.
         moved = without_norms(record, norms)
         edits = {moved.get(site, site): edit for site, edit in edits.items()}
-        record = trace(body, torch.zeros(record.sites["/input/0"].shape))
+        record = trace(body, record.blank)
     return InstrumentedModel(_bake(body, _input_steps(record, edits)), record, edits).eval()
 
 

@@ -83,8 +83,12 @@ def place(model: nn.Module, record: Record, kernels: KernelProfile = KERNELS) ->
             if feeding and all(source.name in integer or source.op == "input" for source in feeding):
                 integer.add(site.name)
     exact = read_exactly(record)
+    single = sum(site.op == "input" for site in record.sites.values()) == 1
+    weighted = {name for name in integer if record.sites[name].op in WEIGHTED}
     chosen: dict[str, str | None] = {}
     for site in record.sites.values():
+        if site.op == "input" and not single and not _read_by(record, site, weighted):
+            continue  # a mask that is added, say: one value of it would take the range of all
         if site.op != "input" and site.name not in integer:
             continue
         end = _tail_end(record, site, kernels)

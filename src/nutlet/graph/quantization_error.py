@@ -25,6 +25,7 @@ from nutlet.constraints.stack import constraints, dense_weight, keep_mask, raw_w
 from nutlet.graph.activation_quantizers import ActivationQuantizer
 from nutlet.graph.comparison import run
 from nutlet.graph.trace import InstrumentedModel, Record
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["activation_problems", "carried_exactly", "carried_problem", "weight_problem"]
 
@@ -243,7 +244,7 @@ class _Tap(nn.Module):
 
 
 def activation_problems(
-    body: nn.Module, record: Record, quantizers: Mapping[str, nn.Module], x: Tensor
+    body: nn.Module, record: Record, quantizers: Mapping[str, nn.Module], x: Inputs
 ) -> dict[str, str]:
     """Return what is wrong with activation quantizers, by site, in the order of execution.
 

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-__all__ = ["Record", "Site"]
+from torch import Tensor
+
+from nutlet.tasks.inputs import Inputs, as_tensors
+
+__all__ = ["Record", "Site", "floating"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class Site:
     """One float tensor returned by a call.
 
     Args:
-        name: ``module.path/op/k``; the input of the model is ``/input/0``.
+        name: ``module.path/op/k``; the floating-point inputs of the model are ``/input/0``
+            and so on, in order.
         module: path of the module whose forward made the call, ``""`` for the root.
         op: the operation's plain name: ``conv2d``, ``add``, ``relu`` (``x + y``, ``x.add_(y)`` are both ``add``).
         inputs: names of the sites that feed the call, in order; tensors that no site produced are left out.
@@ -54,12 +59,14 @@ class Record:
         batch: how many examples the pass was made with.
         exact: names of the sites whose values something else than arithmetic reads: they become integers, indices,
             conditions or Python numbers that the forward then uses, so that the smallest change may change everything.
+        blank: zeros in the place of the inputs, for another pass.
     """
 
     sites: dict[str, Site]
     outputs: frozenset[str]
     batch: int = 1
     exact: frozenset[str] = frozenset()
+    blank: Inputs = field(compare=False, kw_only=True)
 
     @cached_property
     def _consumers(self) -> dict[str, tuple[Site, ...]]:
@@ -76,3 +83,8 @@ class Record:
     def of_module(self, path: str) -> tuple[Site, ...]:
         """Return the sites whose call was made by the module at ``path`` itself."""
         return tuple(site for site in self.sites.values() if site.module == path)
+
+
+def floating(x: Inputs) -> list[Tensor]:
+    """Return the inputs that can be sites: integers and masks are none."""
+    return [tensor for tensor in as_tensors(x).values() if tensor.is_floating_point()]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nutlet.constraints.stack import constrained_weight
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.outputs import class_loss
 from nutlet.tasks.predict import evaluating
 
@@ -35,9 +36,9 @@ __all__ = [
 WITH_ROWS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """Kinds of layers whose inputs can be laid out in rows."""
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""``(inputs, labels)``, each batch first."""
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Batches = Iterable[tuple[Inputs, Tensor]]
+"""``(inputs, targets)``, each batch first."""
+Loss = Callable[[Any, Tensor, Tensor], Tensor]
 Note = Callable[[str, nn.Module, Tensor, Tensor], object]
 """``(name, layer, input, output)`` of one call."""
 

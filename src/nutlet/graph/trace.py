@@ -25,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 from nutlet.errors import ModelError
 from nutlet.graph.counting import FlopCount
 from nutlet.graph.nested import plain_arguments, rebuild, tensors
-from nutlet.graph.record import Record, Site
+from nutlet.graph.record import Record, Site, floating
+from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors, blank
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["InstrumentedModel", "Record", "Site", "body_of", "located", "plain_name", "trace"]
@@ -297,14 +298,14 @@ class InstrumentedModel(nn.Module):
         """The edits by site name."""
         return {key.replace(":", "."): edit for key, edit in self.edits.items()}
 
-    def forward(self, x: Tensor) -> Any:
-        """Run the model with its edits in force."""
+    def forward(self, x: Inputs | None = None, **named: Tensor) -> Any:
+        """Run the model with its edits in force, on one batch, or on inputs by the names of its arguments."""
+        x = NamedInputs(named) if x is None else x
         editor = _Editor(self.record, self.by_site, iter(self.record.sites))
         self.state.stack.clear()
         self.state.active = True
         try:
-            if x.is_floating_point():
-                x = editor.result("/input/0", "", "input", [], x)
+            x = _edited(x, editor)
             with _Mode(self.state, editor):
                 output = self.model(x)
             editor.check(None)
@@ -324,7 +325,7 @@ def body_of(model: nn.Module) -> nn.Module:
     return model.model if isinstance(model, InstrumentedModel) else model
 
 
-def trace(model: nn.Module, x: Tensor) -> Record:
+def trace(model: nn.Module, x: Inputs) -> Record:
     """Run ``model`` once in evaluation mode and record its sites.
 
     Args:
@@ -344,16 +345,16 @@ def trace(model: nn.Module, x: Tensor) -> Record:
     return record if _kept(model) == kept else _walk_once(model, x)
 
 
-def _walk_once(model: nn.Module, x: Tensor) -> Record:
+def _walk_once(model: nn.Module, x: Inputs) -> Record:
     named = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     state, recorder = _State(), _Recorder(named)
     handles = _hook(model, state)
     state.active = True
     try:
         with evaluating(model), torch.no_grad():
-            if x.is_floating_point():
-                x = x.clone()  # a forward may write to its input
-                recorder.note("/input/0", "", "input", [], x)
+            x = x.clone()  # a forward may write to its input
+            for k, tensor in enumerate(floating(x)):
+                recorder.note(f"/input/{k}", "", "input", [], tensor)
             with _Mode(state, recorder), recorder.count:
                 output = model(x)
     finally:
@@ -361,7 +362,13 @@ def _walk_once(model: nn.Module, x: Tensor) -> Record:
             handle.remove()
     leaving = {recorder.producer[id(t)] for t in tensors(output) if id(t) in recorder.producer}
     recorder.read(tensors(output))
-    return Record(recorder.sites, frozenset(leaving), len(x), frozenset(recorder.exact))
+    return Record(recorder.sites, frozenset(leaving), len(x), frozenset(recorder.exact), blank=blank(x))
+
+
+def _edited(x: Inputs, editor: _Editor) -> Inputs:
+    edited = {id(t): editor.result(f"/input/{k}", "", "input", [], t) for k, t in enumerate(floating(x))}
+    given = {name: edited.get(id(tensor), tensor) for name, tensor in as_tensors(x).items()}
+    return NamedInputs(given) if isinstance(x, NamedInputs) else given["x"]
 
 
 def _kept(model: nn.Module) -> list[tuple[str, str, int]]:

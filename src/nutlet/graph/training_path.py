@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from nutlet.errors import ModelError, NutletError, first_line
 from nutlet.graph.comparison import run
+from nutlet.tasks.inputs import Inputs, shapes_of
 from nutlet.tasks.predict import evaluating, let_go
 
 __all__ = ["TrainingPath", "runs_channels_last", "takes_channels_last", "training_path"]
@@ -59,7 +60,7 @@ class TrainingPath:
         return found
 
 
-def takes_channels_last(model: nn.Module, x: Tensor) -> bool:
+def takes_channels_last(model: nn.Module, x: Inputs) -> bool:
     """Tell whether weights and inputs can lie with their channels last: images into convolutions of two dimensions.
 
     >>> takes_channels_last(nn.Conv2d(1, 2, 3), torch.zeros(1, 1, 4, 4)), takes_channels_last(
@@ -72,7 +73,7 @@ def takes_channels_last(model: nn.Module, x: Tensor) -> bool:
     return x.ndim == 4 and not others and bool(convolutions) and all(weight.ndim == 4 for weight in convolutions)
 
 
-def runs_channels_last(model: nn.Module, x: Tensor) -> bool:
+def runs_channels_last(model: nn.Module, x: Inputs) -> bool:
     """Tell whether ``model`` runs in evaluation mode with its channels last: a forward that takes views may not."""
     if not takes_channels_last(model, x):
         return False
@@ -85,7 +86,7 @@ def runs_channels_last(model: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def training_path(model: nn.Module, x: Tensor) -> TrainingPath:
+def training_path(model: nn.Module, x: Inputs) -> TrainingPath:
     """Return the first way to run ``model`` in training that works: all of it, or only the layers of torch.
 
     Args:
@@ -109,13 +110,13 @@ def training_path(model: nn.Module, x: Tensor) -> TrainingPath:
     if isinstance(problem, NutletError):
         raise problem
     raise ModelError(
-        f"in training mode the model raised {type(problem).__name__} on a batch of shape {tuple(x.shape)}: "
+        f"in training mode the model raised {type(problem).__name__} on a batch of shape {shapes_of(x)}: "
         f"{first_line(problem)}; expected a forward that runs in training mode as in evaluation: mend it, or leave out "
         "the steps that train"
     ) from problem
 
 
-def _tried(path: TrainingPath, model: nn.Module, x: Tensor, wanted: Tensor, problems: list[Exception]) -> TrainingPath:
+def _tried(path: TrainingPath, model: nn.Module, x: Inputs, wanted: Tensor, problems: list[Exception]) -> TrainingPath:
     """Run ``model`` along ``path`` and return it, completed by which output to train on and what there is to say."""
     model.to(memory_format=_layout(path))  # type: ignore[call-overload]
     x = x.contiguous(memory_format=torch.channels_last) if path.channels_last else x
@@ -145,7 +146,7 @@ def _tried(path: TrainingPath, model: nn.Module, x: Tensor, wanted: Tensor, prob
     return found
 
 
-def _nearest(result: Any, path: TrainingPath, model: nn.Module, x: Tensor, wanted: Tensor) -> int:
+def _nearest(result: Any, path: TrainingPath, model: nn.Module, x: Inputs, wanted: Tensor) -> int:
     """Return which output of a training-mode forward is the one of evaluation.
 
     Of several with its shape it is the one that comes nearest to it with the layers of torch in evaluation mode: then

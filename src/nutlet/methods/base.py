@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.errors import ConfigError, shown
 from nutlet.graph.activation_quantizers import Activations, reattach
@@ -26,6 +26,9 @@ from nutlet.graph.modules import put_values
 from nutlet.graph.skip_reasons import scope_reasons
 from nutlet.graph.trace import InstrumentedModel, body_of
 from nutlet.registry import Registry
+from nutlet.tasks import Task
+from nutlet.tasks.forward import carry_adapter
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["REGISTRY", "Method", "Plan", "apply_plan", "check_type", "default_of", "register"]
@@ -79,19 +82,22 @@ class Method:
                 object.__setattr__(self, option.name, tuple(getattr(self, option.name)))
             check_type(type(self).__name__, option.name, getattr(self, option.name), _hints(type(self))[option.name])
 
+    def check_task(self, task: Task) -> None:
+        """Raise ConfigError where an option is for other tasks than ``task``; the default knows none that is."""
+
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return what is to be done to ``model``; must not change it."""
         return {}
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Carry out ``plan`` on ``model``, in place where possible, and return the result.
 
         ``example`` has the shape of two inputs, for walking the model; its values do not matter.
         """
         return model
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return what the executed model has to answer like within rounding, or None where nothing is promised.
 
         It is made in another way than :meth:`apply` makes its result, or the comparison would prove nothing: where
@@ -139,7 +145,7 @@ class Method:
         """Change the values of ``model``, not its structure; return notes for the history."""
         return []
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why this method would leave layers of ``model`` alone, by name; an empty text where it would not.
 
         What is known before the work and without data: scope, kinds of layers, how they hang together. A layer with a
@@ -150,7 +156,7 @@ class Method:
         """
         return scope_reasons(model, self, trains=type(self).train is not Method.train)
 
-    def calibration_passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+    def calibration_passes(self, model: nn.Module, example: Inputs) -> tuple[int, int]:
         """Return the least and the most passes over the calibration examples that :meth:`plan` makes, roughly."""
         return (0, 0) if type(self).plan is Method.plan else (0, 3)
 
@@ -189,7 +195,7 @@ def apply_plan(
     kind: type[Method],
     model: nn.Module,
     plan: Plan,
-    example: Tensor,
+    example: Inputs,
     *,
     ranges: Callable[[InstrumentedModel, nn.Module], Activations | None] | None = None,
 ) -> nn.Module:
@@ -210,7 +216,9 @@ def apply_plan(
         ModelError: the plan does not fit the model.
     """
     earlier = model if isinstance(model, InstrumentedModel) else None
-    model = kind.apply(model if earlier is None else earlier.unwrap(), plan, example)
+    was = model if earlier is None else earlier.unwrap()
+    model = kind.apply(was, plan, example)
+    carry_adapter(was, model)
     put_values(body_of(model), plan.get("values", {}))
     if earlier is None:
         return model

@@ -10,7 +10,7 @@ from torch import nn
 from nutlet.graph.scope import training_only
 from nutlet.methods.base import Method, register
 from nutlet.training.context import Context
-from nutlet.training.loop import Training, cross_entropy, fit
+from nutlet.training.loop import Training, fit, supervised
 
 __all__ = ["FineTune"]
 
@@ -18,7 +18,7 @@ __all__ = ["FineTune"]
 @register
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Training, Method):
-    """Train what is left on hard labels; every constraint stays in force.
+    """Train what is left on its targets (hard labels) with the loss of the task; every constraint stays in force.
 
     >>> FineTune(epochs=2).to_dict()
     {'FineTune': {'epochs': 2}}
@@ -32,6 +32,6 @@ class FineTune(Training, Method):
         self.check(type(self).__name__)
 
     def train(self, model: nn.Module, context: Context) -> list[str]:
-        """Run the training loop with cross entropy."""
+        """Run the training loop with the loss of the task."""
         with training_only(model, self):
-            return fit(model, context, self, cross_entropy, title="fine-tuning")
+            return fit(model, context, self, supervised(context.task), title="fine-tuning")

@@ -7,14 +7,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.constraints.stack import constrain, constraints, remove_constraints
 from nutlet.progress import Progress
-from nutlet.tasks.outputs import to_logits
 from nutlet.tasks.predict import predict
 from nutlet.training.context import Context
-from nutlet.training.losses import divergence
 
 __all__ = ["divergence_from", "reconstrained", "sensitivities"]
 
@@ -58,18 +56,15 @@ def sensitivities(
 def divergence_from(model: nn.Module, context: Context) -> Callable[[nn.Module], float]:
     """Return what measures how far a model's outputs are from those of ``model`` on the calibration examples.
 
-    It is the mean KL divergence from the distribution that ``model`` gives, in nats, 0 or more.
+    It is the divergence of the task: of classes the mean KL divergence from the distribution that ``model`` gives, in
+    nats, 0 or more.
 
     Args:
         model: the one before any change; its outputs are computed once, here.
-        context: whose calibration examples and kind of outputs.
+        context: whose calibration examples, task and kind of outputs.
     """
-
-    def logits(model: nn.Module) -> Tensor:
-        return to_logits(predict(model, context.data.calibration), context.outputs)
-
-    expected = logits(model)
-    return lambda changed: float(divergence(logits(changed), expected, 1.0))
+    expected = predict(model, context.data.calibration)
+    return lambda changed: context.divergence(predict(changed, context.data.calibration), expected)
 
 
 @contextmanager

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nutlet.data.examples import Data, Examples
+from nutlet.errors import ModelError
 from nutlet.graph.kernels import KERNELS, KernelProfile
 from nutlet.progress import Progress
-from nutlet.tasks.outputs import OutputKind, class_loss
+from nutlet.tasks import Task
+from nutlet.tasks.inputs import Inputs
+from nutlet.tasks.outputs import OutputKind, to_logits
 
 __all__ = ["BlackBoxTeacher", "Context"]
 
@@ -40,8 +43,14 @@ class BlackBoxTeacher(nn.Module):
         self.source = source
         self.logits = logits
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``(B, classes)``; of probabilities their logarithms, finite for a class that was ruled out."""
+    def forward(self, x: Inputs) -> Tensor:
+        """Return logits ``(B, classes)``; of probabilities their logarithms, finite for a class that was ruled out.
+
+        Raises:
+            ModelError: the inputs are tokens, or several tensors, with which nobody can be asked yet.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ModelError("a teacher that only answers is asked with one floating-point tensor; expected a module")
         answers = self.source(x.detach().float().cpu()).to(x.device)
         return answers if self.logits else answers.clamp_min(torch.finfo(torch.float32).tiny).log()
 
@@ -70,12 +79,18 @@ class Context:
     kernels: KernelProfile = KERNELS
 
     @property
-    def example(self) -> Tensor:
+    def example(self) -> Inputs:
         """Two calibration inputs, the example every walk and export uses."""
-        return self.data.calibration.batch(slice(0, 2))[0]
+        x: Inputs = self.data.calibration.batch(slice(0, 2))[0]
+        return x
 
-    def calibration(self, title: str, size: int = 500) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return the batches ``(inputs, labels)`` of a pass over the calibration examples, with a bar while it runs.
+    @property
+    def task(self) -> Task:
+        """What the outputs mean."""
+        return self.data.task
+
+    def calibration(self, title: str, size: int = 500) -> Iterable[tuple[Any, Tensor]]:
+        """Return the batches ``(inputs, targets)`` of a pass over the calibration examples, with a bar while it runs.
 
         Args:
             title: what the pass is for, beside the bar.
@@ -83,9 +98,14 @@ class Context:
         """
         return _Pass(self.data.calibration, size, self.progress, title)
 
-    def loss(self, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the mean cross entropy of the model's outputs ``(B, classes)`` and labels ``(B,)``, in nats."""
-        return class_loss(outputs, y, self.outputs)
+    def loss(self, x: Inputs, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of the task for the model's outputs ``(B, ...)``: of classes cross entropy, in nats."""
+        return self.task.loss(to_logits(outputs, self.outputs), y)
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> float:
+        """Return how far outputs ``(B, ...)`` of the model are from others of it: of classes the KL divergence."""
+        both = (to_logits(values, self.outputs) for values in (outputs, reference))
+        return float(self.task.divergence(*both))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +117,7 @@ class _Pass:
     progress: Progress
     title: str
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         with self.progress.task(self.title, total=len(self.examples)) as task:
             for x, y in self.examples.batches(self.size):
                 yield x, y

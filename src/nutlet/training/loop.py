@@ -23,8 +23,11 @@ from nutlet.errors import ConfigError, DataError, ModelError, StorageError
 from nutlet.graph.training_path import training_path
 from nutlet.progress import Progress
 from nutlet.storage import write_atomic
-from nutlet.tasks.outputs import OutputKind, class_loss, to_logits
+from nutlet.tasks import CLASSIFICATION, Task, metric_text
+from nutlet.tasks.inputs import Inputs
+from nutlet.tasks.outputs import OutputKind, to_logits
 from nutlet.tasks.predict import evaluate, let_go
+from nutlet.tasks.targets import has_target
 from nutlet.training.context import Context
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "check_labelled",
     "cross_entropy",
     "fit",
+    "supervised",
     "train_on",
 ]
 
@@ -44,7 +48,7 @@ CHECKPOINT = "training.pt"
 CHECKPOINTS = "training*.pt"
 """Pattern of all checkpoints in a step's folder, those of methods that train several times included."""
 
-LossTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
+LossTerm = Callable[[Any, Tensor, Tensor], Tensor]
 """``(inputs, outputs, labels) -> scalar``, the mean over the batch."""
 
 BeforeStep = Callable[[int, int], object]
@@ -225,7 +229,7 @@ def train_on(
             expand_range(model)
             if validation is not None:
                 accuracy = evaluate(model, validation)
-                metric = f" accuracy {accuracy:.2%}"
+                metric = f" {validation.task.metric} {metric_text(validation.task, accuracy)}"
                 task.advance(0, note=f"epoch {epoch + 1}/{settings.epochs} loss {average:.3f}{metric}")
                 if best.state is None or accuracy > best.accuracy:
                     best = _Best(accuracy, epoch, copy.deepcopy(model.state_dict()) if settings.patience else {})
@@ -242,23 +246,27 @@ def train_on(
     return notes
 
 
-def cross_entropy(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-    """Return the usual loss on hard labels.
+def supervised(task: Task) -> LossTerm:
+    """Return the loss of a task on its targets, which raises DataError where an example has none."""
 
-    Raises:
-        DataError: an example has no label.
-    """
-    check_labelled(y, "cross entropy", "expected a label for each, or Distill(kd_weight=1.0), which needs none")
-    return class_loss(outputs, y)
+    def loss(x: Inputs, outputs: Tensor, y: Tensor) -> Tensor:
+        check_labelled(y, "training", "expected a label for each, or Distill(kd_weight=1.0), which needs none")
+        return task.loss(outputs, y)
+
+    return loss
+
+
+cross_entropy = supervised(CLASSIFICATION)
+"""The usual loss on class indices."""
 
 
 def check_labelled(y: Tensor, who: str, remedy: str) -> None:
-    """Raise DataError where one of the labels is that of an example without a label, -1."""
-    if bool((y < 0).any()):
-        raise DataError(f"{who} needs labels, and {int((y < 0).sum())} of {len(y)} examples have none; {remedy}")
+    """Raise DataError where one of the targets is that of an example without one."""
+    if not bool((given := has_target(y)).all()):
+        raise DataError(f"{who} needs labels, and {int((~given).sum())} of {len(y)} examples have none; {remedy}")
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
+class _Batches(Dataset[tuple[Inputs, Tensor]]):
     """Serves whole batches, cut and augmented at once: far cheaper than one example at a time."""
 
     def __init__(
@@ -280,7 +288,7 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
         everywhere = torch if torch.accelerator.is_available() else torch.default_generator
         everywhere.manual_seed(seed)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> tuple[Inputs, Tensor]:
         x, y = self.examples.batch(indices)
         if self.augment is not None:
             x = self.augment(x, self.generator)

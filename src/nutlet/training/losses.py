@@ -15,10 +15,22 @@ from nutlet.errors import ConfigError
 from nutlet.graph.fold import fold, foldable
 from nutlet.graph.trace import trace
 from nutlet.graph.training_path import runs_channels_last
+from nutlet.tasks import CLASSIFICATION, Task
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import BlackBoxTeacher, Context
-from nutlet.training.loop import LossTerm, Training, cross_entropy
+from nutlet.training.loop import LossTerm, Training, supervised
 
-__all__ = ["Compare", "DistillationTraining", "decoupled", "divergence", "mixed", "softened", "teaching"]
+__all__ = [
+    "Compare",
+    "DistillationTraining",
+    "decoupled",
+    "divergence",
+    "has_logits",
+    "mixed",
+    "softened",
+    "softly",
+    "teaching",
+]
 
 Compare = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(student's outputs, teacher's outputs, labels) -> scalar``, the mean over the batch."""
@@ -49,22 +61,31 @@ class DistillationTraining(Training):
         if self.kd_weight == 0 and self.temperature != DistillationTraining.temperature:
             raise ConfigError(f"{owner}.temperature is for the teacher's outputs; found it with kd_weight=0")
 
+    def check_task(self, task: Task) -> None:
+        """Raise ConfigError for a temperature where outputs are no logits."""
+        if not has_logits(task) and self.temperature != DistillationTraining.temperature:
+            raise ConfigError(
+                f"{type(self).__name__}.temperature softens logits, and {task.name} has none; leave it out: "
+                "outputs are compared as they are"
+            )
+
 
 def softened(context: Context, temperature: float, kd_weight: float) -> LossTerm:
     """Return ``kd_weight T^2 KL(softmax(t / T) || softmax(s / T)) + (1 - kd_weight) CE(s, y)`` (Hinton et al. 2015,
-    arXiv:1503.02531), with the teacher of ``context``; with ``kd_weight`` 0 the teacher is not asked.
+    arXiv:1503.02531), with the teacher of ``context``, and its task where that is another; with ``kd_weight`` 0 the
+    teacher is not asked.
 
     Raises:
         ConfigError: the teacher only answers, and augmentation would ask it about ever new inputs.
     """  # noqa: D205
     if kd_weight == 0:
-        return cross_entropy
+        return supervised(context.task)
     if isinstance(context.teacher, BlackBoxTeacher) and context.data.augment is not None:
         raise ConfigError(
             "the teacher only answers, and each augmented view of an example would be one more query; expected data "
             "without `augment`, or Distill, which asks about each training example once"
         )
-    return mixed(teaching(context), kd_weight, lambda s, t, _: temperature**2 * divergence(s, t, temperature))
+    return mixed(context.task, teaching(context), kd_weight, lambda s, t, _: softly(context.task, s, t, temperature))
 
 
 def teaching(context: Context, *, folded: bool = True) -> nn.Module:
@@ -82,7 +103,7 @@ def teaching(context: Context, *, folded: bool = True) -> nn.Module:
         fold(teacher, foldable(teacher, trace(teacher, context.example)))
     layout = torch.channels_last if runs_channels_last(teacher, context.example) else torch.contiguous_format
     teacher.to(memory_format=layout)  # type: ignore[call-overload]
-    teacher.register_forward_pre_hook(_InLayout(layout))
+    teacher.register_forward_pre_hook(_InLayout(layout), prepend=True)  # while the inputs are one argument
     return teacher
 
 
@@ -92,20 +113,35 @@ class _InLayout:
 
     layout: torch.memory_format
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def __call__(self, module: nn.Module, args: tuple[Inputs, ...]) -> tuple[Inputs, ...]:
         return (args[0].contiguous(memory_format=self.layout), *args[1:])
 
 
-def mixed(teacher: nn.Module, kd_weight: float, compare: Compare) -> LossTerm:
-    """Return ``kd_weight compare(s, t, y) + (1 - kd_weight) CE(s, y)``; with ``kd_weight`` 1 no labels are needed."""
+def mixed(task: Task, teacher: nn.Module, kd_weight: float, compare: Compare) -> LossTerm:
+    """Return ``kd_weight compare(s, t, y) + (1 - kd_weight) L(s, y)``, L the loss of the task; with ``kd_weight`` 1 no
+    labels are needed.
+    """  # noqa: D205
+    hard = supervised(task)
 
-    def loss(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    def loss(x: Inputs, outputs: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = teacher.to(x.device)(x).float()
+            wanted = teacher.to(outputs.device)(x).float()
         value = kd_weight * compare(outputs, wanted, y)
-        return value if kd_weight == 1 else value + (1 - kd_weight) * cross_entropy(x, outputs, y)
+        return value if kd_weight == 1 else value + (1 - kd_weight) * hard(x, outputs, y)
 
     return loss
+
+
+def softly(task: Task, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return ``T^2 D(s / T, t / T)`` with the divergence D of the task; ``D(s, t)`` where outputs are no logits."""
+    if not has_logits(task):
+        return task.divergence(student, teacher)
+    return temperature**2 * task.divergence(student / temperature, teacher / temperature)
+
+
+def has_logits(task: Task) -> bool:
+    """Whether a temperature means something: the outputs are logits of distributions."""
+    return "logits" in task.disclosures
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -115,12 +151,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     >>> round(float(divergence(q, p, 1.0)), 4)
     0.0257
     """
-    return F.kl_div(
-        F.log_softmax(student / temperature, 1),
-        F.log_softmax(teacher / temperature, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    return CLASSIFICATION.divergence(student / temperature, teacher / temperature)
 
 
 def decoupled(student: Tensor, teacher: Tensor, y: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:

@@ -14,6 +14,7 @@ from nutlet.graph.coupling import layers, products  # noqa: F401  their rules
 from nutlet.graph.coupling.follow import Follower
 from nutlet.graph.coupling.numbers import compact, varying
 from nutlet.graph.coupling.rules import RULES, unknown
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["Channels", "Family", "Place", "followed"]
 
@@ -136,7 +137,7 @@ class NoSliceError(Exception):
         self.labels = labels
 
 
-def followed(model: nn.Module, example: Tensor, *, heads: bool = False) -> Channels:
+def followed(model: nn.Module, example: Inputs, *, heads: bool = False) -> Channels:
     """Return the channels of a model.
 
     Args:
@@ -167,7 +168,7 @@ def followed(model: nn.Module, example: Tensor, *, heads: bool = False) -> Chann
     )
 
 
-def _followed(model: nn.Module, example: Tensor, heads: Collection[str]) -> Follower:
+def _followed(model: nn.Module, example: Inputs, heads: Collection[str]) -> Follower:
     f = Follower(model, RULES, unknown, heads=heads)
     f.walk(example[:1])
     return f

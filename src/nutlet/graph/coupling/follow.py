@@ -14,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from nutlet.graph.coupling.numbers import NOTHING, Ledger, aligned, compact, first_along, varying
 from nutlet.graph.nested import tensors
 from nutlet.graph.trace import located, plain_name
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["RETURNED", "Call", "Follower", "Pick", "Rule"]
@@ -121,7 +122,7 @@ class Follower:
         self.names = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         self.where: list[str] = []
 
-    def walk(self, x: Tensor) -> Any:
+    def walk(self, x: Inputs) -> Any:
         """Run the model and return what it answers; the channels of that are fixed."""
         with located(self.model) as self.where, evaluating(self.model), torch.no_grad(), _Mode(self):
             output = self.model(x.clone())  # a forward may write to its input

@@ -32,6 +32,7 @@ from nutlet.graph.macs import site_macs
 from nutlet.graph.quantization_error import carried_problem
 from nutlet.graph.scope import Layer
 from nutlet.graph.trace import trace
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["Coupling", "refitted", "remove_channels", "silenced"]
 
@@ -58,7 +59,7 @@ class Coupling:
     """
 
     model: nn.Module
-    example: Tensor
+    example: Inputs
     heads: bool = False
     groups: list[Group] = field(init=False)
     refused: dict[str, str] = field(init=False)
@@ -283,7 +284,7 @@ def _lying(labels: list[int], index: Mapping[int, int]) -> tuple[list[int], list
 
 
 def remove_channels(
-    model: nn.Module, example: Tensor, removed: Removed, attributes: Attributes, *, heads: bool = False
+    model: nn.Module, example: Inputs, removed: Removed, attributes: Attributes, *, heads: bool = False
 ) -> list[str]:
     """Remove output channels with everything coupled to them, in place; constraints are carried.
 
@@ -325,7 +326,7 @@ def remove_channels(
 
 
 def refitted(
-    model: nn.Module, plan: Mapping[str, Any], example: Tensor, *, heads: bool = False
+    model: nn.Module, plan: Mapping[str, Any], example: Inputs, *, heads: bool = False
 ) -> dict[str, list[str]]:
     """Return what a plan has to say of quantizers that are fitted anew, found on a copy where there are any."""
     if not plan["removed"] or not any(True for _ in constrained_layers(model)):
@@ -340,7 +341,7 @@ def _selected(weight: Tensor, places: list[tuple[int, Tensor]]) -> Tensor:
     return weight
 
 
-def silenced(model: nn.Module, example: Tensor, removed: Removed, *, heads: bool = False) -> nn.Module:
+def silenced(model: nn.Module, example: Inputs, removed: Removed, *, heads: bool = False) -> nn.Module:
     """Return a copy of ``model`` in which nothing reads the channels that :func:`remove_channels` would remove."""
     whole = copy.deepcopy(model)
     bare, _ = _bare(copy.deepcopy(model))

@@ -13,6 +13,7 @@ from nutlet.graph.coupling.follow import Follower, Pick
 from nutlet.graph.coupling.numbers import first_along, varying
 from nutlet.graph.coupling.rules import RULES, unknown
 from nutlet.graph.nested import rebuild
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["Silenced"]
 
@@ -31,7 +32,7 @@ class Silenced(nn.Module):
         gone: labels of the channels.
     """
 
-    def __init__(self, model: nn.Module, bare: nn.Module, example: Tensor, channels: Channels, gone: set[int]) -> None:
+    def __init__(self, model: nn.Module, bare: nn.Module, example: Inputs, channels: Channels, gone: set[int]) -> None:
         super().__init__()
         self.model = model
         self.heads = channels.heads

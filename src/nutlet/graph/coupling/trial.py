@@ -18,6 +18,7 @@ from nutlet.graph.coupling.follow import Call, Follower
 from nutlet.graph.coupling.numbers import lines
 from nutlet.graph.coupling.rules import RULES, unknown
 from nutlet.graph.coupling.silence import Silenced
+from nutlet.tasks.inputs import Inputs
 
 __all__ = ["OffenceError", "Trial"]
 
@@ -141,7 +142,7 @@ class Trial:
     """
 
     model: nn.Module
-    example: Tensor
+    example: Inputs
     channels: Channels
 
     def thinned(self, gone: set[int]) -> set[int]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nutlet.errors import ConfigError, ModelError
+from nutlet.errors import ConfigError, DataError, ModelError
 from nutlet.graph.scope import training_only
 from nutlet.methods.base import Method, register
 from nutlet.methods.distillation.features import Features
+from nutlet.tasks import Task
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import BlackBoxTeacher, Context
-from nutlet.training.loop import check_labelled, cross_entropy, fit
-from nutlet.training.losses import DistillationTraining, decoupled, divergence, mixed, teaching
+from nutlet.training.loop import fit, supervised
+from nutlet.training.losses import DistillationTraining, decoupled, has_logits, mixed, softly, teaching
 
 __all__ = ["Distill"]
 
@@ -33,7 +36,8 @@ class Distill(DistillationTraining, Method):
     ========== ==================================================================================================
     targets    L
     ========== ==================================================================================================
-    kl         ``T^2 KL(softmax(t / T) || softmax(s / T))`` (Hinton et al. 2015, arXiv:1503.02531)
+    kl         ``T^2 KL(softmax(t / T) || softmax(s / T))`` (Hinton et al. 2015, arXiv:1503.02531); the divergence
+               of the task where that is no classification
     logits     ``mean (s - t)^2``, to which the first tends with growing T (Kim et al. 2021, arXiv:2105.08919)
     decoupled  ``T^2 (alpha TCKD + beta NCKD)``: the right class apart from the others (Zhao et al. 2022,
                arXiv:2203.08679)
@@ -95,13 +99,27 @@ class Distill(DistillationTraining, Method):
     def _looks_inside(self) -> bool:
         return max(self.hints, self.attention, self.relations) > 0
 
+    def check_task(self, task: Task) -> None:
+        """Raise ConfigError for a comparison of outputs that the task does not know."""
+        super().check_task(task)
+        known = {"kl": True, "logits": has_logits(task), "decoupled": task.name == "classification"}
+        if not known[self.targets]:
+            raise ConfigError(
+                f"Distill.targets is {self.targets!r}, which is for "
+                f"{'classification' if self.targets == 'decoupled' else 'tasks with logits'}; the data are for "
+                f"{task.name}: expected 'kl', which takes the divergence of the task"
+            )
+
     def train(self, model: nn.Module, context: Context) -> list[str]:
         """Run the training loop with what the teacher gives as targets."""
-        if self.kd_weight < 1 or self.targets == "decoupled":
-            check_labelled(context.data.train.y, "Distill with these options", "expected some, or kd_weight=1 with kl")
+        if (self.kd_weight < 1 or self.targets == "decoupled") and not context.data.train.labelled:
+            raise DataError(
+                "Distill with these options needs labels, and some training examples have none; expected labels, or "
+                "kd_weight=1.0 with targets='kl'"
+            )
         if self.kd_weight == 0 and not self._looks_inside:
             with training_only(model, self):
-                return fit(model, context, self, cross_entropy, title="distilling")
+                return fit(model, context, self, supervised(context.task), title="distilling")
         source = context.teacher.source if isinstance(context.teacher, BlackBoxTeacher) else None
         if source is not None:
             self._check_answers_suffice(context.teacher)
@@ -111,9 +129,9 @@ class Distill(DistillationTraining, Method):
             self._ask(context)
         teacher = teaching(context, folded=not self._looks_inside)
         features = self._features(model, teacher, context) if self._looks_inside else None
-        outputs = mixed(teacher, self.kd_weight, self._compare)
+        outputs = mixed(context.task, teacher, self.kd_weight, partial(self._compare, context.task))
 
-        def loss(x: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Inputs, s: Tensor, y: Tensor) -> Tensor:
             return outputs(x, s, y) + features.loss() if features else outputs(x, s, y)
 
         watching = features.watching(model, teacher) if features else contextlib.nullcontext()
@@ -135,12 +153,12 @@ class Distill(DistillationTraining, Method):
                 context.teacher(x)
                 task.advance(len(x))
 
-    def _compare(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def _compare(self, task: Task, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
         if self.targets == "logits":
             return F.mse_loss(s, t)
         if self.targets == "decoupled":
             return self.temperature**2 * decoupled(s, t, y, self.temperature, self.alpha, self.beta)
-        return self.temperature**2 * divergence(s, t, self.temperature)
+        return softly(task, s, t, self.temperature)
 
     def _features(self, model: nn.Module, teacher: nn.Module, context: Context) -> Features:
         with torch.random.fork_rng(devices=[]):

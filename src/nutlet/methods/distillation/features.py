@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from nutlet.errors import ConfigError, ModelError, nearest
 from nutlet.graph.scope import Layer
 from nutlet.graph.trace import body_of
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import evaluating
 
 __all__ = ["Features", "attention", "relations"]
@@ -64,7 +65,7 @@ class Features:
         self,
         student: nn.Module,
         teacher: nn.Module,
-        example: Tensor,
+        example: Inputs,
         *,
         sites: Iterable[str] = (),
         hints: float = 0.0,
@@ -199,7 +200,7 @@ def _same_positions(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return pool(one, size), pool(other, size)
 
 
-def _stages(model: nn.Module, body: nn.Module, example: Tensor) -> dict[str, _Stage]:
+def _stages(model: nn.Module, body: nn.Module, example: Inputs) -> dict[str, _Stage]:
     """Return what every module gives, by name, in the order in which they are done; the model's output is left out."""
     given: dict[str, Tensor] = {}
     sequences = any(isinstance(module, nn.Conv1d) for module in body.modules())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.errors import ConfigError, NutletError
 from nutlet.graph.reinit import reinit_modules
@@ -15,6 +15,7 @@ from nutlet.graph.scope import in_scope, weighted_layers
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.drop_blocks import DropBlocks, blocks_in_scope
 from nutlet.methods.pruning.prune_channels import PruneChannels
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Student"]
@@ -68,7 +69,7 @@ class Student(Method):
         if self.multiple_of > 1 and self.width == 1:
             raise ConfigError("Student.multiple_of rounds widths; found it with width 1, which leaves them as they are")
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers are left alone; a model that :meth:`plan` refuses is refused here already."""
         weighted_layers(model, self)
         if self.depth < 1:
@@ -113,7 +114,7 @@ class Student(Method):
         return plan
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Take out the blocks, then the channels of what is left."""
         return PruneChannels.apply(DropBlocks.apply(model, plan, example), plan, example)
 

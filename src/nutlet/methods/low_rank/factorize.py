@@ -37,6 +37,7 @@ from nutlet.methods.low_rank.ranks import (
     portions,
     spread,
 )
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import evaluate
 from nutlet.training.context import Context
 
@@ -155,7 +156,7 @@ class Factorize(Method):
         ranks = {name: list(choice.ranks) for name, choice in chosen.items()}
         return {"decomposition": self.decomposition, "ranks": ranks, "notes": notes, "values": values}
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers are not factorized, as far as their shape and their neighbours tell."""
         found = super().skip_reasons(model, example)
         free = {name: model.get_submodule(name) for name, reason in found.items() if not reason}
@@ -196,7 +197,7 @@ class Factorize(Method):
         """Return the chains, whose quantizers are fitted anew."""
         return list(plan["ranks"])
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model with each weight the product of its factors."""
         return multiplied_out(model, plan)
 
@@ -205,7 +206,7 @@ class Factorize(Method):
         return unlike_weights(model, plan)
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Replace each layer of the plan by its chain; the weights in it are set after."""
         for name, ranks in plan["ranks"].items():
             modules.replace(model, name, _factors(model.get_submodule(name), plan["decomposition"], tuple(ranks)))
@@ -366,7 +367,7 @@ def _factors(layer: nn.Module, decomposition: str, ranks: Ranks, taken: Decompos
     return factors.train(layer.training)
 
 
-def _read_by_others(model: nn.Module, names: Iterable[str], example: Tensor) -> list[str]:
+def _read_by_others(model: nn.Module, names: Iterable[str], example: Inputs) -> list[str]:
     """Return the layers whose ``weight`` another module reads, as attention reads that of its output projection."""
     trial = copy.deepcopy(model)
     watched = {name: _Watched(trial.get_submodule(name)) for name in names}

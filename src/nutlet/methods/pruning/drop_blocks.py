@@ -21,6 +21,7 @@ from nutlet.graph.scope import Layer, in_scope
 from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.sensitivity import sensitivities
+from nutlet.tasks.inputs import Inputs
 from nutlet.tasks.predict import evaluating
 from nutlet.training.context import Context
 
@@ -86,7 +87,7 @@ class DropBlocks(Method):
                 task.advance()
         return {"dropped": dropped, "notes": notes}
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return the layers that are inside no block which can go."""
         candidates = blocks_in_scope(model, example, self)
         self._check_enough(candidates, [])
@@ -94,7 +95,7 @@ class DropBlocks(Method):
         inside = {name: f"{name}.".startswith(blocks) for name in layers_with_values(model)}
         return {name: "" if within else "in no block that can go" for name, within in inside.items()}
 
-    def calibration_passes(self, model: nn.Module, example: Tensor) -> tuple[int, int]:
+    def calibration_passes(self, model: nn.Module, example: Inputs) -> tuple[int, int]:
         """Return the passes of the greedy search; one that cannot go is tried once in vain."""
         trials = _trials(len(blocks_in_scope(model, example, self)), self.drop)
         return trials, trials
@@ -108,7 +109,7 @@ class DropBlocks(Method):
             which = "; ".join([", ".join(candidates), *notes])
             raise ConfigError(f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {which}")
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model with each block in its place, and giving back what it was given."""
         silenced = copy.deepcopy(model)
         for name in plan["dropped"]:
@@ -116,14 +117,14 @@ class DropBlocks(Method):
         return silenced
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Put an identity in the place of each block; constraints inside go with it."""
         for name in plan["dropped"]:
             replace(model, name, Passthrough())
         return model
 
 
-def blocks_in_scope(model: nn.Module, example: Tensor, method: Method) -> list[str]:
+def blocks_in_scope(model: nn.Module, example: Inputs, method: Method) -> list[str]:
     """Return the names of the blocks that ``method`` may remove.
 
     Raises:
@@ -143,7 +144,7 @@ def blocks_in_scope(model: nn.Module, example: Tensor, method: Method) -> list[s
     return _smallest(whole, method.include)
 
 
-def droppable(model: nn.Module, example: Tensor) -> list[str]:
+def droppable(model: nn.Module, example: Inputs) -> list[str]:
     """Return the names of the submodules that hold weighted layers and keep the shape of their first, one tensor."""
     shapes: dict[str, list[bool]] = {}
 

@@ -19,6 +19,7 @@ from nutlet.graph.skip_reasons import EXCLUDED, layers_with_values
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores, relative_to_left
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["PruneChannels"]
@@ -201,7 +202,7 @@ class PruneChannels(Method):
             low, high = (low, middle) if work(middle) <= budget else (middle, high)
         return high
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers keep their channels and those they read: how they are coupled decides."""
         coupling = Coupling(model, example)
         thinner = coupling.touched(self._free(model, coupling)[0])
@@ -225,12 +226,12 @@ class PruneChannels(Method):
         """Return the layers whose weight quantizers are fitted anew after the removal."""
         return list(plan.get("refitted", ()))
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Return the model as it is, with nothing reading the channels that go."""
         return silenced(model, example, plan["removed"])
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Remove the channels of the plan; constraints are carried."""
         if plan["removed"]:
             remove_channels(model, example, plan["removed"], plan.get("attributes", {}))

@@ -22,6 +22,7 @@ from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.graph.statistics import batch_gradients, channels_first, observe
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["PruneHeads"]
@@ -84,7 +85,7 @@ class PruneHeads(Method):
         plan = {"removed": removed, "attributes": attributes, "notes": notes}
         return plan | refitted(opened, plan, context.example, heads=True)
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return the layers that are inside no attention whose heads may go."""
         opened, notes = _opened(model, example)
         coupling = Coupling(opened, example, heads=True)
@@ -149,12 +150,12 @@ class PruneHeads(Method):
         """Return the layers whose weight quantizers are fitted anew after the removal."""
         return list(plan.get("refitted", ()))
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Return the model with its attention opened, in which nothing reads the heads that go."""
         return silenced(_with_opened(copy.deepcopy(model), plan), example, plan["removed"], heads=True)
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Open the attention of the plan and remove its heads; constraints are carried."""
         model = _with_opened(model, plan)
         if plan["removed"]:
@@ -183,7 +184,7 @@ def _with_opened(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def _opened(model: nn.Module, example: Tensor) -> tuple[nn.Module, list[str]]:
+def _opened(model: nn.Module, example: Inputs) -> tuple[nn.Module, list[str]]:
     """Return a copy with every :class:`torch.nn.MultiheadAttention` opened, and why others could not be."""
     opened, notes = copy.deepcopy(model), []
     for name, before in [(n, m) for n, m in opened.named_modules() if isinstance(m, nn.MultiheadAttention)]:

@@ -22,6 +22,7 @@ from nutlet.methods.pruning.allocation import LEVELS, Distribution, by_rank, by_
 from nutlet.methods.pruning.masks import put_masks
 from nutlet.methods.pruning.patterns import Pattern, as_matrix, parse_pattern
 from nutlet.methods.sensitivity import divergence_from, reconstrained, sensitivities
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Sparsifying"]
@@ -100,7 +101,7 @@ class Sparsifying(Method):
         chosen = {name: layer for name, layer in layers.items() if name not in misfits}
         return chosen, [f"{name}: {reason}, left alone" for name, reason in misfits.items()]
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers are left alone, those that cannot take the pattern among them."""
         found = super().skip_reasons(model, example)
         layers = {name: layer for name, layer in weighted_layers(model, self).items() if not found.get(name)}
@@ -168,7 +169,7 @@ class Sparsifying(Method):
         losses = sensitivities(changes, divergence_from(model, context), context.progress, "pruning one layer alone")
         return by_sensitivity(sizes, self.sparsity, {name: [losses[name, level] for level in LEVELS] for name in sizes})
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model with weights set to zero by hand; None where changed weights lie on a grid as well."""
         expected, values = copy.deepcopy(model), plan.get("values", {})
         for name in plan["masked"]:
@@ -190,7 +191,7 @@ class Sparsifying(Method):
         return mask
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Put a mask on each layer of the plan, in the place of an earlier one."""
         put_masks(model, plan["masked"])
         return model

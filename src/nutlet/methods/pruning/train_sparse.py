@@ -16,6 +16,7 @@ from nutlet.graph.coupling.groups import Coupling
 from nutlet.graph.scope import training_only, weighted_layers
 from nutlet.graph.trace import body_of
 from nutlet.methods.base import Method, Plan, register
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 from nutlet.training.loop import fit
 from nutlet.training.losses import DistillationTraining, softened
@@ -78,7 +79,7 @@ class TrainSparse(DistillationTraining, Method):
         weighted_layers(model, self)
         return {}
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers are left alone; a weight that something else makes is refused here already."""
         weighted_layers(model, self)
         return super().skip_reasons(model, example)
@@ -96,7 +97,7 @@ class TrainSparse(DistillationTraining, Method):
                 return torch.stack([_weight(layer).abs().sum() for layer in layers]).sum()
             return torch.stack([group_norms(_rows(group, named)).sum() for group in groups]).sum()
 
-        def loss(x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+        def loss(x: Inputs, outputs: Tensor, y: Tensor) -> Tensor:
             return targets(x, outputs, y) + self.strength * penalty()
 
         with training_only(model, self):
@@ -108,7 +109,7 @@ class TrainSparse(DistillationTraining, Method):
         notes.append(f"{zeros - before} of {weights} weights in scope were small and became zero")
         return notes
 
-    def _groups(self, model: nn.Module, layers: Mapping[str, nn.Module], example: Tensor) -> list[Group]:
+    def _groups(self, model: nn.Module, layers: Mapping[str, nn.Module], example: Inputs) -> list[Group]:
         """Return the groups of channels, each output of each layer in one of them."""
         coupled = [group.made for group in Coupling(model, example).groups if group.made.keys() <= layers.keys()]
         groups: list[Group] = [

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.constraints import Binarizer
 from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Binarize"]
@@ -48,7 +49,7 @@ class Binarize(Coding):
         return {"signs": dict.fromkeys(layers, self.granularity), "notes": notes}
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Put a binarizer on each layer of the plan."""
         for name, granularity in plan["signs"].items():
             fit = partial(Binarizer.fit, granularity=granularity)

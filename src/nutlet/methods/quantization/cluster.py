@@ -7,13 +7,14 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.constraints import Codebook
 from nutlet.constraints.stack import constrained_weight
 from nutlet.errors import ConfigError
 from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Cluster"]
@@ -63,7 +64,7 @@ class Cluster(Coding):
         return plan
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Put a codebook on each layer of the plan."""
         for name, count in plan["codebooks"].items():
             fit = partial(Codebook.fit, count=count, keep_zero=plan["keep_zeros"])

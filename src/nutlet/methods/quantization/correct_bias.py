@@ -16,6 +16,7 @@ from nutlet.graph.scope import Layer, weighted_layers
 from nutlet.graph.statistics import Batches, channels_first, observe
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["CorrectBias"]
@@ -76,7 +77,7 @@ class CorrectBias(Method):
         return plan
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Make the biases that were absent."""
         for name in plan["made"]:
             _make_bias(model.get_submodule(name))

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.constraints.stack import Mask, constraints, refit
 from nutlet.graph.equivalent_scaling import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.methods.base import Method, Plan, register
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Equalize"]
@@ -61,12 +62,12 @@ class Equalize(Method):
         """Return the layers whose quantizers, if any, are fitted to the scaled weights."""
         return _touched([Link(layer, norm, tuple(readers)) for layer, norm, readers in plan["links"]])
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model as it is."""
         return copy.deepcopy(model)
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Scale both sides of every link."""
         found = [Link(layer, norm, tuple(readers)) for layer, norm, readers in plan["links"]]
         for _ in range(SWEEPS):

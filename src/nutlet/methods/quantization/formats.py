@@ -13,6 +13,7 @@ from nutlet.constraints.stack import constrain, constrained_weight, output_axis,
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Coding", "Fit", "edge_layers", "layers_to_code", "put_format"]
@@ -32,12 +33,12 @@ class Coding(Method):
         """Return the layers of the plan."""
         return self.parts(plan)
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model as it is."""
         return copy.deepcopy(model)
 
 
-def edge_layers(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> set[str]:
+def edge_layers(model: nn.Module, layers: dict[str, nn.Module], example: Inputs) -> set[str]:
     """Return the first and the last of ``layers`` to run: few weights, and the errors there cost most."""
     order = [site.module for site in trace(model, example).sites.values() if site.module in layers]
     return {order[0], order[-1]} if order else set()

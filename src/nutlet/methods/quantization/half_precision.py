@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.constraints import HalfFloat
 from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["HalfPrecision"]
@@ -40,7 +41,7 @@ class HalfPrecision(Coding):
         return {"halves": dict.fromkeys(layers, self.dtype), "notes": notes}
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Put the format on each layer of the plan."""
         for name, dtype in plan["halves"].items():
             put_format(model.get_submodule(name), partial(HalfFloat.fit, dtype=dtype), 2**16, HalfFloat.order)

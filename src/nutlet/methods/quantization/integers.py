@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.constraints import QuantScheme, WeightQuantizer, formats
 from nutlet.constraints.stack import constrained_weight, raw_weight, remove_constraints
@@ -22,6 +22,7 @@ from nutlet.graph.trace import Record, trace
 from nutlet.graph.unfolding import norm_factor, scaled
 from nutlet.methods.base import Method, Plan
 from nutlet.methods.quantization.formats import put_format
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = [
@@ -52,7 +53,7 @@ class OnIntegers(Method):
         """Return the layers that get a grid."""
         return list(plan["weights"])
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model as it is, norms and all, with the weights whose codes were chosen."""
         expected, norms = copy.deepcopy(model), dict(plan["fold"])
         for name in plan.get("rounded", ()):
@@ -76,7 +77,7 @@ class OnIntegers(Method):
         return left
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Fold, put the weights on their grids, and quantizers on the activations at their sites."""
         model = with_integers(model, plan)
         return attach(model, plan["activations"], example) if "activations" in plan else model

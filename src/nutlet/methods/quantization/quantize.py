@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.constraints import QuantScheme
 from nutlet.constraints.stack import constrained_weight
@@ -19,6 +19,7 @@ from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import edge_layers
 from nutlet.methods.quantization.integers import OnIntegers, check_bits, grouped, integer_plan, usual_grid
 from nutlet.methods.quantization.tolerance import keep_sensitive_in_float
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Quantize"]
@@ -133,7 +134,7 @@ class Quantize(OnIntegers):
         asked = {self.bits, self.edge_bits or 8, self.activation_bits or 8} != {8} or self.learn
         return None if asked else TOLERANCE if self.activations else WEIGHT_TOLERANCE
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers are left alone; groups that :meth:`plan` refuses are refused here already."""
         found = super().skip_reasons(model, example)
         self._check_groups(weighted_layers(model, self))

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nutlet.errors import ConfigError, ModelError
 from nutlet.graph.scope import in_scope
 from nutlet.methods.base import Method, Plan, register
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["ReestimateNorms"]
@@ -52,7 +53,7 @@ class ReestimateNorms(Method):
             if getattr(self, option) < 2:
                 raise ConfigError(f"ReestimateNorms.{option} is {getattr(self, option)}; expected 2 or more")
 
-    def skip_reasons(self, model: nn.Module, example: Tensor) -> dict[str, str]:
+    def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return why layers are left alone; a scope without a norm is refused here already."""
         in_scope(_norms(model), self, dict(model.named_modules()))
         return super().skip_reasons(model, example)

@@ -15,6 +15,7 @@ from nutlet.graph.equivalent_scaling import Link, links
 from nutlet.graph.scope import weighted_layers
 from nutlet.graph.statistics import channels_first, observe
 from nutlet.methods.base import Method, Plan, register
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Smooth"]
@@ -82,7 +83,7 @@ class Smooth(Method):
         """Return the layers whose quantizers, if any, are fitted to the scaled weights."""
         return [str(name) for layer, norm, readers in plan["links"] for name in (norm or layer, *readers)]
 
-    def reference(self, model: nn.Module, plan: Plan, example: Tensor) -> nn.Module | None:
+    def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model as it is."""
         return copy.deepcopy(model)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from nutlet.constraints import QuantScheme, TrainedTernarizer, WeightQuantizer
 from nutlet.errors import ConfigError
 from nutlet.methods.base import Plan, register
 from nutlet.methods.quantization.formats import Coding, layers_to_code, put_format
 from nutlet.methods.quantization.integers import attach_quantizer
+from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
 __all__ = ["Ternarize"]
@@ -65,7 +66,7 @@ class Ternarize(Coding):
         }
 
     @staticmethod
-    def apply(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+    def apply(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
         """Put a ternary constraint on each layer of the plan."""
         for name, scale in plan["ternary"].items():
             layer = model.get_submodule(name)

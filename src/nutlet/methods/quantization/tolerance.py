@@ -19,6 +19,7 @@ from nutlet.graph.trace import InstrumentedModel, Record, trace
 from nutlet.methods.base import Plan
 from nutlet.methods.quantization.integers import calibrated, with_integers
 from nutlet.methods.sensitivity import sensitivities
+from nutlet.tasks.inputs import Inputs, NamedInputs, as_tensors
 from nutlet.training.context import Context
 
 __all__ = ["keep_sensitive_in_float"]
@@ -59,7 +60,7 @@ def keep_sensitive_in_float(
     seen, unseen = moved(())
     if seen <= tolerance and unseen <= _UNSEEN * tolerance:
         return plan
-    order = _by_effect(model, plan, torch.cat([x[:_FEW] for x in inputs]), context)
+    order = _by_effect(model, plan, _joined([x[:_FEW] for x in inputs]), context)
     few, enough = 0, 1
     while enough < len(order) and too_far(order[:enough]):
         few, enough = enough, 2 * enough
@@ -78,12 +79,12 @@ def keep_sensitive_in_float(
     return {**held, "notes": [*plan["notes"], note]}
 
 
-def _executed(model: nn.Module, plan: Plan, example: Tensor) -> nn.Module:
+def _executed(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
     trial = with_integers(copy.deepcopy(model), plan)
     return attach(trial, plan["activations"], example) if "activations" in plan else trial
 
 
-def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: Tensor) -> Plan:
+def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: Inputs) -> Plan:
     """Return the plan without some layers and sites, and without activations that nothing reads then."""
     if not in_float:
         return plan
@@ -98,7 +99,7 @@ def _without(model: nn.Module, plan: Plan, in_float: Collection[str], example: T
     return {**changed, "activations": kept} if kept else changed
 
 
-def _by_effect(model: nn.Module, plan: Plan, x: Tensor, context: Context) -> list[str]:
+def _by_effect(model: nn.Module, plan: Plan, x: Inputs, context: Context) -> list[str]:
     """Return all layers and all sites with a scale of their own, first what moves the outputs most when it is alone."""
     trial = _executed(model, plan, context.example)
     quantizers = trial.by_site if isinstance(trial, InstrumentedModel) else {}
@@ -136,6 +137,13 @@ def _instrumented(model: nn.Module, record: Record, edits: dict[str, nn.Module])
         yield edited
     finally:
         edited.unwrap()
+
+
+def _joined(parts: list[Inputs]) -> Inputs:
+    """Return the rows of all batches in one."""
+    named = [as_tensors(part) for part in parts]
+    rows = {name: torch.cat([part[name] for part in named]) for name in named[0]}
+    return NamedInputs(rows) if isinstance(parts[0], NamedInputs) else rows["x"]
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
