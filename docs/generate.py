@@ -82,7 +82,8 @@ def attacks() -> Iterator[str]:
         yield f"```{{eval-rst}}\n.. autoclass:: {kind.__module__}.{name}\n   :no-members:\n```\n"
         needs = ", ".join(f"`{need}`" for need in kind.needs) or "nothing"
         costly = "; only when asked for" if kind.costly else ""
-        yield f"Goal: {kind.goal}. Access: {kind.access}. Needs: {needs}. {kind.use_when}{costly}. Source: {kind.source}.\n"
+        yield f"Goal: {kind.goal}. Access: {kind.access}. Needs: {needs}. {kind.use_when}{costly}."
+        yield f"Source: {kind.source}.\n"
 
 
 def commands() -> Iterator[str]:
