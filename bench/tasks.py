@@ -1,4 +1,5 @@
-"""Every task on real data through recipes of three families: what the file loses, how small it is, what it answers.
+"""Every task on real data through recipes of three families: what the file loses, how small it is, what it answers, and
+how well it is copied from ``QUERIES`` answers by a thief who has the architecture.
 
 ``python bench/tasks.py [TASK/RECIPE ...]``; one core, a minute or less for each net.
 """
@@ -28,6 +29,8 @@ Made = tuple[nn.Module, nl.Examples, nl.Examples, Training]
 """An untrained net, training and test examples, and how it is trained."""
 
 HELD_OUT = 1000
+QUERIES = 500
+STOLEN = nl.Protocol(queries=(QUERIES,), seeds=2, effort=0.5, attacks=("Knockoff", "LossThreshold", "FileLeaks"))
 RECOVERY = {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "lr": 1e-3}
 RECIPES: dict[str, list[Method]] = {
     "quantize": [nl.Quantize()],
@@ -219,6 +222,8 @@ def run(name: str, recipe: str) -> None:
         first = nl.export_onnx(model, Path(folder) / "original.onnx", small.example, output=data.task.output)
         found = nl.measure(path, data, first, seconds=0.05, batches=(1,), threads=(1,))
         same = parity(small.model, path, data.validation)
+        thief = nl.Surrogate(architecture=model)
+        audit = nl.audit(path, data, first, protocol=STOLEN, surrogate=thief, recipe=RECIPES[recipe])
     assert found.original is not None
     unit = "share" if data.task.unit == "%" else data.task.unit or "cosine"
     print(found, flush=True)
@@ -229,6 +234,10 @@ def run(name: str, recipe: str) -> None:
     rows.add("score_drop_high", found.score_drop_high or 0.0, unit)
     rows.add("size_ratio", found.size_ratio or 0.0, "x")
     rows.add("agreement_file_module", same.agreement, "share", 0.99)
+    ran = {attack["name"]: attack["victims"] for attack in audit.value["attacks"] if attack["status"] == "run"}
+    for when, copied, told in zip(("original", "file"), ran["Knockoff"], ran["LossThreshold"], strict=True):
+        rows.add(f"copy_agreement_{when}", copied["curve"][-1]["agreement"]["value"], "share")
+        rows.add(f"membership_auc_{when}", told["auc"]["value"], "auc")
     rows.write()
 
 

@@ -29,6 +29,8 @@ from nutlet.attacks import known_attacks
 from nutlet.cli import app
 from nutlet.methods import base as method
 from nutlet.methods import known_methods
+from nutlet.tasks import base as task
+from nutlet.tasks import known_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -70,9 +72,11 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("NUTLET_CACHE", str(tmp_path / "cache"))
-    before = [set(known_methods()), set(known_attacks())]
+    registries = (method.REGISTRY, attack.REGISTRY, task.REGISTRY)
+    known_methods(), known_attacks(), known_tasks()  # ours are among them from now on
+    before = [set(registry.kinds) for registry in registries]
     yield module
-    for registry, names in zip((method.REGISTRY, attack.REGISTRY), before, strict=True):
+    for registry, names in zip(registries, before, strict=True):
         for name in set(registry.kinds) - names:
             del registry.kinds[name]
     for name, loaded in list(sys.modules.items()):

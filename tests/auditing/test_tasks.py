@@ -140,15 +140,15 @@ def test_a_regression_of_two_layers_gives_its_weights_away() -> None:
     oracle = Oracle(lambda x: victim(x.double()).detach(), task=Regression())
     assert RecoverWeights().obstacle(oracle, knowledge) is None
     (loot,) = RecoverWeights().run(oracle, knowledge, [1500])
-    assert (loot.facts or {})["share"] == 1
+    assert loot.share == 1
 
 
 def test_an_error_is_shown_without_its_sign_and_its_verdict_turns() -> None:
     task = Regression(unit="h")
     worse, better = np.array([[-2.0, -3.0, -4.0, np.nan]]), np.array([[-1.0, -2.0, -3.0, np.nan]])
     found = metric_summary(worse, task)
-    assert (found["value"], found["unit"]) == (3.0, "h")
-    assert 0 < found["low"] < 3 < found["high"]
+    assert (found.value, found.unit) == (3.0, "h")
+    assert 0 < found.low < 3 < found.high
     gap = metric_difference(worse, better, task)
     assert (gap.value, gap.low, gap.high) == (-1.0, -1.0, -1.0)
 

@@ -122,9 +122,10 @@ class Counts:
     higher_is_better: ClassVar[bool] = False
     zero_one: ClassVar[bool] = False
     chance: ClassVar[float | None] = None
+    class_dim: ClassVar[int | None] = None
     disclosures: ClassVar[tuple[str, ...]] = ("values",)
 
-    output: str | None = None
+    output: str | int | None = None
 
     def as_targets(self, values: Tensor) -> Tensor:
         return values.float().view(-1, 1)
@@ -156,9 +157,14 @@ def test_a_new_task_in_one_file(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 1)).eval()
     small = nl.compress(model, [nl.FineTune(epochs=3, lr=0.01, batch_size=16), nl.Quantize()], data)
     assert small.steps[1].accuracy > small.steps[0].accuracy
-    found = nl.measure(small.export(tmp_path / "m.onnx"), data, model, seconds=0.01, batches=(1,), threads=(1,))
+    path = small.export(tmp_path / "m.onnx")
+    found = nl.measure(path, data, model, seconds=0.01, batches=(1,), threads=(1,))
     assert "Poisson deviance" in str(found)
     assert found.compressed.accuracy == pytest.approx(-metric_of(Counts(), found.compressed.accuracy))
+    protocol = nl.Protocol(queries=(64,), seeds=1, effort=0.05, attacks=("Knockoff", "LossThreshold", "FileLeaks"))
+    audit = nl.audit(path, data, model, protocol=protocol)
+    assert {a["name"] for a in audit.value["attacks"] if a["status"] == "run"} == set(protocol.attacks)
+    assert any(measure.startswith("Poisson deviance of the clone") for measure in audit.verdicts())
 
 
 def test_two_tasks_of_one_name_are_refused() -> None:

@@ -2,12 +2,13 @@
 
 import copy
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
 
 from nutlet.errors import StorageError
-from nutlet.report import load_report
+from nutlet.report import load, load_report
 from nutlet.report.load import LARGEST, check, schema
 
 
@@ -36,6 +37,16 @@ def test_every_field_is_described_and_only_known_keywords_are_used():
     for rule in rules(schema()):
         assert set(rule) <= known
         assert "$ref" in rule or rule.get("description"), rule
+
+
+def test_no_name_is_defined_twice():
+    def once(pairs):
+        names = [name for name, _ in pairs]
+        assert len(set(names)) == len(names), names
+        return dict(pairs)
+
+    text = Path(load.__file__).with_name("schema.json").read_text(encoding="utf-8")
+    json.loads(text, object_pairs_hook=once)
 
 
 def test_every_field_of_the_sample_is_in_the_schema(report):
