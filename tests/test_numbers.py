@@ -52,7 +52,7 @@ def test_a_thief(wrong: dict[str, float]) -> None:
 
 
 def test_options_of_methods() -> None:
-    with pytest.raises(ConfigError, match="expected float"):
+    with pytest.raises(ConfigError, match="expected a learning rate"):
         nl.FineTune(lr=float("nan"))
 
 
