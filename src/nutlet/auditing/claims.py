@@ -126,7 +126,7 @@ def decided(claims: Sequence[Sequence[Row]], margin: float) -> list[list[Row]]:
 
 
 def _without_vote(row: Row) -> Row:
-    compared = row.difference is not None and row.before is not None
+    compared = row.before is not None and row.after is not None
     return replace(row, verdict=Verdict.NO_VOTE) if compared else row
 
 
