@@ -85,7 +85,7 @@ def test_every_attack_is_in_the_record_with_a_reason_where_it_did_not_run(
     for attack in value["attacks"]:
         assert (attack["status"] == "run") == (attack["name"] in QUICK.attacks)
         assert attack["status"] == "run" or attack["reason"]
-    assert any("nothing is compared" in warning for warning in value["warnings"])
+    assert any("No original was given" in warning for warning in value["warnings"])
 
 
 def test_an_attack_that_needs_more_than_is_shown_is_not_run(files: tuple[Path, Path, nn.Module, Data]) -> None:

@@ -20,6 +20,7 @@ from nutlet.auditing.scoring import (
     queries_to,
     summary,
 )
+from nutlet.measurement import Estimate
 from nutlet.verdicts import Verdict
 
 
@@ -114,10 +115,36 @@ def test_looking_up_to_three_times_errs_as_seldom_as_once() -> None:
     assert called / 300 <= 0.06
 
 
-def test_queries_are_interpolated_along_their_logarithm() -> None:
-    assert queries_to(0.9, [10, 1000], [0.95, 0.99]) == 10
-    assert queries_to(0.9, [10, 1000], [0.5, 0.89]) is None
-    assert queries_to(0.9, [10, 100, 1000], [0.8, 0.85, 0.95]) == pytest.approx(316.2, abs=0.1)
+def at(*values: float) -> list[Estimate]:
+    return [Estimate(value, value - 0.01, min(value + 0.01, 1.0), 100) for value in values]
+
+
+def test_queries_are_interpolated_along_logarithms_of_both() -> None:
+    assert queries_to(0.9, [10, 1000], at(0.5, 0.89)) is None
+    # The disagreement falls as a power of the queries, from 20 % to 0.2 %: half of it is at the geometric mean.
+    power = queries_to(0.98, [10, 1000], at(0.8, 0.998))
+    assert power is not None
+    assert power.value == pytest.approx(100, abs=0.2)
+
+
+def test_where_the_smallest_budget_is_past_the_level_fewer_may_do() -> None:
+    past = queries_to(0.9, [10, 1000], at(0.95, 0.99))
+    assert past is not None
+    assert (past.value, past.at_most, past.low) == (10, True, None)
+
+
+def test_ends_beyond_the_budgets_are_open() -> None:
+    found = queries_to(0.9, [10, 100, 1000], at(0.895, 0.897, 0.905))
+    assert found is not None
+    assert (found.low, found.high) == (None, None)
+    assert 100 < found.value < 1000
+
+
+def test_one_lucky_budget_does_not_end_the_search() -> None:
+    # 0.91 at 100 queries and 0.87 at 300 are one plateau: isotonic regression takes them together.
+    found = queries_to(0.9, [10, 100, 300, 3000], at(0.7, 0.91, 0.87, 0.97))
+    assert found is not None
+    assert found.value > 300
 
 
 def row(value: float, error: float = 0.004, *, primary: bool = True, **others: Any) -> Row:

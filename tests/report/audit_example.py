@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nutlet.report.standards import findings
+from nutlet.report import exposure, findings
 
 
 def estimate(value: float, spread: float | None = 0.006) -> dict[str, Any]:
@@ -13,6 +13,10 @@ def estimate(value: float, spread: float | None = 0.006) -> dict[str, Any]:
         return {"value": value, "low": None, "high": None, "values": [value]}
     values = [value - spread / 2, value, value + spread / 2]
     return {"value": value, "low": value - spread, "high": value + spread, "values": values}
+
+
+def reach(value: float) -> dict[str, Any]:
+    return {"value": value, "low": 0.9 * value, "high": 1.2 * value, "at_most": False}
 
 
 def curve(
@@ -91,9 +95,9 @@ def full_audit() -> dict[str, Any]:
         task = [value - 0.07 for value in new]
         return [
             {"artifact": before, "queries_sent": sent, "curve": curve(old, old, task, budgets),
-             "queries_to": {"0.90": 1130.4 if old[-1] > 0.9 else None, "0.95": None}},
+             "queries_to": {"0.90": reach(1130.4) if old[-1] > 0.9 else None, "0.95": None}},
             {"artifact": after, "queries_sent": sent, "curve": curve(new, [v - 0.01 for v in new], task, budgets),
-             "queries_to": {"0.90": 940.0 if new[-1] > 0.93 else None, "0.95": None}},
+             "queries_to": {"0.90": reach(940.0) if new[-1] > 0.93 else None, "0.95": None}},
         ]  # fmt: skip
 
     def membership(auc: tuple[float, float], strict: tuple[float, float], power: tuple[float, float]) -> list[Any]:
@@ -185,7 +189,7 @@ def full_audit() -> dict[str, Any]:
         "sentence": "Compression made the file no harder to copy by asking (94.4 % agreement after 4,000 queries, "
                     "before 94.1 %) and halved what it tells about its training data.",
     }  # fmt: skip
-    return {**audit, "findings": findings(audit)}
+    return {**audit, "exposure": exposure(audit), "findings": findings(audit)}
 
 
 def small_audit() -> dict[str, Any]:
@@ -223,4 +227,4 @@ def small_audit() -> dict[str, Any]:
         "warnings": [],
         "sentence": "A copy agrees with the file on 71.0 % of inputs after 500 queries; nothing was compared.",
     }  # fmt: skip
-    return {**audit, "findings": findings(audit)}
+    return {**audit, "exposure": exposure(audit), "findings": findings(audit)}

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nutlet.report import findings, render, render_audit
+from nutlet.report import exposure, findings, render, render_audit
 from nutlet.report.curves import Copy, Roc, extraction, roc
 from report.audit_example import attack, estimate, full_audit, small_audit
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7*7 }}"
-FIXED = {"role", "goal", "status", "verdict", "unit", "claim"}
+FIXED = {"role", "goal", "status", "verdict", "unit", "claim", "grade"}
 """Fields whose words the schema fixes."""
 
 
@@ -29,7 +29,9 @@ def test_every_part_of_the_audit_is_on_the_page():
         "within 2.0 points: any difference is below 0.8 points",
         "Worth less to a thief?", "-0.8 points", "-1.2 to -0.3 points",
         "goes with the accuracy that the file itself lost", "not run: needs logits; the victim shows probabilities",
-        "1,130 queries 1.13 USD", "not reached with 4,000 queries", "94.35 %", "93.75 to 94.95 %", "guessing 10.30 %",
+        "1,100 (1,000 to 1,400) queries 1.13 USD",
+        "takes 940 (850 to 1,100) answers, 0.94 USD",
+        "not reached with 4,000 queries", "94.35 %", "93.75 to 94.95 %", "guessing 10.30 %",
         "47.00 to 53.00 %", "AUC 0.574", "2.24 %", "1,000 members", "false-positive rates below 0.1 %",
         "16 models of his own", "an AUC of 0.501", "/features/11/Conv, and 8 more", "pytorch 2.13.0", "AML.T0024.002",
         "NISTAML.033", "MITRE ATLAS 5.6.0", "By analogy: OWASP AISVS 1.0, 3.2.2", "cd" * 32, "21 min 24 s",
@@ -42,17 +44,34 @@ def test_every_part_of_the_audit_is_on_the_page():
         assert sentence in text
 
 
-def test_what_was_not_measured_says_so_and_why():
+def test_a_file_alone_has_a_verdict_of_its_own_and_no_empty_columns():
     text = text_of(render_audit(small_audit()))
-    assert text.count("not measured") > 10
     for wanted in (
-        "No original was audited beside", "LiRA: needs candidates for membership, which was not given",
-        "FileLeaks: needs the shipped file, which was not given", "Queries to a given agreement: not measured",
-        "no interval", "none named", "without labels of the thief's own",
+        "How exposed is model.onnx?", "A copy agrees on 71.00 % after 500 answers (Knockoff)",
+        "LiRA: needs candidates for membership, which was not given",
+        "FileLeaks: needs the shipped file, which was not given", "no interval", "none named",
+        "without labels of the thief's own",
     ):  # fmt: skip
         assert wanted in text, wanted
-    assert "original.onnx" not in text
-    assert "the band is" not in text
+    for empty in (
+        "original.onnx",
+        "the band is",
+        "The three claims",
+        "Agrees with the original",
+        "Thief without a query",
+    ):
+        assert empty not in text.split("How to read this")[0], empty
+    assert "against the original: not measured" not in text
+
+
+def test_attacks_that_were_not_asked_for_are_one_line():
+    audit = small_audit()
+    for entry in audit["attacks"][1:]:
+        entry["reason"] = "not asked for"
+    text = text_of(render_audit(audit))
+    assert "Not asked for: ActiveThief, LiRA, FileLeaks." in text
+    assert text.count("not asked for") == 0
+    assert "No attack of this kind was asked for." in text
 
 
 def test_an_audit_in_which_nothing_ran_is_a_page_too():
@@ -70,10 +89,10 @@ def test_attacks_without_a_single_figure_are_not_measured():
         for victim in entry["victims"]:
             for key in set(victim) - {"artifact", "queries_sent"}:
                 victim[key] = None
-    audit["findings"] = findings(audit)
+    audit.update(findings=findings(audit), exposure=exposure(audit))
     page = render_audit(audit)
     assert "<figure" not in page
-    assert text_of(page).count("not measured") > 10
+    assert "No attack that says so was run." in text_of(page)
 
 
 def test_a_file_that_only_got_worse_is_not_called_protected():

@@ -21,11 +21,13 @@ from nutlet.auditing.records import CurvePoint, Obtained, Section, failure, not_
 from nutlet.auditing.scoring import (
     CloneHits,
     Difference,
+    Reach,
     chance_agreement,
     clone_hits,
     difference_where_wrong,
     metric_difference,
     metric_summary,
+    over_seeds,
     paired_difference,
     queries_to,
     summary,
@@ -53,6 +55,10 @@ class _Curve:
     @property
     def agreement(self) -> list[float]:
         return [float(hits.file.mean()) for hits in self.hits]
+
+    def reach(self, share: float) -> Reach | None:
+        """Return the queries to a level of agreement."""
+        return queries_to(share, self.queries, [over_seeds(hits.file) for hits in self.hits])
 
     def joined(self, more: _Curve) -> _Curve:
         """Return the curve of these seeds and of ``more``."""
@@ -175,7 +181,7 @@ def _victim(m: Materials, curve: _Curve, alone: list[npt.NDArray[Any]]) -> Obtai
                 chance_agreement=chance,
             )
         )
-    reach = {f"{share:.2f}": queries_to(share, curve.queries, curve.agreement) for share in _SHARES}
+    reach = {f"{share:.2f}": curve.reach(share) for share in _SHARES}
     return Obtained(artifact=curve.artifact.name, queries_sent=curve.sent, curve=tuple(points), queries_to=reach)
 
 
@@ -217,9 +223,10 @@ def _rows(m: Materials, best: list[tuple[str, _Curve]], level: float) -> list[Ro
         gap = metric_difference(first.score, last.score, m.task)
         rows.append(Row(title, unit_of(m.task), was, became, gap, goal="clone"))
     for share in _SHARES:
-        reach = [queries_to(share, curve.queries, curve.agreement) for _, curve in best]
-        # Interpolated and without an interval: it illustrates, the rows above decide.
-        note = "not reached" if reach[-1] is None else "interpolated"
+        reach = [curve.reach(share) for _, curve in best]
+        # Interpolated: it illustrates, the rows above decide.
+        note = "not reached" if reach[-1] is None else "the smallest budget" if reach[-1].at_most else "interpolated"
         title = f"queries to {share:.0%} agreement ({best[-1][0]})"
-        rows.append(Row(title, "queries", reach[0] if before else None, reach[-1], note=note, goal="clone"))
+        first_of, last_of = (one.value if one else None for one in (reach[0], reach[-1]))
+        rows.append(Row(title, "queries", first_of if before else None, last_of, note=note, goal="clone"))
     return rows

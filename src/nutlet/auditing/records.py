@@ -11,6 +11,7 @@ from typing import Any
 
 from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.auditing.claims import Row
+from nutlet.auditing.scoring import Reach
 from nutlet.errors import NutletError, printable
 from nutlet.measurement import Estimate
 from nutlet.oracle import Oracle
@@ -124,7 +125,7 @@ class Obtained:
     artifact: str
     queries_sent: int
     curve: tuple[CurvePoint, ...] | None = None
-    queries_to: dict[str, float | None] | None = None
+    queries_to: dict[str, Reach | None] | None = None
     auc: Estimate | None = None
     tpr_at: tuple[RateFound, ...] | None = None
     roc: dict[str, list[float]] | None = None
@@ -172,6 +173,8 @@ def _plain(value: Any) -> Any:
         return value.to_dict()
     if dataclasses.is_dataclass(value):
         return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -63,16 +63,22 @@ class Audit(Tabled):
         return self.value
 
     def table(self) -> Table:
-        """Return the three claims as a table."""
+        """Return the three claims as a table; of a file that was audited alone, how exposed it is."""
+        title = f"How hard is {self.value['artifacts'][-1]['name']} to steal?"
+        missing = [f"Not run: {', '.join(names)}: {reason}." for reason, names in self.not_run().items()]
+        if len(self.value["artifacts"]) == 1:
+            exposed = tuple((e["question"], e["grade"], e["answer"]) for e in self.value["exposure"])
+            return Table(
+                title, ("exposed to", "grade", "what was measured"), exposed, (*self.value["warnings"], *missing)
+            )
         rows = []
         for claim in self.value["claims"]:
             for row in claim["rows"]:
                 cells = (_figure(row["before"], row["unit"]), _figure(row["after"], row["unit"]))
                 rows.append((f"{claim['claim']}: {row['measure']}", *cells, _gap(row), _told(row)))
         columns = ("measure", "before", "after", "difference [95 %]", "theft became")
-        missing = [f"Not run: {', '.join(names)}: {reason}." for reason, names in self.not_run().items()]
         notes = (self.sentence, *self.value["warnings"], *missing)
-        return Table(f"How hard is {self.value['artifacts'][-1]['name']} to steal?", columns, tuple(rows), notes)
+        return Table(title, columns, tuple(rows), notes)
 
 
 _COUNTED = ("bytes", "count", "queries")

@@ -41,7 +41,7 @@ from nutlet.measurement import environment
 from nutlet.methods.base import Method
 from nutlet.oracle import FileSource, Ledger, Source
 from nutlet.progress import Progress
-from nutlet.report import findings
+from nutlet.report import exposure, findings, summed_up
 
 __all__ = ["audit", "named_output"]
 
@@ -145,8 +145,11 @@ def audit(
         "attacks": found.records,
         "claims": claims,
         "warnings": [*_warnings(materials), *_faults(found.records), *found.warnings],
-        "sentence": sentence(claims),
     }
+    exposed = exposure(value)
+    alone = materials.original is None
+    value["exposure"] = exposed
+    value["sentence"] = summed_up(exposed, materials.file.name) if alone else sentence(claims)
     value["findings"] = findings(value)
     return Audit(value)
 
@@ -273,7 +276,9 @@ def _warnings(m: Materials) -> list[str]:
             f"Effort {m.protocol.effort:g}: clones were trained shorter than in a full audit, safety is overstated."
         )
     if m.original is None:
-        warnings.append("No original was given: nothing is compared, and no verdict can be given.")
+        warnings.append(
+            "No original was given: this says how exposed the file is, not whether compression made theft harder."
+        )
     if m.file.path is None:
         warnings.append("The victim was no file: what a shipped file gives away was not measured.")
     return warnings

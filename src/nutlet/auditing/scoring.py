@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor
 
 from nutlet.measurement import Estimate
@@ -22,6 +22,7 @@ __all__ = [
     "CloneHits",
     "Difference",
     "Hits",
+    "Reach",
     "chance_agreement",
     "clone_hits",
     "difference_where_wrong",
@@ -228,25 +229,54 @@ def _crossed(values: npt.NDArray[np.float64], *, shares: bool) -> tuple[float, f
     return float(mean), math.hypot(math.sqrt(variance), floor), freedom
 
 
-def queries_to(share: float, queries: Sequence[int], values: Sequence[float]) -> float | None:
-    """Return how many queries reach ``share``, between the measured budgets along the logarithm of the queries.
+@dataclass(frozen=True)
+class Reach:
+    """How many queries a level of agreement takes.
 
-    None where no budget reached it; the smallest budget where that one did already.
+    Args:
+        value: queries, interpolated between the budgets.
+        low: lower end of the 95 % interval; None where it lies below the smallest budget.
+        high: upper end; None where it lies above the largest.
+        at_most: whether the smallest budget is past the level already, so that fewer may do.
+    """
 
-    >>> queries_to(0.9, [100, 10_000], [0.8, 1.0])
-    1000.0
-    >>> queries_to(0.9, [100, 10_000], [0.8, 0.85]) is None
+    value: float
+    low: float | None
+    high: float | None
+    at_most: bool = False
+
+
+def queries_to(share: float, queries: Sequence[int], agreement: Sequence[Estimate]) -> Reach | None:
+    """Return how many queries reach ``share``; None where the largest budget does not.
+
+    The disagreement of a copy falls about as a power of the queries, so its logarithm is interpolated along theirs,
+    after isotonic regression: more answers do not make a copy worse. The interval is where the curves of the upper and
+    of the lower ends reach the share.
+
+    >>> curve = [Estimate(0.8, 0.78, 0.82, 100), Estimate(0.98, 0.97, 0.99, 100)]
+    >>> reach = queries_to(0.9, [100, 10_000], curve)
+    >>> round(reach.value), round(reach.low), round(reach.high)
+    (400, 255, 619)
+    >>> queries_to(0.99, [100, 10_000], curve) is None
     True
     """
-    if values[0] >= share:
+    value = _crossing(share, queries, [point.value for point in agreement])
+    if value is None:
+        return None
+    low, high = (_crossing(share, queries, [getattr(point, end) for point in agreement]) for end in ("high", "low"))
+    first = float(queries[0])
+    return Reach(value, None if low == first else low, high, at_most=value == first)
+
+
+def _crossing(share: float, queries: Sequence[int], values: Sequence[float]) -> float | None:
+    rising = optimize.isotonic_regression(np.clip(values, 0.0, 1 - 1e-4)).x
+    if rising[-1] < share:
+        return None
+    if rising[0] >= share:
         return float(queries[0])
-    for left in range(len(queries) - 1):
-        low, high = values[left], values[left + 1]
-        if low < share <= high:
-            part = (share - low) / (high - low)
-            logs = math.log(queries[left]), math.log(queries[left + 1])
-            return round(math.exp(logs[0] + part * (logs[1] - logs[0])), 1)
-    return None
+    # Falling disagreement, turned round, rises as interpolation wants it.
+    logs = np.interp(-math.log(1 - share), -np.log1p(-rising), np.log(queries))
+    return round(float(np.exp(logs)), 1)
 
 
 def summary(hits: Hits) -> Estimate | None:

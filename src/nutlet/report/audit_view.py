@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from nutlet.report.audited import (
     task_of,
     victims,
 )
+from nutlet.report.exposure import exposure, level_name, reached
 from nutlet.report.figures import NOT_MEASURED, amount, exact, interval, percent, rate, seconds, size
 from nutlet.report.standards import ANALOGY, VERSIONS
 from nutlet.report.view import Cell, flat
@@ -24,6 +26,8 @@ from nutlet.verdicts import Verdict
 
 __all__ = ["audit_view", "summary"]
 
+NOT_ASKED = "not asked for"
+"""The reason of attacks that are one line together."""
 ATTACKS_SHOWN = 12
 """Attacks of one kind whose figures are shown; the rest are in audit.json."""
 ROWS_SHOWN = 200
@@ -79,7 +83,8 @@ def summary(audit: dict[str, Any]) -> dict[str, Any]:
     """Return what a compression report shows of the audit: the claims and the two pictures that matter most."""
     clone, member = best_clone(audit), best_membership(audit)
     return {
-        "claims": _claims(audit),
+        "claims": _claims(audit) if "before" in names(audit) else [],
+        "exposed": exposed(audit),
         "extraction": extraction_chart(audit, clone, 1) if clone else None,
         "roc": roc_chart(audit, member, 1) if member else None,
     }
@@ -100,12 +105,14 @@ def audit_view(audit: dict[str, Any]) -> dict[str, Any]:
         "files": files,
         "paired": "before" in files,
         "claims": _claims(audit),
-        "tiles": [_tile(claim) for claim in audit["claims"]],
-        "tried": [_tried(attack) for attack in audit["attacks"]],
+        "tiles": _tiles(audit),
+        "exposed": exposed(audit),
+        "tried": [_tried(attack) for attack in audit["attacks"] if attack["reason"] != NOT_ASKED],
+        "not_asked": [attack["name"] for attack in audit["attacks"] if attack["reason"] == NOT_ASKED],
         "cost": [(attack["name"], rows) for attack in clones if (rows := _cost(audit, attack))],
         "extraction_charts": [extraction_chart(audit, a, i) for i, a in enumerate(clones, 1)],
-        "metric": task_of(audit)["metric"],
-        "numbers": [(attack["name"], _numbers(audit, attack)) for attack in clones],
+        "columns": list((columns := _columns(audit, clones)).values()),
+        "numbers": [(attack["name"], _numbers(audit, attack, columns)) for attack in clones],
         "roc_charts": [chart for chart in rocs if chart],
         "rates": [(attack["name"], _rates(audit, attack)) for attack in members],
         "candidates": _candidates(audit["protocol"]["members"]),
@@ -119,6 +126,12 @@ def audit_view(audit: dict[str, Any]) -> dict[str, Any]:
         "protocol": _protocol(audit),
         "environment": flat(audit["environment"]),
     }
+
+
+def exposed(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return how exposed the file is by itself; audits of before that was asked have it worked out here."""
+    found: list[dict[str, Any]] = audit["exposure"] if "exposure" in audit else exposure(audit)
+    return found
 
 
 def _claims(audit: dict[str, Any]) -> list[tuple[str, list[Measure]]]:
@@ -149,13 +162,20 @@ def _difference(row: dict[str, Any]) -> Cell:
     return Cell(amount(found["value"], row["unit"], sign=True), span)
 
 
-def _tile(claim: dict[str, Any]) -> tuple[str, str, str]:
-    """Return a claim, the verdict of the row that decides it, and what that rests on."""
+def _tiles(audit: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what the page is about, in a few words each: the claims, or of a file alone what it is exposed to."""
+    if "before" not in names(audit):
+        return [(f"exposed to {entry['question']}", entry["grade"], entry["answer"]) for entry in exposed(audit)]
+    return [(claim["claim"], *_deciding(claim)) for claim in audit["claims"] if claim["rows"]]
+
+
+def _deciding(claim: dict[str, Any]) -> tuple[str, str]:
+    """Return the verdict of the row that decides a claim, and what that rests on."""
     deciding = next((row for row in claim["rows"] if row["primary"]), None)
     if deciding is None:
-        return claim["claim"], NOT_MEASURED, ""
+        return NOT_MEASURED, ""
     verdict, words = deciding["verdict"], deciding["words"]
-    return claim["claim"], verdict, words.removeprefix(verdict).strip(" ,:")
+    return verdict, words.removeprefix(verdict).strip(" ,:")
 
 
 def _tried(attack: dict[str, Any]) -> dict[str, Any]:
@@ -180,16 +200,16 @@ def _cost(audit: dict[str, Any], attack: dict[str, Any]) -> list[Pair]:
     """Return what each level of agreement takes."""
     budget = max(audit["protocol"]["budgets"], default=0)
 
-    def cell(asked: float | None) -> Cell:
-        if asked is None:
+    def cell(reach: dict[str, Any] | None) -> Cell:
+        if reach is None:
             return Cell("not reached", f"with {exact(budget)} queries")
-        return Cell(f"{exact(round(asked))} queries", _money(asked, audit["protocol"]["price"]))
+        return Cell(f"{reached(reach, budget)} queries", _money(reach["value"], audit["protocol"]["price"]))
 
     sides = {role: victim.get("queries_to") or {} for role, victim in victims(audit, attack).items()}
     rows = []
     for level in sorted({level for side in sides.values() for level in side}):
         cells = {role: cell(side[level]) for role, side in sides.items() if level in side}
-        rows.append(_pair(audit, f"To agree on {_level(level)}", "", cells))
+        rows.append(_pair(audit, f"To agree on {level_name(level)}", "", cells))
     return rows
 
 
@@ -200,17 +220,22 @@ def _money(asked: float, price: dict[str, Any] | None) -> str:
     return f"{'< 0.01' if 0 < spent < 0.01 else f'{spent:,.2f}'} {price['currency']}"
 
 
-def _level(text: str) -> str:
-    """Return ``0.90`` as ``90 %``; a name that is no number stays as it is."""
-    try:
-        return rate(float(text))
-    except ValueError:
-        return text
+def _columns(audit: dict[str, Any], clones: list[dict[str, Any]]) -> dict[str, str]:
+    """Return what is told of each copy, and the heading; what no copy has a figure for is left out."""
+    metric = task_of(audit)["metric"]
+    headings = {
+        "agreement": "Agrees with the file",
+        "agreement_where_wrong": "Where the file is wrong",
+        "agreement_original": "Agrees with the original",
+        "accuracy": f"{metric[0].upper()}{metric[1:]} of the copy",
+        "baseline_agreement": "Thief without a query",
+    }
+    points = [p for attack in clones for victim in attack["victims"] for p in victim.get("curve") or []]
+    return {key: heading for key, heading in headings.items() if any(point.get(key) for point in points)}
 
 
-def _numbers(audit: dict[str, Any], attack: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per file and budget: the three agreements apart."""
-    keys = "agreement", "agreement_where_wrong", "agreement_original", "accuracy", "baseline_agreement"
+def _numbers(audit: dict[str, Any], attack: dict[str, Any], keys: Iterable[str]) -> list[dict[str, Any]]:
+    """Return one row per file and budget."""
     return [
         {
             "file": names(audit)[role],
@@ -311,6 +336,8 @@ def _short(value: Any) -> Any:
 
 def _why_not(audit: dict[str, Any], goal: str) -> list[str]:
     attacks = [attack for attack in audit["attacks"] if attack["goal"] == goal and attack["status"] != "run"]
+    if attacks and all(attack["reason"] == NOT_ASKED for attack in attacks):
+        return ["No attack of this kind was asked for"]
     return [f"{attack['name']}: {attack['reason'] or 'no reason given'}" for attack in attacks]
 
 
