@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from nutlet.formats import Format, register_format
     from nutlet.formats.onnx.export import export_onnx
     from nutlet.loading import load_data, load_model
-    from nutlet.measurement import Measurement, measure
+    from nutlet.measurement import Goal, Measurement, measure
     from nutlet.methods import (
         GPTQ,
         AdaRound,
@@ -112,7 +112,7 @@ _HOMES = {
     "nutlet.formats.onnx.export": ("export_onnx",),
     "nutlet.compression.history": ("Step",),
     "nutlet.loading": ("load_data", "load_model"),
-    "nutlet.measurement": ("Measurement", "measure"),
+    "nutlet.measurement": ("Goal", "Measurement", "measure"),
     "nutlet.methods.base": ("Method", "register"),
     "nutlet.methods": (
         "AdaRound",
@@ -192,6 +192,7 @@ __all__ = [
     "FineTune",
     "FixedPoint",
     "Format",
+    "Goal",
     "HalfPrecision",
     "LanguageModeling",
     "LotteryTicket",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
@@ -46,12 +48,16 @@ class Speedup:
         threads: true number of threads.
         ratio: median time of the second file over median time of the first.
         paired: median of the ratios taken round by round; where the two disagree, the machine was busy.
+        low: lower end of the 95 % interval of ``ratio``, of this run; None where too few calls were timed.
+        high: upper end.
     """
 
     batch: int
     threads: int
     ratio: float
     paired: float
+    low: float | None = None
+    high: float | None = None
 
 
 def interleaved(
@@ -139,9 +145,26 @@ def latencies(
                     found[place].append(Latency(size, count, median, p95, len(row)))
                 if len(opened) == 2:
                     ratio = float(np.median(times[1]) / np.median(times[0]))
-                    speedups.append(Speedup(size, count, ratio, float(np.median(times[1] / times[0]))))
+                    paired = float(np.median(times[1] / times[0]))
+                    speedups.append(Speedup(size, count, ratio, paired, *_ends(ratio, times)))
                 task.advance()
     return [tuple(row) for row in found], tuple(speedups)
+
+
+def _ends(ratio: float, times: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of a ratio of medians ``times[1] / times[0]``, of times ``(2, rounds)``.
+
+    By batch means of log ratios: rounds one after the other are alike, ten stretches of them hardly.
+    """
+    from scipy import stats
+
+    blocks = min(10, times.shape[1])
+    if blocks < 3:
+        return None, None
+    parts = np.array_split(times, blocks, axis=1)
+    logs = [math.log(float(np.median(part[1]) / np.median(part[0]))) for part in parts]
+    half = float(stats.t.ppf(0.975, blocks - 1) * np.std(logs, ddof=1) / math.sqrt(blocks))
+    return ratio * math.exp(-half), ratio * math.exp(half)
 
 
 def check_settings(batches: Sequence[int], threads: Sequence[int], seconds: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nutlet.measurement.goal import Judged, goal_sentence, plain
 from nutlet.measurement.latency import Latency, Speedup
 from nutlet.tables import Table, Tabled
 from nutlet.tasks import Task
@@ -131,6 +132,8 @@ class Measurement(Tabled):
         speedups: how many times faster the file is, per setting, timed in turn in one run.
         split: which examples: ``test``, ``validation`` or ``given``.
         environment: machine and versions, see :func:`nutlet.measurement.environment`.
+        task: what the scores are.
+        goal: what was asked for, each part with its verdict; empty where nothing was.
     """
 
     compressed: FileFigures
@@ -145,6 +148,7 @@ class Measurement(Tabled):
     split: str
     environment: dict[str, Any]
     task: Metric = ACCURACY
+    goal: tuple[Judged, ...] = ()
 
     @property
     def accuracy_drop_pp(self) -> float | None:
@@ -189,7 +193,37 @@ class Measurement(Tabled):
         """Return plain JSON, the derived figures included."""
         value: dict[str, Any] = _plain(asdict(self))
         names = ("accuracy_drop_pp", "accuracy_drop_pp_low", "accuracy_drop_pp_high", "size_ratio", "size_ratio_zstd")
-        return {**value, **{name: getattr(self, name) for name in names}}
+        return {**value, "goal": plain(self.goal), **{name: getattr(self, name) for name in names}}
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the figures as one flat row, for a data frame: bytes, score, loss, and speed in each setting.
+
+        >>> file = FileFigures(0.9, 0.8, 0.95, 100, "model.onnx", "a runtime", 10, 9, (), None, None)
+        >>> alone = Measurement(file, None, None, None, None, None, None, None, (), "test", {})
+        >>> alone.to_row()["bytes"], alone.to_row()["loss"]
+        (10, None)
+        """
+        new, old = self.compressed, self.original
+        row: dict[str, Any] = {
+            "file": new.path,
+            "split": self.split,
+            "examples": new.examples,
+            "metric": self.task.metric,
+            "score": new.accuracy,
+            "score_low": new.accuracy_low,
+            "score_high": new.accuracy_high,
+            "original_score": None if old is None else old.accuracy,
+            "loss": self.score_drop,
+            "loss_low": self.score_drop_low,
+            "loss_high": self.score_drop_high,
+            "agreement": self.agreement,
+            "bytes": new.bytes,
+            "bytes_zstd": new.bytes_zstd,
+            "size_ratio": self.size_ratio,
+            "peak_memory_mib": new.peak_memory_mib,
+        }
+        row |= {f"ms_b{timed.batch}_t{timed.threads}": timed.median_ms for timed in new.latency}
+        return row | {f"speedup_b{faster.batch}_t{faster.threads}": faster.ratio for faster in self.speedups}
 
     def table(self) -> Table:
         """Return the figures as rows, the one source of all printed forms."""
@@ -222,7 +256,8 @@ class Measurement(Tabled):
         if old is None:
             columns, rows = columns[:2], [row[:2] for row in rows]
         title = f"{new.path} in {new.runtime}, {new.examples:,} examples ({self.split})"
-        return Table(title, columns, tuple(rows), (f"Brackets: 95 % interval.{self._verdict()}", self._machine()))
+        notes = (f"Brackets: 95 % interval.{self._verdict()}", self._machine(), goal_sentence(self.goal))
+        return Table(title, columns, tuple(rows), tuple(filter(None, notes)))
 
     def _score(self, figures: Figures) -> str:
         return self.task.interval(figures.accuracy, figures.accuracy_low, figures.accuracy_high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.formats.runtime import Runtime
 from nutlet.machine import environment
+from nutlet.measurement.goal import Goal, judge
 from nutlet.measurement.intervals import Estimate, module_answers
 from nutlet.measurement.latency import Latency, check_settings, latencies
 from nutlet.measurement.memory import peak_memory
@@ -38,6 +40,7 @@ def measure(
     threads: Sequence[int] = (1, 0),
     seconds: float = 2.0,
     output: str | None = None,
+    goal: Goal | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure a shipped file in the runtime of its format: bytes, the metric of the task, latency and peak memory.
@@ -51,13 +54,14 @@ def measure(
         threads: numbers of threads for latency; 0 for all cores. Those that come to the same are timed once.
         seconds: time for one latency setting, all files together.
         output: name of the output that holds the scores, where ``path`` has several that may.
+        goal: what the file has to reach; the result says of each part whether it is met.
         progress: shows bars; nothing by default.
 
     Raises:
         StorageError: a file is missing, too large, of no known format, or needs other files.
         ModelError: a file or the module does not run, or gives anything but finite outputs as the task has them.
         DataError: the examples do not fit.
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or the goal needs an original that is not given.
     """
     check_settings(_BATCHES if batches is None else batches, threads, seconds)
     progress = progress or Progress(quiet=True)
@@ -66,6 +70,10 @@ def measure(
         raise DataError("the examples to measure with have no labels; expected some: accuracy is counted by them")
     if against is not None and not isinstance(against, (str, Path, nn.Module)):
         raise ConfigError(f"against is {type(against).__name__}; expected the path of a file, a module or None")
+    if goal is not None and goal.compares and against is None:
+        raise ConfigError("the goal is about an original (max_loss, min_speedup), and none is given; expected against=")
+    if goal is not None and goal.min_speedup is not None and isinstance(against, nn.Module):
+        raise ConfigError("min_speedup needs the original's file; found a module as against: export it first")
     runtimes = [Runtime(path, output=output)]
     if isinstance(against, (str, Path)):
         runtimes.append(Runtime(against))
@@ -90,7 +98,7 @@ def measure(
     if isinstance(against, nn.Module):
         a = means[1]
         original = Figures(a.value, a.low, a.high, a.examples)
-    return Measurement(
+    found = Measurement(
         compressed=files[0],
         original=original,
         agreement=same.value if same else None,
@@ -104,6 +112,7 @@ def measure(
         split=split,
         environment=environment(),
     )
+    return found if goal is None else dataclasses.replace(found, goal=judge(goal, found))
 
 
 def _scored(
