@@ -107,11 +107,11 @@ def latencies(
     threads: Sequence[int] = (1, 0),
     seconds: float = 2.0,
     progress: Progress | None = None,
-) -> tuple[list[tuple[Latency, ...]], tuple[Speedup, ...]]:
+) -> tuple[list[tuple[Latency, ...]], list[tuple[Speedup, ...]]]:
     """Time files on real examples, interleaved, for each number of threads and each batch size.
 
     Args:
-        runtimes: the files; with two, the speedup of the first over the second is returned as well.
+        runtimes: the files; the last is the one that the others are compared with.
         examples: inputs; the first ones of them are used.
         batches: examples per call.
         threads: threads for one operator; 0 for all cores. Settings that come to the same are timed once.
@@ -119,7 +119,7 @@ def latencies(
         progress: shows a bar.
 
     Returns:
-        For each file its latencies, and the speedups (none unless there are two files).
+        For each file its latencies, and for each but the last its speedups over the last.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -133,7 +133,7 @@ def latencies(
         for size in sizes:
             runtime.batch_of(examples, size)  # say what does not fit before an hour of timing, not after
     found: list[list[Latency]] = [[] for _ in runtimes]
-    speedups = []
+    speedups: list[list[Speedup]] = [[] for _ in runtimes[1:]]
     with progress.task("timing", total=len(counts) * len(sizes)) as task:
         for count in counts:
             opened = [runtime.reopened(count) for runtime in runtimes]
@@ -143,12 +143,12 @@ def latencies(
                 for place, row in enumerate(times * 1000):
                     median, p95 = float(np.median(row)), float(np.quantile(row, 0.95))
                     found[place].append(Latency(size, count, median, p95, len(row)))
-                if len(opened) == 2:
-                    ratio = float(np.median(times[1]) / np.median(times[0]))
-                    paired = float(np.median(times[1] / times[0]))
-                    speedups.append(Speedup(size, count, ratio, paired, *_ends(ratio, times)))
+                for row, told in zip(times, speedups, strict=False):
+                    ratio = float(np.median(times[-1]) / np.median(row))
+                    paired = float(np.median(times[-1] / row))
+                    told.append(Speedup(size, count, ratio, paired, *_ends(ratio, np.stack([row, times[-1]]))))
                 task.advance()
-    return [tuple(row) for row in found], tuple(speedups)
+    return [tuple(row) for row in found], [tuple(told) for told in speedups]
 
 
 def _ends(ratio: float, times: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
