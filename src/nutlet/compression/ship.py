@@ -26,7 +26,7 @@ from nutlet.report import load_report, write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
 from nutlet.tasks.inputs import Inputs, input_shapes
 
-__all__ = ["refuse_other", "ship"]
+__all__ = ["export_into", "refuse_other", "ship", "write_figures"]
 
 
 def ship(
@@ -67,13 +67,34 @@ def ship(
     folder, progress, form = Path(folder), progress or Progress(quiet=True), format_named(target)
     suffix = form.suffixes[0]
     with locked(folder, progress):
-        shipped = compressed.export(folder / f"model{suffix}", packed=packed)
+        shipped, check = export_into(compressed, data, folder, target=target, packed=packed)
         reference = form.export(original, folder / f"original{suffix}", compressed.example, output=data.task.output)
-        compressed.save(folder / "saved")
-        check = parity(compressed.model, shipped, data.calibration)
         figures = measure(shipped, data, reference, seconds=seconds, goal=goal, progress=progress)
-        write_report(_report(compressed, data, check, figures, command, names), folder)
+        write_figures(compressed, data, check, figures, folder, command=command, names=names)
     return figures, check
+
+
+def export_into(
+    compressed: Compressed, data: Data, folder: Path, *, target: str = DEFAULT.name, packed: bool = True
+) -> tuple[Path, Parity]:
+    """Write the file and the saved form of a finished chain; return the file, and how far it answers as the module."""
+    shipped = compressed.export(folder / f"model{format_named(target).suffixes[0]}", packed=packed)
+    compressed.save(folder / "saved")
+    return shipped, parity(compressed.model, shipped, data.calibration)
+
+
+def write_figures(
+    compressed: Compressed,
+    data: Data,
+    check: Parity,
+    figures: Measurement,
+    folder: Path,
+    *,
+    command: str = "",
+    names: tuple[str, str] = ("", ""),
+) -> None:
+    """Write the report of a file that was exported and measured."""
+    write_report(_report(compressed, data, check, figures, command, names), folder)
 
 
 def refuse_other(folder: Path, recipe: Sequence[Method]) -> None:

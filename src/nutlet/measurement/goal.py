@@ -101,9 +101,26 @@ class Judged:
         if self.value is None:
             return f"{asked}: {self.verdict} (not measured)"
         ends = [end for end in (self.low, self.high) if end is not None]
-        digits = next((n for n in range(1, 5) if all(_apart(end, self.limit, n) for end in ends)), 5)
+        digits = self._digits
         interval = f", 95 % interval {ends[0]:.{digits}f} to {ends[1]:.{digits}f}" if len(ends) == 2 else ""
         return f"{asked}: {self.verdict} ({self.value:.{digits}f}{interval})"
+
+    @property
+    def brief(self) -> str:
+        """What was measured with its interval, for the cell of a table, in the digits of :attr:`words`.
+
+        >>> Judged("loss", 1.0, "points", 0.7, 0.3, 1.04, "not shown").brief
+        '0.70 [0.30, 1.04]'
+        """
+        if self.value is None:
+            return "not measured"
+        value, *ends = (f"{x:.{self._digits}f}" for x in (self.value, self.low, self.high) if x is not None)
+        return f"{value} [{', '.join(ends)}]" if len(ends) == 2 else value
+
+    @property
+    def _digits(self) -> int:
+        ends = [end for end in (self.low, self.high) if end is not None]
+        return next((n for n in range(1, 5) if all(_apart(end, self.limit, n) for end in ends)), 5)
 
 
 def judge(goal: Goal, found: Measurement) -> tuple[Judged, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nutlet.measurement.goal import Judged, goal_sentence, plain
 from nutlet.measurement.latency import Latency, Speedup
+from nutlet.measurement.rows import row_of
 from nutlet.tables import Table, Tabled
 from nutlet.tasks import Task
 
@@ -203,27 +204,7 @@ class Measurement(Tabled):
         >>> alone.to_row()["bytes"], alone.to_row()["loss"]
         (10, None)
         """
-        new, old = self.compressed, self.original
-        row: dict[str, Any] = {
-            "file": new.path,
-            "split": self.split,
-            "examples": new.examples,
-            "metric": self.task.metric,
-            "score": new.accuracy,
-            "score_low": new.accuracy_low,
-            "score_high": new.accuracy_high,
-            "original_score": None if old is None else old.accuracy,
-            "loss": self.score_drop,
-            "loss_low": self.score_drop_low,
-            "loss_high": self.score_drop_high,
-            "agreement": self.agreement,
-            "bytes": new.bytes,
-            "bytes_zstd": new.bytes_zstd,
-            "size_ratio": self.size_ratio,
-            "peak_memory_mib": new.peak_memory_mib,
-        }
-        row |= {f"ms_b{timed.batch}_t{timed.threads}": timed.median_ms for timed in new.latency}
-        return row | {f"speedup_b{faster.batch}_t{faster.threads}": faster.ratio for faster in self.speedups}
+        return row_of(self.to_dict())
 
     def table(self) -> Table:
         """Return the figures as rows, the one source of all printed forms."""
