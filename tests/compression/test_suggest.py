@@ -71,12 +71,13 @@ def test_the_smallest_that_meets_the_goal(net: nn.Module, data: Data, tmp_path: 
 def test_a_second_run_goes_on_from_the_finished_steps(
     net: nn.Module, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> list[str]:
+    def killed(*_: object, **__: object) -> list[str]:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("nutlet.compression.suggest.measure_all", killed)
-        tried(net, data, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            tried(net, data, tmp_path)
     monkeypatch.setattr(FineTune, "train", killed)  # trains no more
     assert tried(net, data, tmp_path).verdict is GoalVerdict.MET
 
@@ -84,11 +85,12 @@ def test_a_second_run_goes_on_from_the_finished_steps(
 def test_what_does_not_fit_or_work_is_left_out(
     net: nn.Module, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = lambda *_, **__: Estimate("FineTune", 1.0, 10_000.0)  # noqa: E731
     plain = Stopwatch.estimate
-    monkeypatch.setattr(
-        Stopwatch, "estimate", lambda self, name, step, **o: (slow if name == "FineTune" else plain)(self, name, step, **o)
-    )  # fmt: skip
+
+    def estimate(watch: Stopwatch, name: str, step: Method, **options: bool) -> Estimate:
+        return Estimate(name, 1.0, 10_000.0) if name == "FineTune" else plain(watch, name, step, **options)
+
+    monkeypatch.setattr(Stopwatch, "estimate", estimate)
     recipes = {**RECIPES, "blocks": [DropBlocks(drop=1)]}
     found = suggest(net, data, Goal(max_bytes=10), tmp_path / "a", recipes=recipes, seconds=0.01)
     told = {candidate.name: candidate.left_out for candidate in found.candidates}

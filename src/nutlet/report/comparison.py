@@ -47,7 +47,7 @@ class Comparison(Tabled):
         """Return one line for each run."""
         rows = tuple(
             (name, _steps(report), *cells(report["measurement"]))
-            for name, report in zip(clean(list(self.names)), map(clean, self.reports), strict=True)
+            for name, report in zip(self.names, self.reports, strict=True)
         )
         notes = [f"NOT COMPARABLE: {text}" for text in self.differences]
         return Table("Runs side by side", ("run", "recipe", *COLUMNS), rows, (*notes, _READ))
@@ -71,8 +71,8 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
     """
     if len(folders) < 2:
         raise ConfigError(f"{len(folders)} run to compare; expected two or more folders that `nutlet compress` wrote")
-    reports = tuple(load_report(_file(Path(folder))) for folder in folders)
-    names = tuple(map(str, folders))
+    reports = tuple(clean(load_report(_file(Path(folder)))) for folder in folders)
+    names = tuple(clean(str(folder)) for folder in folders)
     for name, report in zip(names, reports, strict=True):
         if not report["measurement"]:
             raise ConfigError(f"{name} has no measurement to compare; expected a run that `nutlet compress` finished")
@@ -118,7 +118,8 @@ def cells(measurement: Mapping[str, Any] | None) -> tuple[str, ...]:
     measured = measurement or {}
     parts = [Judged(**part) for part in measured.get("goal") or ()]
     row = row_of(measured)
-    speed = min(measured.get("speedups") or (), key=lambda s: (s["batch"], s["threads"]), default={}).get("ratio")
+    first = min(measured.get("speedups") or (), key=lambda s: (s["batch"], s["threads"]), default=None)
+    speed = first.get("ratio") if first else None
     return (
         NOT_MEASURED if row["bytes"] is None else f"{row['bytes']:,}",
         *(NOT_MEASURED if ratio is None else f"{ratio:.1f}x" for ratio in (row["size_ratio"], speed)),
