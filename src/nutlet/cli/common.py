@@ -139,8 +139,12 @@ def show_result(out: Path, result: Any, figures: Any, parity: Any, *, as_json: b
     if as_json:
         typer.echo((out / "report.json").read_text(encoding="utf-8"))
     elif not quiet:
+        from nutlet.report import load_report, verdict
+
         show(result, figures)
         typer.echo(str(parity))
+        # The very sentence at the head of the page.
+        typer.echo(verdict(load_report(out / "report.json")))
         typer.echo(f"shipped file: {out / 'model.onnx'}\nreport: {out / 'report.html'}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from nutlet.measurement.goal import Judged, goal_sentence, plain
 from nutlet.measurement.latency import Latency, Speedup
 from nutlet.measurement.rows import row_of
+from nutlet.rounding import points, times
 from nutlet.tables import Table, Tabled
 from nutlet.tasks import Task
 
@@ -65,9 +66,10 @@ class Metric:
 
     def change(self, drop: float, low: float, high: float) -> str:
         """Return the change of the metric that a drop of the mean score is."""
-        # 0 - x and not -x: no drop must not print as "-0.00".
+        # 0 - x and not -x: no drop must not print as "-0.0".
         if self.unit == "%":
-            return f"{100 * (0 - drop):+.2f} pp [{100 * (0 - high):+.2f}, {100 * (0 - low):+.2f}]"
+            value, least, most = (points(0 - end, sign=True) for end in (drop, high, low))
+            return f"{value} points [{least}, {most}]"
         ends = (0 - drop, 0 - high, 0 - low) if self.higher_is_better else (drop, low, high)
         return "{:+.4g} {unit} [{:+.4g}, {:+.4g}]".format(*ends, unit=self.unit).replace("  ", " ")
 
@@ -289,10 +291,10 @@ def _latency(latency: Latency) -> str:
 
 
 def _times(ratio: float | None, better: str) -> str:
-    """Say "2.50x smaller"; below one the inverse would flatter nobody, so the bare factor stands."""
+    """Say "2.5x smaller"; below one the inverse would flatter nobody, so the bare factor stands."""
     if ratio is None:
         return ""
-    return f"{ratio:.2f}x {better}" if ratio >= 1 else f"{ratio:.2f}x"
+    return f"{times(ratio)} {better}" if ratio >= 1 else times(ratio)
 
 
 def _mib(value: float | None) -> str:

@@ -13,6 +13,7 @@ from nutlet.measurement.rows import row_of
 from nutlet.report.figures import NOT_MEASURED, clean, points
 from nutlet.report.load import load_report
 from nutlet.report.metrics import metric_in
+from nutlet.rounding import times
 from nutlet.tables import Table, Tabled
 
 __all__ = ["COLUMNS", "Comparison", "cells", "compare", "results"]
@@ -122,7 +123,7 @@ def cells(measurement: Mapping[str, Any] | None) -> tuple[str, ...]:
     speed = first.get("ratio") if first else None
     return (
         NOT_MEASURED if row["bytes"] is None else f"{row['bytes']:,}",
-        *(NOT_MEASURED if ratio is None else f"{ratio:.1f}x" for ratio in (row["size_ratio"], speed)),
+        *(NOT_MEASURED if ratio is None else times(ratio) for ratio in (row["size_ratio"], speed)),
         _loss(measured, parts),
         str(judged(tuple(parts))) if parts else "",
     )
