@@ -104,7 +104,7 @@ def run(name: str) -> None:
     some = data.test.subset(slice(0, COMPARED))
     first, second = (file.predict(some) for file in files)
     rows.add("outputs_equal", float((first == second).all(1).mean()), "share", 1.0)
-    _, (speed,) = latencies(files, some, batches=(1,), threads=(1,), seconds=SECONDS)
+    _, ((speed,),) = latencies(files, some, batches=(1,), threads=(1,), seconds=SECONDS)
     rows.add("latency_ratio_b1", speed.paired, "x", 0.97)
     rows.add("load_ms", extra_to_load(packed, unpacked), "ms")
     rows.write()

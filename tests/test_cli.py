@@ -117,6 +117,31 @@ def test_a_file_for_runtimes_that_fold_no_constants(job: Job) -> None:
     assert len(packed) < plain.stat().st_size
 
 
+def test_a_goal_decides_the_exit_code(job: Job) -> None:
+    missed = job.compress("--max-bytes", "10", "--max-loss", "100")
+    assert missed.exit_code == 20
+    sentence = "Goal missed: loss of at most 100 points: met"
+    assert sentence in " ".join(missed.stdout.split())
+    assert sentence in " ".join((job.out / "report.html").read_text().split())
+    common = (job.out / "model.onnx", "-d", job.folder / "data.npz", "--seconds", 0.02)
+    assert invoke("measure", *common, "--max-bytes", "1MB").exit_code == 0
+    assert invoke("measure", *common, "-a", job.out / "original.onnx", "--max-loss", "0").exit_code == 21
+    assert invoke("measure", *common, "--max-loss", "1").exit_code == errors.ConfigError.exit_code
+
+
+def test_another_recipe_overwrites_nothing_unasked(job: Job) -> None:
+    assert job.compress().exit_code == 0
+    before = (job.out / "model.onnx").read_bytes()
+    other = "steps: [{PruneChannels: {ratio: 0.5}}, Quantize]"
+    refused = job.compress(recipe=other)
+    assert refused.exit_code == errors.ConfigError.exit_code
+    assert "holds the result of another recipe (Quantize)" in refused.stderr
+    assert (job.out / "model.onnx").read_bytes() == before
+    assert job.compress().exit_code == 0  # the same one goes on
+    assert job.compress("--replace", recipe=other).exit_code == 0
+    assert (job.out / "model.onnx").read_bytes() != before
+
+
 def test_a_step_that_gains_nothing_says_so(job: Job) -> None:
     recipe = "steps:\n- Factorize: {rank: 8, include: [conv]}\n- PruneWeights: {sparsity: 0.0}\n- Quantize\n- Quantize"
     result = job.compress(recipe=recipe)

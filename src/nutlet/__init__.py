@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nutlet.compression.pipeline import compress
     from nutlet.compression.recipe import load_recipe
     from nutlet.compression.ship import ship
+    from nutlet.compression.suggest import Suggestion, suggest
     from nutlet.data.examples import Data, Examples, flip_and_crop, split
     from nutlet.data.streamed import Streamed
     from nutlet.errors import (
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from nutlet.formats import Format, register_format
     from nutlet.formats.onnx.export import export_onnx
     from nutlet.loading import load_data, load_model
-    from nutlet.measurement import Measurement, measure
+    from nutlet.measurement import Goal, Measurement, measure
     from nutlet.methods import (
         GPTQ,
         AdaRound,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from nutlet.methods.base import Method, register
     from nutlet.oracle import Disclosure, Endpoint, Oracle
     from nutlet.progress import Progress
+    from nutlet.report.comparison import Comparison, compare, results
     from nutlet.tasks import (
         Classification,
         Embedding,
@@ -95,6 +97,7 @@ _HOMES = {
     "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
     "nutlet.data.streamed": ("Streamed",),
     "nutlet.compression.ship": ("ship",),
+    "nutlet.compression.suggest": ("Suggestion", "suggest"),
     "nutlet.compression.diagnose": ("Diagnosis", "diagnose"),
     "nutlet.errors": (
         "BudgetError",
@@ -112,7 +115,7 @@ _HOMES = {
     "nutlet.formats.onnx.export": ("export_onnx",),
     "nutlet.compression.history": ("Step",),
     "nutlet.loading": ("load_data", "load_model"),
-    "nutlet.measurement": ("Measurement", "measure"),
+    "nutlet.measurement": ("Goal", "Measurement", "measure"),
     "nutlet.methods.base": ("Method", "register"),
     "nutlet.methods": (
         "AdaRound",
@@ -156,6 +159,7 @@ _HOMES = {
     "nutlet.compression.pipeline": ("compress",),
     "nutlet.compression.check": ("Preflight", "check"),
     "nutlet.progress": ("Progress",),
+    "nutlet.report.comparison": ("Comparison", "compare", "results"),
     "nutlet.compression.recipe": ("load_recipe",),
     "nutlet.attacks.extraction.surrogate": ("Surrogate",),
 }
@@ -172,6 +176,7 @@ __all__ = [
     "BudgetError",
     "Classification",
     "Cluster",
+    "Comparison",
     "ComparisonError",
     "Compressed",
     "ConfigError",
@@ -192,6 +197,7 @@ __all__ = [
     "FineTune",
     "FixedPoint",
     "Format",
+    "Goal",
     "HalfPrecision",
     "LanguageModeling",
     "LotteryTicket",
@@ -221,6 +227,7 @@ __all__ = [
     "StorageError",
     "Streamed",
     "Student",
+    "Suggestion",
     "Surrogate",
     "Task",
     "Ternarize",
@@ -228,6 +235,7 @@ __all__ = [
     "audit",
     "audit_files",
     "check",
+    "compare",
     "compress",
     "diagnose",
     "export_onnx",
@@ -241,8 +249,10 @@ __all__ = [
     "register_attack",
     "register_format",
     "register_task",
+    "results",
     "ship",
     "split",
+    "suggest",
 ]
 
 

@@ -78,7 +78,7 @@ def test_settings_are_labelled_with_the_true_threads(
     found, speedups = latencies([opened], examples, batches=(1, 5), threads=(1, 2, 0), seconds=0.01)
     assert [(row.batch, row.threads) for row in found[0]] == [(1, 1), (5, 1), (1, 2), (5, 2)]
     assert all(0 < row.median_ms <= row.p95_ms and row.runs >= 3 for row in found[0])
-    assert speedups == ()
+    assert speedups == []
 
     monkeypatch.setattr(latency, "cores", lambda: 1)
     found, _ = latencies([opened], examples, batches=(1,), threads=(1, 0), seconds=0.01)
@@ -87,10 +87,17 @@ def test_settings_are_labelled_with_the_true_threads(
 
 def test_a_larger_file_is_slower(save: Save, examples: Examples) -> None:
     small, large = Runtime(save(np.eye(4), "a.onnx")), Runtime(save(np.ones((4, 200_000)), "b.onnx"))
-    found, speedups = latencies([small, large], examples, batches=(8,), threads=(1,), seconds=0.2)
+    found, (speedups,) = latencies([small, large], examples, batches=(8,), threads=(1,), seconds=0.2)
     assert found[0][0].median_ms < found[1][0].median_ms
     assert speedups[0].ratio == pytest.approx(found[1][0].median_ms / found[0][0].median_ms)
     assert speedups[0].paired > 1
+
+
+def test_each_file_is_compared_with_the_last(save: Save, examples: Examples) -> None:
+    files = [Runtime(save(np.ones((4, width)), f"{width}.onnx")) for width in (4, 100_000, 200_000)]
+    found, speedups = latencies(files, examples, batches=(8,), threads=(1,), seconds=0.2)
+    medians = [row[0].median_ms for row in found]
+    assert [told[0].ratio for told in speedups] == [pytest.approx(medians[2] / median) for median in medians[:2]]
 
 
 @pytest.mark.parametrize(

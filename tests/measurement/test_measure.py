@@ -88,7 +88,7 @@ def test_prints_alike_everywhere(pair: Measurement) -> None:
     plain, page, markdown = str(pair), pair._repr_html_(), pair.table().to_markdown()
     threads = f"{cores()} thread"
     for text in (plain, page, markdown):
-        for part in ("100.00 %", "50.00 %", "+50.00 pp", f"batch 1, {threads}", "MiB", "ONNX Runtime"):
+        for part in ("100.00 %", "50.00 %", "+50.0 points", f"batch 1, {threads}", "MiB", "ONNX Runtime"):
             assert part in text
     assert "<b>[red]x.onnx" in plain
     assert "&lt;b&gt;[red]x.onnx" in page
@@ -97,7 +97,7 @@ def test_prints_alike_everywhere(pair: Measurement) -> None:
 
 def test_no_difference_is_said_so(save: Save, examples: Examples) -> None:
     found = measure(save(np.eye(4), "a.onnx"), examples, save(np.eye(4), "b.onnx"), **QUICK)
-    assert "+0.00 pp" in str(found)
+    assert " 0.0 points [" in str(found)
     assert "not measurable with this many examples" in str(found)
     worse = measure(save(SWAPPED, "c.onnx"), examples, save(np.eye(4), "b.onnx"), **QUICK)
     assert "measurably less accurate" in str(worse)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-_COMMANDS = ("chain", "files", "lists", "theft")
+_COMMANDS = ("chain", "files", "goals", "lists", "theft")
 """Modules, each of which registers its commands."""
 
 

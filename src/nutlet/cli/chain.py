@@ -13,10 +13,14 @@ from nutlet.cli.common import (
     Calibration,
     DataSpec,
     EndpointConfig,
+    MaxBytes,
+    MaxLoss,
     Mean,
+    MinSpeedup,
     ModelSpec,
     Owned,
     Quiet,
+    Replace,
     Seconds,
     Seed,
     Std,
@@ -28,6 +32,8 @@ from nutlet.cli.common import (
     Weights,
     app,
     command_line,
+    goal_of,
+    judged_exit,
     loading,
     numbers,
     print_found,
@@ -112,6 +118,10 @@ def compress(
     validation: Validation = 0.1,
     seconds: Seconds = 2.0,
     unpacked: Unpacked = False,
+    max_loss: MaxLoss = None,
+    max_bytes: MaxBytes = "",
+    min_speedup: MinSpeedup = None,
+    replace: Replace = False,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -120,16 +130,19 @@ def compress(
     with loading():
         from nutlet.compression.pipeline import compress as run_chain
         from nutlet.compression.recipe import load_recipe
-        from nutlet.compression.ship import ship
+        from nutlet.compression.ship import refuse_other, ship
         from nutlet.compression.teacher import load_teacher
         from nutlet.loading import load_data, load_model
         from nutlet.locks import locked
         from nutlet.progress import Progress
 
     progress = Progress(quiet=quiet or as_json)
+    goal = goal_of(max_loss, max_bytes, min_speedup)
     steps = load_recipe(recipe)
     guide = load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned)
     with locked(out, progress):
+        if not replace:
+            refuse_other(out, steps)
         original = load_model(model, weights)
         examples = load_data(
             data,
@@ -154,9 +167,11 @@ def compress(
             names=(short(model), short(data)),
             seconds=seconds,
             packed=not unpacked,
+            goal=goal,
             progress=progress,
         )
     show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)
+    judged_exit(figures)
 
 
 @app.command()

@@ -22,10 +22,10 @@ from nutlet.signals import at_once as loading
 from nutlet.signals import interruption, raising
 
 __all__ = [
-    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "Mean", "ModelSpec", "Output", "Owned", "Quiet",
-    "Seconds", "Seed", "Std", "TaskName", "TeacherSpec", "TestSpec", "Unpacked", "Validation", "Weights", "app",
-    "command_line",
-    "counts", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
+    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "MaxBytes", "MaxLoss", "Mean",
+    "MinSpeedup", "ModelSpec", "Output", "Owned", "Quiet", "Replace", "Seconds", "Seed", "Std", "TaskName",
+    "TeacherSpec", "TestSpec", "Unpacked", "Validation", "Weights", "app", "command_line", "counts", "goal_of",
+    "judged_exit", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -65,6 +65,14 @@ Calibration = Annotated[int, typer.Option("--calibration", help="Training exampl
 Validation = Annotated[float, typer.Option("--validation", help="Share of the training set held out.")]
 Weights = Annotated[Path | None, typer.Option("--weights", "-w", help=".safetensors or .pt (state dict).")]
 ModelSpec = Annotated[str, typer.Argument(help="package.module:factory, path/file.py:factory, or a .pt2 program.")]
+MaxLoss = Annotated[
+    float | None, typer.Option("--max-loss", help="Goal: most points lost (or units of the task's metric).")
+]
+MaxBytes = Annotated[str, typer.Option("--max-bytes", help="Goal: most bytes of the file, as 300000, 300kB or 0.3MB.")]
+MinSpeedup = Annotated[
+    float | None, typer.Option("--min-speedup", help="Goal: least times faster, at the smallest batch, fewest threads.")
+]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace what another recipe left in the folder.")]
 Seed = Annotated[int, typer.Option("--seed", help="The only source of randomness.")]
 
 
@@ -131,8 +139,12 @@ def show_result(out: Path, result: Any, figures: Any, parity: Any, *, as_json: b
     if as_json:
         typer.echo((out / "report.json").read_text(encoding="utf-8"))
     elif not quiet:
+        from nutlet.report import load_report, verdict
+
         show(result, figures)
         typer.echo(str(parity))
+        # The very sentence at the head of the page.
+        typer.echo(verdict(load_report(out / "report.json")))
         typer.echo(f"shipped file: {out / 'model.onnx'}\nreport: {out / 'report.html'}")
 
 
@@ -162,6 +174,28 @@ def short(spec: str) -> str:
 def command_line() -> str:
     """Return how this run was started, for a report, without the secrets that an address holds."""
     return without_secrets("nutlet " + shlex.join(sys.argv[1:]))
+
+
+def goal_of(max_loss: float | None, max_bytes: str, min_speedup: float | None) -> Any:
+    """Return the goal that was asked for, or None.
+
+    Raises:
+        ConfigError: a part is out of range.
+    """
+    from nutlet.measurement.goal import Goal, byte_count
+
+    size = byte_count("--max-bytes", max_bytes)
+    if max_loss is None and size is None and min_speedup is None:
+        return None
+    return Goal(max_loss=max_loss, max_bytes=size, min_speedup=min_speedup)
+
+
+def judged_exit(figures: Any) -> None:
+    """End with the exit code of the goal, where one was given and is not met."""
+    from nutlet.measurement.goal import judged
+
+    if code := judged(figures.goal).exit_code:
+        raise typer.Exit(code)
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:

@@ -11,7 +11,10 @@ import typer
 from nutlet.cli.common import (
     AsJson,
     DataSpec,
+    MaxBytes,
+    MaxLoss,
     Mean,
+    MinSpeedup,
     Output,
     Quiet,
     Seconds,
@@ -22,6 +25,8 @@ from nutlet.cli.common import (
     app,
     command_line,
     counts,
+    goal_of,
+    judged_exit,
     loading,
     numbers,
     print_found,
@@ -48,6 +53,9 @@ def measure(
         str, typer.Option(help="Batch sizes for latency and memory, as 1,32; by default that, or the file's own.")
     ] = "",
     seconds: Seconds = 2.0,
+    max_loss: MaxLoss = None,
+    max_bytes: MaxBytes = "",
+    min_speedup: MinSpeedup = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,11 +65,15 @@ def measure(
         from nutlet.measurement import measure as take_figures
         from nutlet.progress import Progress
 
+    goal = goal_of(max_loss, max_bytes, min_speedup)
     examples = load_examples(data, test, task=task, mean=numbers("--mean", mean), std=numbers("--std", std))
     sizes = counts("--batches", batches) or None
     progress = Progress(quiet=quiet or as_json)
-    figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, output=output, progress=progress)
+    figures = take_figures(
+        file, examples, against, batches=sizes, seconds=seconds, output=output, goal=goal, progress=progress
+    )
     print_found(figures, as_json=as_json, quiet=quiet)
+    judged_exit(figures)
 
 
 @app.command()

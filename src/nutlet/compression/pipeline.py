@@ -42,7 +42,7 @@ from nutlet.tasks.predict import evaluate
 from nutlet.training.context import BlackBoxTeacher, Context
 from nutlet.training.loop import CHECKPOINTS
 
-__all__ = ["compress"]
+__all__ = ["compress", "step_folders"]
 
 
 def compress(
@@ -100,8 +100,9 @@ def compress(
             answers = Path(passing if workdir is None else workdir) / "answers"
             guide = teacher_of(teacher, answers, data, admitted.classes)
         guest = guide if teacher is not None else None
-        keys = _keys(original, data, steps, seed, guest, form.kernels) if workdir is not None else []
-        folders = [Path(workdir) / key[:24] for key in keys] if workdir is not None else [None] * (len(steps) + 1)
+        folders: Sequence[Path | None] = [None] * (len(steps) + 1)
+        if workdir is not None:
+            folders = step_folders(original, data, steps, workdir, seed=seed, teacher=guest, target=target)
         result = _latest(folders, original, data, progress)
         if result is None and workdir is not None and (threads := _other_threads(Path(workdir))) is not None:
             progress.say(
@@ -133,6 +134,31 @@ def compress(
                     checkpoint.unlink()
             progress.say(f"{number}/{len(steps)} {_summary(result.steps[-1], result.steps[-2], data.task)}")
     return result
+
+
+def step_folders(
+    model: nn.Module,
+    data: Data,
+    steps: Sequence[Method],
+    workdir: Path | str,
+    *,
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+    target: str = DEFAULT.name,
+) -> list[Path]:
+    """Return where each intermediate of a chain is kept, the original first: one that is there already is gone on from.
+
+    Args:
+        model: as :func:`nutlet.compression.gate.admit` returns it.
+        data: as for :func:`compress`, and so are the others.
+        steps: recovery included.
+        workdir: that of the run.
+        seed: that of the run.
+        teacher: of the user, if there is one.
+        target: name of the format.
+    """
+    keys = _keys(model, data, steps, seed, teacher, format_named(target).kernels)
+    return [Path(workdir) / key[:24] for key in keys]
 
 
 def _step(before: Compressed, method: Method, context: Context, advice: Sequence[str]) -> Compressed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,19 @@ from torch import Tensor, nn
 
 from nutlet.compression.compressed import Compressed
 from nutlet.data.examples import Data
+from nutlet.errors import ConfigError, printable
 from nutlet.formats import DEFAULT, format_named
 from nutlet.locks import locked
-from nutlet.measurement import Measurement, environment, measure
+from nutlet.measurement import Goal, Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity
 from nutlet.measurement.results import Metric
+from nutlet.methods.base import Method
 from nutlet.progress import Progress
-from nutlet.report import write_report
+from nutlet.report import load_report, write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
 from nutlet.tasks.inputs import Inputs, input_shapes
 
-__all__ = ["ship"]
+__all__ = ["export_into", "refuse_other", "ship", "write_figures"]
 
 
 def ship(
@@ -36,6 +40,7 @@ def ship(
     seconds: float = 2.0,
     target: str = DEFAULT.name,
     packed: bool = True,
+    goal: Goal | None = None,
     progress: Progress | None = None,
 ) -> tuple[Measurement, Parity]:
     """Export both models, measure the files, and write everything with a report into ``folder``.
@@ -51,6 +56,7 @@ def ship(
         seconds: time for each latency setting.
         target: name of the format of both files.
         packed: whether weights of the compressed file take as few bits as they need; see :func:`nutlet.export_onnx`.
+        goal: what the file has to reach, for the report; see :func:`nutlet.measure`.
         progress: shows bars; silent by default.
 
     Raises:
@@ -61,13 +67,53 @@ def ship(
     folder, progress, form = Path(folder), progress or Progress(quiet=True), format_named(target)
     suffix = form.suffixes[0]
     with locked(folder, progress):
-        shipped = compressed.export(folder / f"model{suffix}", packed=packed)
+        shipped, check = export_into(compressed, data, folder, target=target, packed=packed)
         reference = form.export(original, folder / f"original{suffix}", compressed.example, output=data.task.output)
-        compressed.save(folder / "saved")
-        check = parity(compressed.model, shipped, data.calibration)
-        figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
-        write_report(_report(compressed, data, check, figures, command, names), folder)
+        figures = measure(shipped, data, reference, seconds=seconds, goal=goal, progress=progress)
+        write_figures(compressed, data, check, figures, folder, command=command, names=names)
     return figures, check
+
+
+def export_into(
+    compressed: Compressed, data: Data, folder: Path, *, target: str = DEFAULT.name, packed: bool = True
+) -> tuple[Path, Parity]:
+    """Write the file and the saved form of a finished chain; return the file, and how far it answers as the module."""
+    shipped = compressed.export(folder / f"model{format_named(target).suffixes[0]}", packed=packed)
+    compressed.save(folder / "saved")
+    return shipped, parity(compressed.model, shipped, data.calibration)
+
+
+def write_figures(
+    compressed: Compressed,
+    data: Data,
+    check: Parity,
+    figures: Measurement,
+    folder: Path,
+    *,
+    command: str = "",
+    names: tuple[str, str] = ("", ""),
+) -> None:
+    """Write the report of a file that was exported and measured."""
+    write_report(_report(compressed, data, check, figures, command, names), folder)
+
+
+def refuse_other(folder: Path, recipe: Sequence[Method]) -> None:
+    """Refuse a folder that holds the result of another recipe; one of the same recipe goes on from there.
+
+    Raises:
+        ConfigError: it does.
+        StorageError: its report cannot be read.
+    """
+    path = folder / "report.json"
+    if not path.exists():
+        return
+    there, asked = load_report(path)["recipe"], json.loads(json.dumps([method.to_dict() for method in recipe]))
+    if there != asked:
+        names = ", ".join(str(next(iter(step), "")) for step in there)
+        raise ConfigError(
+            f"{folder} holds the result of another recipe ({printable(names)}), which this run would overwrite; "
+            "expected a folder of its own: name another --out, or replace it with --replace"
+        )
 
 
 def _report(

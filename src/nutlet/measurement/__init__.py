@@ -2,6 +2,7 @@
 
 from nutlet.formats.runtime import Runtime
 from nutlet.machine import cores, environment
+from nutlet.measurement.goal import Goal
 from nutlet.measurement.intervals import Estimate, agreement, difference, predict_module, top1, wilson
 from nutlet.measurement.latency import Latency, Speedup, latencies
 from nutlet.measurement.memory import Memory, peak_memory
@@ -12,6 +13,7 @@ __all__ = [
     "Estimate",
     "Figures",
     "FileFigures",
+    "Goal",
     "Latency",
     "Measurement",
     "Memory",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from nutlet.data.examples import Examples
 from nutlet.errors import ConfigError
@@ -46,12 +48,16 @@ class Speedup:
         threads: true number of threads.
         ratio: median time of the second file over median time of the first.
         paired: median of the ratios taken round by round; where the two disagree, the machine was busy.
+        low: lower end of the 95 % interval of ``ratio``, of this run; None where too few calls were timed.
+        high: upper end.
     """
 
     batch: int
     threads: int
     ratio: float
     paired: float
+    low: float | None = None
+    high: float | None = None
 
 
 def interleaved(
@@ -101,11 +107,11 @@ def latencies(
     threads: Sequence[int] = (1, 0),
     seconds: float = 2.0,
     progress: Progress | None = None,
-) -> tuple[list[tuple[Latency, ...]], tuple[Speedup, ...]]:
+) -> tuple[list[tuple[Latency, ...]], list[tuple[Speedup, ...]]]:
     """Time files on real examples, interleaved, for each number of threads and each batch size.
 
     Args:
-        runtimes: the files; with two, the speedup of the first over the second is returned as well.
+        runtimes: the files; the last is the one that the others are compared with.
         examples: inputs; the first ones of them are used.
         batches: examples per call.
         threads: threads for one operator; 0 for all cores. Settings that come to the same are timed once.
@@ -113,7 +119,7 @@ def latencies(
         progress: shows a bar.
 
     Returns:
-        For each file its latencies, and the speedups (none unless there are two files).
+        For each file its latencies, and for each but the last its speedups over the last.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -127,7 +133,7 @@ def latencies(
         for size in sizes:
             runtime.batch_of(examples, size)  # say what does not fit before an hour of timing, not after
     found: list[list[Latency]] = [[] for _ in runtimes]
-    speedups = []
+    speedups: list[list[Speedup]] = [[] for _ in runtimes[1:]]
     with progress.task("timing", total=len(counts) * len(sizes)) as task:
         for count in counts:
             opened = [runtime.reopened(count) for runtime in runtimes]
@@ -137,11 +143,28 @@ def latencies(
                 for place, row in enumerate(times * 1000):
                     median, p95 = float(np.median(row)), float(np.quantile(row, 0.95))
                     found[place].append(Latency(size, count, median, p95, len(row)))
-                if len(opened) == 2:
-                    ratio = float(np.median(times[1]) / np.median(times[0]))
-                    speedups.append(Speedup(size, count, ratio, float(np.median(times[1] / times[0]))))
+                for row, told in zip(times, speedups, strict=False):
+                    ratio = float(np.median(times[-1]) / np.median(row))
+                    paired = float(np.median(times[-1] / row))
+                    told.append(Speedup(size, count, ratio, paired, *_ends(ratio, np.stack([row, times[-1]]))))
                 task.advance()
-    return [tuple(row) for row in found], tuple(speedups)
+    return [tuple(row) for row in found], [tuple(told) for told in speedups]
+
+
+def _ends(ratio: float, times: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of a ratio of medians ``times[1] / times[0]``, of times ``(2, rounds)``.
+
+    By batch means of log ratios: rounds one after the other are alike, ten stretches of them hardly.
+    """
+    from scipy import stats
+
+    blocks = min(10, times.shape[1])
+    if blocks < 3:
+        return None, None
+    parts = np.array_split(times, blocks, axis=1)
+    logs = [math.log(float(np.median(part[1]) / np.median(part[0]))) for part in parts]
+    half = float(stats.t.ppf(0.975, blocks - 1) * np.std(logs, ddof=1) / math.sqrt(blocks))
+    return ratio * math.exp(-half), ratio * math.exp(half)
 
 
 def check_settings(batches: Sequence[int], threads: Sequence[int], seconds: float) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nutlet.measurement.goal import Judged, goal_sentence, plain
 from nutlet.measurement.latency import Latency, Speedup
+from nutlet.measurement.rows import row_of
+from nutlet.rounding import points, times
 from nutlet.tables import Table, Tabled
 from nutlet.tasks import Task
 
@@ -63,9 +66,10 @@ class Metric:
 
     def change(self, drop: float, low: float, high: float) -> str:
         """Return the change of the metric that a drop of the mean score is."""
-        # 0 - x and not -x: no drop must not print as "-0.00".
+        # 0 - x and not -x: no drop must not print as "-0.0".
         if self.unit == "%":
-            return f"{100 * (0 - drop):+.2f} pp [{100 * (0 - high):+.2f}, {100 * (0 - low):+.2f}]"
+            value, least, most = (points(0 - end, sign=True) for end in (drop, high, low))
+            return f"{value} points [{least}, {most}]"
         ends = (0 - drop, 0 - high, 0 - low) if self.higher_is_better else (drop, low, high)
         return "{:+.4g} {unit} [{:+.4g}, {:+.4g}]".format(*ends, unit=self.unit).replace("  ", " ")
 
@@ -131,6 +135,8 @@ class Measurement(Tabled):
         speedups: how many times faster the file is, per setting, timed in turn in one run.
         split: which examples: ``test``, ``validation`` or ``given``.
         environment: machine and versions, see :func:`nutlet.measurement.environment`.
+        task: what the scores are.
+        goal: what was asked for, each part with its verdict; empty where nothing was.
     """
 
     compressed: FileFigures
@@ -145,6 +151,7 @@ class Measurement(Tabled):
     split: str
     environment: dict[str, Any]
     task: Metric = ACCURACY
+    goal: tuple[Judged, ...] = ()
 
     @property
     def accuracy_drop_pp(self) -> float | None:
@@ -189,7 +196,17 @@ class Measurement(Tabled):
         """Return plain JSON, the derived figures included."""
         value: dict[str, Any] = _plain(asdict(self))
         names = ("accuracy_drop_pp", "accuracy_drop_pp_low", "accuracy_drop_pp_high", "size_ratio", "size_ratio_zstd")
-        return {**value, **{name: getattr(self, name) for name in names}}
+        return {**value, "goal": plain(self.goal), **{name: getattr(self, name) for name in names}}
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the figures as one flat row, for a data frame: bytes, score, loss, and speed in each setting.
+
+        >>> file = FileFigures(0.9, 0.8, 0.95, 100, "model.onnx", "a runtime", 10, 9, (), None, None)
+        >>> alone = Measurement(file, None, None, None, None, None, None, None, (), "test", {})
+        >>> alone.to_row()["bytes"], alone.to_row()["loss"]
+        (10, None)
+        """
+        return row_of(self.to_dict())
 
     def table(self) -> Table:
         """Return the figures as rows, the one source of all printed forms."""
@@ -222,7 +239,8 @@ class Measurement(Tabled):
         if old is None:
             columns, rows = columns[:2], [row[:2] for row in rows]
         title = f"{new.path} in {new.runtime}, {new.examples:,} examples ({self.split})"
-        return Table(title, columns, tuple(rows), (f"Brackets: 95 % interval.{self._verdict()}", self._machine()))
+        notes = (f"Brackets: 95 % interval.{self._verdict()}", self._machine(), goal_sentence(self.goal))
+        return Table(title, columns, tuple(rows), tuple(filter(None, notes)))
 
     def _score(self, figures: Figures) -> str:
         return self.task.interval(figures.accuracy, figures.accuracy_low, figures.accuracy_high)
@@ -273,10 +291,10 @@ def _latency(latency: Latency) -> str:
 
 
 def _times(ratio: float | None, better: str) -> str:
-    """Say "2.50x smaller"; below one the inverse would flatter nobody, so the bare factor stands."""
+    """Say "2.5x smaller"; below one the inverse would flatter nobody, so the bare factor stands."""
     if ratio is None:
         return ""
-    return f"{ratio:.2f}x {better}" if ratio >= 1 else f"{ratio:.2f}x"
+    return f"{times(ratio)} {better}" if ratio >= 1 else times(ratio)
 
 
 def _mib(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
 from nutlet.formats.runtime import Runtime
 from nutlet.machine import environment
+from nutlet.measurement.goal import Goal, judge
 from nutlet.measurement.intervals import Estimate, module_answers
 from nutlet.measurement.latency import Latency, check_settings, latencies
 from nutlet.measurement.memory import peak_memory
@@ -22,7 +24,7 @@ from nutlet.progress import Progress
 from nutlet.storage import packed_size
 from nutlet.tasks.base import Scores
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_all"]
 
 _BATCHES = (1, 32)
 _PREDICTED = 64
@@ -38,6 +40,7 @@ def measure(
     threads: Sequence[int] = (1, 0),
     seconds: float = 2.0,
     output: str | None = None,
+    goal: Goal | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure a shipped file in the runtime of its format: bytes, the metric of the task, latency and peak memory.
@@ -51,13 +54,52 @@ def measure(
         threads: numbers of threads for latency; 0 for all cores. Those that come to the same are timed once.
         seconds: time for one latency setting, all files together.
         output: name of the output that holds the scores, where ``path`` has several that may.
+        goal: what the file has to reach; the result says of each part whether it is met.
         progress: shows bars; nothing by default.
 
     Raises:
         StorageError: a file is missing, too large, of no known format, or needs other files.
         ModelError: a file or the module does not run, or gives anything but finite outputs as the task has them.
         DataError: the examples do not fit.
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or the goal needs an original that is not given.
+    """
+    (found,) = measure_all(
+        [path],
+        data,
+        against,
+        batches=batches,
+        threads=threads,
+        seconds=seconds,
+        output=output,
+        goal=goal,
+        progress=progress,
+    )
+    return found
+
+
+def measure_all(
+    paths: Sequence[str | Path],
+    data: Data | Examples,
+    against: str | Path | nn.Module | None = None,
+    *,
+    batches: Sequence[int] | None = None,
+    threads: Sequence[int] = (1, 0),
+    seconds: float = 2.0,
+    output: str | None = None,
+    goal: Goal | None = None,
+    progress: Progress | None = None,
+) -> list[Measurement]:
+    """Measure several files beside one original, which is predicted with and timed once, in turn with all of them.
+
+    Args:
+        paths: the files.
+        data: as for :func:`measure`, and so are the others; ``seconds`` are for each two files.
+
+    Returns:
+        One measurement for each file.
+
+    Raises:
+        ConfigError, DataError, ModelError, StorageError: as :func:`measure`.
     """
     check_settings(_BATCHES if batches is None else batches, threads, seconds)
     progress = progress or Progress(quiet=True)
@@ -66,7 +108,11 @@ def measure(
         raise DataError("the examples to measure with have no labels; expected some: accuracy is counted by them")
     if against is not None and not isinstance(against, (str, Path, nn.Module)):
         raise ConfigError(f"against is {type(against).__name__}; expected the path of a file, a module or None")
-    runtimes = [Runtime(path, output=output)]
+    if goal is not None and goal.compares and against is None:
+        raise ConfigError("the goal is about an original (max_loss, min_speedup), and none is given; expected against=")
+    if goal is not None and goal.min_speedup is not None and isinstance(against, nn.Module):
+        raise ConfigError("min_speedup needs the original's file; found a module as against: export it first")
+    runtimes = [Runtime(path, output=output) for path in paths]
     if isinstance(against, (str, Path)):
         runtimes.append(Runtime(against))
     batches = _batches(runtimes) if batches is None else batches
@@ -74,42 +120,52 @@ def measure(
         for size in batches:
             runtime.batch_of(examples, size)
 
-    task = examples.task
-    scores, agreements = _scored(runtimes, against if isinstance(against, nn.Module) else None, examples, progress)
-    means = [mean_score(row, zero_one=task.zero_one) for row in scores]
-    same = lost = None
-    if len(scores) == 2:
-        same = mean_agreement(agreements, zero_one=task.zero_one)
-        lost = lost_score(*scores, zero_one=task.zero_one)
-
+    zero_one = examples.task.zero_one
+    module = against if isinstance(against, nn.Module) else None
+    scores, agreements = _scored(runtimes, module, examples, progress, compared=against is not None)
+    means = [mean_score(row, zero_one=zero_one) for row in scores]
     timed, speedups = latencies(
-        runtimes, examples, batches=batches, threads=threads, seconds=seconds, progress=progress
+        runtimes,
+        examples,
+        batches=batches,
+        threads=threads,
+        seconds=seconds * max(len(runtimes) / 2, 1),
+        progress=progress,
     )
     files = [_file(*row, examples, batches) for row in zip(runtimes, means, timed, strict=False)]
-    original: Figures | None = files[1] if len(files) == 2 else None
-    if isinstance(against, nn.Module):
-        a = means[1]
-        original = Figures(a.value, a.low, a.high, a.examples)
-    return Measurement(
-        compressed=files[0],
-        original=original,
-        agreement=same.value if same else None,
-        agreement_low=same.low if same else None,
-        agreement_high=same.high if same else None,
-        score_drop=lost.value if lost else None,
-        score_drop_low=lost.low if lost else None,
-        score_drop_high=lost.high if lost else None,
-        task=Metric.of(task),
-        speedups=speedups,
-        split=split,
-        environment=environment(),
-    )
+    original: Figures | None = None
+    if against is not None:
+        last = means[-1]
+        original = Figures(last.value, last.low, last.high, last.examples) if module is not None else files[-1]
+    here = environment()
+    measured = []
+    for place in range(len(paths)):
+        same = lost = None
+        if against is not None:
+            same = mean_agreement(agreements[place], zero_one=zero_one)
+            lost = lost_score(scores[place], scores[-1], zero_one=zero_one)
+        found = Measurement(
+            compressed=files[place],
+            original=original,
+            agreement=same.value if same else None,
+            agreement_low=same.low if same else None,
+            agreement_high=same.high if same else None,
+            score_drop=lost.value if lost else None,
+            score_drop_low=lost.low if lost else None,
+            score_drop_high=lost.high if lost else None,
+            task=Metric.of(examples.task),
+            speedups=speedups[place] if isinstance(original, FileFigures) else (),
+            split=split,
+            environment=here,
+        )
+        measured.append(found if goal is None else dataclasses.replace(found, goal=judge(goal, found)))
+    return measured
 
 
 def _scored(
-    runtimes: Sequence[Runtime], model: nn.Module | None, examples: Examples, progress: Progress
-) -> tuple[list[Scores], Scores]:
-    """Return the scores of the files, and of the module beside them, and how far the first two agree.
+    runtimes: Sequence[Runtime], model: nn.Module | None, examples: Examples, progress: Progress, *, compared: bool
+) -> tuple[list[Scores], list[Scores]]:
+    """Return the scores of the files, and of the module beside them, and how far each agrees with the last of them.
 
     Outputs are let go batch by batch: those of all examples may not fit into memory.
     """
@@ -119,7 +175,7 @@ def _scored(
     if model is not None:
         running.append(module_answers(model, examples, batch=batch))
     scores: list[list[Scores]] = [[] for _ in running]
-    agreements: list[Scores] = []
+    agreements: list[list[Scores]] = [[] for _ in running[1:]] if compared else []
     with progress.task(f"predicting with {runtimes[0].path.name}", total=-(-len(examples) // batch)) as bar:
         for rows in zip(*running, strict=True):
             outputs = [torch.from_numpy(np.ascontiguousarray(values)) for values, _ in rows]
@@ -127,15 +183,15 @@ def _scored(
             for values, kept in zip(outputs, scores, strict=True):
                 task.check(values, targets)
                 kept.append(task.score(values, targets))
-            if len(outputs) == 2:
-                if outputs[0].shape != outputs[1].shape:
+            for values, agreed in zip(outputs, agreements, strict=False):
+                if values.shape != outputs[-1].shape:
                     raise DataError(
-                        f"the outputs have shapes {tuple(outputs[0].shape)} and {tuple(outputs[1].shape)}; expected "
+                        f"the outputs have shapes {tuple(values.shape)} and {tuple(outputs[-1].shape)}; expected "
                         "the same examples and classes: compare models of one task on one data set"
                     )
-                agreements.append(task.agree(*outputs))
+                agreed.append(task.agree(values, outputs[-1]))
             bar.advance()
-    return [np.concatenate(kept) for kept in scores], np.concatenate(agreements or [np.zeros(0)])
+    return [np.concatenate(kept) for kept in scores], [np.concatenate(agreed) for agreed in agreements]
 
 
 def _batches(runtimes: Sequence[Runtime]) -> tuple[int, ...]:

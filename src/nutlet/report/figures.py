@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from nutlet.rounding import points, times
+
 __all__ = [
     "NOT_MEASURED",
     "amount",
@@ -59,18 +61,6 @@ def rate(value: float) -> str:
     ('0.1 %', '1 %', '90 %')
     """
     return f"{100 * value:.4g} %"
-
-
-def points(value: float, *, sign: bool = False) -> str:
-    """Return a difference of two shares in percentage points, without the unit.
-
-    >>> points(0.0091), points(-0.002, sign=True), points(0.0004)
-    ('0.9', '-0.2', '0.04')
-    """
-    value = 100 * value
-    decimals = 1 if abs(value) >= 0.095 or value == 0 else 2
-    text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
-    return text[1:] if float(text) == 0 and text[0] in "+-" else text
 
 
 def size(value: int | None) -> str:
@@ -178,8 +168,7 @@ def change(before: float | None, after: float | None, less: str, more: str, *, s
     if before <= 0 or after <= 0:
         return less if after < before else more
     ratio, word = (before / after, less) if before > after else (after / before, more)
-    digits = f"{ratio:,.0f}" if ratio >= 99.5 else f"{ratio:.1f}" if ratio >= 1.05 else f"{ratio:.2f}"
-    return f"{digits}x {word}"
+    return f"{times(ratio)} {word}"
 
 
 def clean(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nutlet.measurement.goal import goal_sentence
 from nutlet.measurement.results import ACCURACY, Metric
 from nutlet.report.figures import change, milliseconds, points, size
 from nutlet.report.metrics import metric_in, score_change, score_interval, score_text
@@ -114,8 +115,9 @@ def verdict(report: dict[str, Any]) -> str:
     '6.1x smaller, speed not measured, no measurable loss of accuracy (0.0 points, 95 % interval -0.4 to +0.4).'
     """
     text = _measured(report.get("measurement") or {})
+    goal = goal_sentence((report.get("measurement") or {}).get("goal") or ())
     audit = report.get("audit")
-    return f"{text} {audit['sentence']}" if audit else text
+    return " ".join(filter(None, [text, goal, audit["sentence"] if audit else ""]))
 
 
 def _measured(measurement: dict[str, Any]) -> str:
