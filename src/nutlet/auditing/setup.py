@@ -114,7 +114,7 @@ def open_artifact(
         StorageError, ModelError, OracleError: it cannot be opened, or does not answer with finite scores.
         DataError: the evaluation examples do not fit its outputs.
     """
-    source = source_of(victim, evaluation.task.output)
+    source = source_of(victim, evaluation.task.output, evaluation.columns)
     oracle = Oracle(source, ledger=ledger, client="judge", task=evaluation.task)
     outputs = torch.cat([oracle.evaluate_uncounted(x) for x, _ in evaluation.batches()])
     metric = _metric(outputs, evaluation)
@@ -269,7 +269,8 @@ def transfer_of(
     judged = set(_rows(evaluation))
     kept = torch.tensor([row not in judged for row in _rows(examples)])
     removed = int((~kept).sum())
-    if removed > 0.01 * len(examples):
+    # Rows of a table are alike by nature: few columns of few values. They are left out, however many.
+    if removed > (0.01 if examples.columns is None else 0.5) * len(examples):
         raise DataError(
             f"{removed:,} of {len(examples):,} inputs of the transfer set are in the evaluation set too; expected "
             "other inputs: a clone would be scored on what it was trained on. Give another set"

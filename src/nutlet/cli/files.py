@@ -11,6 +11,8 @@ import typer
 from nutlet.cli.common import (
     AsJson,
     DataSpec,
+    Drop,
+    Label,
     Mean,
     Output,
     Quiet,
@@ -22,6 +24,7 @@ from nutlet.cli.common import (
     app,
     command_line,
     counts,
+    listed,
     loading,
     numbers,
     print_found,
@@ -40,6 +43,8 @@ def measure(
     data: DataSpec,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
     test: TestSpec = None,
+    label: Label = None,
+    drop: Drop = "",
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
@@ -53,11 +58,23 @@ def measure(
 ) -> None:
     """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
     with loading():
+        from nutlet.data.columns import COLUMNS_FILE, Columns
         from nutlet.loading import load_examples
         from nutlet.measurement import measure as take_figures
         from nutlet.progress import Progress
 
-    examples = load_examples(data, test, task=task, mean=numbers("--mean", mean), std=numbers("--std", std))
+    # What a run wrote beside the file: its test set is to be encoded as its training set was.
+    beside = file.parent / COLUMNS_FILE
+    examples = load_examples(
+        data,
+        test,
+        task=task,
+        label=label,
+        drop=listed(drop),
+        columns=Columns.read(beside) if beside.is_file() else None,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+    )
     sizes = counts("--batches", batches) or None
     progress = Progress(quiet=quiet or as_json)
     figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, output=output, progress=progress)

@@ -10,7 +10,9 @@ import typer
 from nutlet.cli.common import (
     AsJson,
     DataSpec,
+    Drop,
     EndpointConfig,
+    Label,
     Mean,
     Output,
     Owned,
@@ -21,6 +23,7 @@ from nutlet.cli.common import (
     app,
     command_line,
     counts,
+    listed,
     loading,
     numbers,
     print_found,
@@ -42,6 +45,8 @@ def audit(
         Path, typer.Option("--out", "-o", help="Folder for the report and what a rerun goes on from.")
     ] = Path("audit"),
     test: TestSpec = None,
+    label: Label = None,
+    drop: Drop = "",
     mean: Mean = "",
     std: Std = "",
     augment: Annotated[str, typer.Option(help="none, crop or flip-crop, applied while clones are trained.")] = "none",
@@ -101,8 +106,20 @@ def audit(
     )
     with locked(out, progress):
         centre, scale = numbers("--mean", mean), numbers("--std", std)
-        examples = load_data(data, test, mean=centre, std=scale, augment=augment, validation=validation, seed=seed)
-        asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
+        examples = load_data(
+            data,
+            test,
+            label=label,
+            drop=listed(drop),
+            mean=centre,
+            std=scale,
+            augment=augment,
+            validation=validation,
+            seed=seed,
+        )
+        asked = None
+        if transfer is not None:
+            asked = load_inputs(transfer, columns=examples.columns, mean=centre, std=scale)
         victim: Any = file
         if file.startswith(("http://", "https://")):
             victim = CachedSource(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")

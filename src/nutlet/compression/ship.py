@@ -64,6 +64,8 @@ def ship(
         shipped = compressed.export(folder / f"model{suffix}", packed=packed)
         reference = form.export(original, folder / f"original{suffix}", compressed.example, output=data.task.output)
         compressed.save(folder / "saved")
+        if data.columns is not None:
+            data.columns.write(folder)
         check = parity(compressed.model, shipped, data.calibration)
         figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
         write_report(_report(compressed, data, check, figures, command, names), folder)

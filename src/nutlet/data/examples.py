@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nutlet.data.augment import check_augment
+from nutlet.data.columns import Columns
 from nutlet.errors import ConfigError, DataError, shown
 from nutlet.tasks import CLASSIFICATION, Task, as_task
 from nutlet.tasks.inputs import Inputs, NamedInputs, input_shapes, shapes_of
@@ -29,7 +31,10 @@ Array = np.ndarray | Tensor
 _TWO_TASKS = "the {} set is for {}, the training set for {}; expected one task: make both with the same task="
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""A hook ``(batch, generator) -> batch`` applied to training batches; all randomness comes from the generator."""
+"""A hook ``(batch, generator) -> batch`` applied to training batches, inputs as the model takes them.
+
+It returns a tensor of the same shape and dtype; all randomness comes from the generator. It is tried on one batch when
+the data are made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,7 @@ class Examples:
         mean: subtracted per channel after scaling; empty for none.
         std: divides per channel after scaling; empty for none.
         task: what the targets mean.
+        columns: of a table, what the numbers of ``x`` stand for.
     """
 
     x: Inputs
@@ -50,6 +56,7 @@ class Examples:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     task: Task = CLASSIFICATION
+    columns: Columns | None = None
 
     @staticmethod
     def from_arrays(
@@ -283,6 +290,7 @@ class Data:
 
     Raises:
         DataError: the training, validation or calibration set is empty.
+        ConfigError: ``augment`` fails on a batch, or changes its shape or dtype.
     """
 
     train: Examples
@@ -300,6 +308,14 @@ class Data:
                 raise DataError(_TWO_TASKS.format(name, part.task, self.task))
         if self.test is not None and self.test.task != self.task:
             raise DataError(_TWO_TASKS.format("test", self.test.task, self.task))
+
+        if self.augment is not None:
+            check_augment(self.augment, self.train.batch(slice(0, 2))[0])
+
+    @property
+    def columns(self) -> Columns | None:
+        """Of a table, what the numbers of the inputs stand for."""
+        return self.train.columns
 
     @property
     def task(self) -> Task:
@@ -327,19 +343,11 @@ def split(
     augment: Augment | None = None,
     seed: int = 0,
 ) -> Data:
-    """Take validation and calibration examples from the training set.
-
-    Args:
-        validation: share of the training set held out, at most 5,000 examples.
-        calibration: number of training examples used for ranges and scores; all where there are fewer.
+    """Take validation and calibration examples from the training set; see :func:`nutlet.split`.
 
     Raises:
         ConfigError: ``seed`` is negative.
         DataError: the training set is too small for the asked split, or shapes of train and test differ.
-
-    >>> data = split(Examples.from_arrays(np.zeros((100, 4), "float32"), np.arange(100) % 3), calibration=10)
-    >>> len(data.train), len(data.validation), len(data.calibration)
-    (90, 10, 10)
     """
     check_seed(seed)
     if not 0 < validation < 1:

@@ -66,9 +66,9 @@ def measure(
         raise DataError("the examples to measure with have no labels; expected some: accuracy is counted by them")
     if against is not None and not isinstance(against, (str, Path, nn.Module)):
         raise ConfigError(f"against is {type(against).__name__}; expected the path of a file, a module or None")
-    runtimes = [Runtime(path, output=output)]
+    runtimes = [Runtime(path, output=output, columns=examples.columns)]
     if isinstance(against, (str, Path)):
-        runtimes.append(Runtime(against))
+        runtimes.append(Runtime(against, columns=examples.columns))
     batches = _batches(runtimes) if batches is None else batches
     for runtime in runtimes:  # what does not fit is said before any long work
         for size in batches:
