@@ -111,8 +111,9 @@ def test_audit_a_file_of_scikit_learn_from_a_csv(tmp_path: Path) -> None:
     path = write_vendor(tmp_path / "vendor.onnx")
     data = str(write_csv(tmp_path / "adult.csv", 300))
     out = tmp_path / "out"
-    command = ["audit", str(path), "-d", data, "--label", "income", "--out", str(out), "--seeds", "1",
-               "--queries", "50", "--effort", "0.02", "--attacks", "Knockoff,LossThreshold,FileLeaks", "--processes", "1"]  # fmt: skip
+    options = f"--label income --seeds 1 --queries 50 --effort 0.02 --processes 1 --out {out}"
+    attacks = "Knockoff,LossThreshold,FileLeaks"
+    command = ["audit", str(path), "-d", data, *options.split(), "--attacks", attacks]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert (out / "audit.html").stat().st_size > 10_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +31,27 @@ from nutlet.cli.common import (
     reported,
     short,
 )
-from nutlet.errors import AttackFault
+from nutlet.errors import AttackFault, ConfigError
 
 __all__ = ["audit"]
+
+
+def _confirm(where: str, inputs: int, price: float, kept: int, *, yes: bool) -> None:
+    """Say what an endpoint is going to be asked, and go on only where somebody agrees.
+
+    Raises:
+        ConfigError: there is nobody to ask.
+    """
+    found = (
+        f"about {inputs:,} inputs will be sent to {where}, {inputs * price:,.2f} USD at {price:g} USD each; "
+        f"{kept:,} answers are on disk already, and not paid for again"
+    )
+    if yes:
+        typer.echo(found, err=True)
+    elif not sys.stdin.isatty():
+        raise ConfigError(f"{found}; expected your agreement: give --yes, or ask less (--queries, --seeds, --attacks)")
+    elif not typer.confirm(f"{found}. Go on?", err=True):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -78,6 +97,7 @@ def audit(
     output: Output = None,
     endpoint: EndpointConfig = None,
     owned: Owned = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask an endpoint without asking you first.")] = False,
     processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
     seed: Seed = 0,
@@ -87,6 +107,7 @@ def audit(
     """Measure how hard a shipped file is to steal, before and after compression."""
     with loading():
         from nutlet.auditing import Protocol, audit_files, read_attacks
+        from nutlet.auditing.estimate import inputs_to_send
         from nutlet.compression.recipe import load_recipe
         from nutlet.loading import load_data, load_inputs, load_model
         from nutlet.locks import locked
@@ -122,7 +143,10 @@ def audit(
             asked = load_inputs(transfer, columns=examples.columns, mean=centre, std=scale)
         victim: Any = file
         if file.startswith(("http://", "https://")):
-            victim = CachedSource(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
+            asks = load_endpoint(endpoint, url=file, i_own_this_endpoint=owned, columns=examples.columns)
+            victim = CachedSource(asks, out / "answers")
+            kept = len(victim)
+            _confirm(asks.where, inputs_to_send(examples, asked, protocol), price, kept, yes=yes)
             # One after the other: an endpoint is not to be flooded.
             processes = 1
         result = audit_files(
@@ -143,6 +167,9 @@ def audit(
             ray=ray,
             progress=progress,
         )
+        if isinstance(victim, CachedSource):
+            sent = len(victim) - kept
+            progress.say(f"{sent:,} inputs were sent to {asks.where}, {sent * price:,.2f} USD in all")
     print_found(result, as_json=as_json, quiet=quiet)
     if not (as_json or quiet):
         typer.echo(f"report: {out / 'audit.html'}")

@@ -33,8 +33,7 @@ _TWO_TASKS = "the {} set is for {}, the training set for {}; expected one task: 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """A hook ``(batch, generator) -> batch`` applied to training batches, inputs as the model takes them.
 
-It returns a tensor of the same shape and dtype; all randomness comes from the generator. It is tried on one batch when
-the data are made."""
+It returns a tensor of the same shape and dtype, and is tried at once; all randomness comes from the generator."""
 
 
 @dataclass(frozen=True, eq=False)
