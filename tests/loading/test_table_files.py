@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import nutlet as nl
 from nutlet.data.columns import Columns
@@ -155,6 +155,21 @@ def test_split_takes_data_as_people_have_them() -> None:
 
     with pytest.raises(ConfigError, match="Stream, which has no length"):
         nl.split(Stream())
+    assert len(nl.split((pd.DataFrame(x.numpy()), y.tolist())).train) == 45
+    with pytest.raises(DataError, match=r"labels hold texts, as 'a'; expected numbers: number the classes"):
+        nl.split((x, ["a", "b"] * 25))
+    with pytest.raises(DataError, match=r"inputs hold texts, as 'a'; expected numbers: give a pandas DataFrame"):
+        nl.split((pd.DataFrame({"t": ["a", "b"] * 25}), y))
+
+    class Named(Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 50
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+            return x[index], "a"
+
+    with pytest.raises(DataError, match="labels hold texts, as 'a'"):
+        nl.split(Named())
     with pytest.raises(DataError, match="the data are a int; expected arrays"):
         nl.split(3)
 
@@ -176,3 +191,8 @@ def test_images_without_classes_have_no_labels(tmp_path: Path) -> None:
     data = load_data(str(tmp_path))
     assert not data.train.labelled
     assert data.train.shapes == {"x": (1, 8, 8)}
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+    with pytest.raises(DataError, match="an audit is scored on have no labels; expected some"):
+        nl.audit(model, data)
+    with pytest.raises(DataError, match="training needs labels"):
+        nl.compress(model, [nl.FineTune(epochs=1)], data)

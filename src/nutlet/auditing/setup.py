@@ -229,12 +229,21 @@ def _check_targets(name: str, examples: Examples, artifact: Artifact) -> None:
 
 
 def evaluation_of(data: Data | Examples, *, seed: int = 0) -> Examples:
-    """Return the examples a judge scores on: the test split, or validation, at most :data:`MOST_EVALUATED`."""
+    """Return the examples a judge scores on: the test split, or validation, at most :data:`MOST_EVALUATED`.
+
+    Raises:
+        DataError: they are for a classifier, and have no labels.
+    """
     examples = data if isinstance(data, Examples) else data.test if data.test is not None else data.validation
-    if len(examples) <= MOST_EVALUATED:
-        return examples
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return examples.subset(order[:MOST_EVALUATED].sort().values)
+    if len(examples) > MOST_EVALUATED:
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+        examples = examples.subset(order[:MOST_EVALUATED].sort().values)
+    if is_classifier(examples.task) and not examples.labelled:
+        raise DataError(
+            "the examples that an audit is scored on have no labels; expected some: a folder of images for each class, "
+            "or name a test set (--test). Inputs alone serve as --transfer"
+        )
+    return examples
 
 
 def transfer_of(

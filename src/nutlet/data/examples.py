@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nutlet.data.arrays import as_tensor
 from nutlet.data.augment import check_augment
 from nutlet.data.columns import Columns
 from nutlet.errors import ConfigError, DataError, shown
@@ -88,7 +89,9 @@ class Examples:
         if y is None and task.name != "classification":
             raise DataError(f"found no targets; {task.name} expects some: only a classifier can learn without")
         targets = (
-            torch.full((len(inputs),), -1) if y is None else task.as_targets(_tensor(chosen_target(y, task), "labels"))
+            torch.full((len(inputs),), -1)
+            if y is None
+            else task.as_targets(as_tensor(chosen_target(y, task), "labels"))
         )
         check_numbers(inputs, targets)
         if y is not None and task.name == "classification":
@@ -179,8 +182,8 @@ class Examples:
 def _inputs(x: Array | Mapping[str, Array]) -> Inputs:
     """Return inputs as users have them in the layout of a model."""
     if not isinstance(x, Mapping):
-        return as_input(_tensor(x, "inputs"))
-    return NamedInputs({name: as_input(_tensor(values, f"inputs {name!r}"), name) for name, values in x.items()})
+        return as_input(as_tensor(x, "inputs"))
+    return NamedInputs({name: as_input(as_tensor(values, f"inputs {name!r}"), name) for name, values in x.items()})
 
 
 def as_input(x: Tensor, name: str = "") -> Tensor:
@@ -260,24 +263,6 @@ def _check_labels(labels: Tensor) -> None:
             f"indices below {MOST_CLASSES:,}: number the classes from 0 up without gaps (numpy.unique(y, "
             "return_inverse=True)[1])"
         )
-
-
-def _tensor(values: Array, what: str) -> Tensor:
-    """Return an array as a tensor, in the byte order of this machine.
-
-    Raises:
-        DataError: it holds what a tensor cannot (text, records, dates, objects, long doubles).
-    """
-    try:
-        if isinstance(values, np.ndarray) and not values.dtype.isnative:
-            values = values.astype(values.dtype.newbyteorder("="))
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        kind = f"dtype {shown(values.dtype)}" if isinstance(values, np.ndarray) else f"type {type(values).__name__}"
-        raise DataError(f"{what} have {kind}; expected numbers of up to 64 bits: convert them first") from error
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-        raise DataError(f"{what} are a sparse, quantized, nested or empty (meta) tensor; expected a dense one")
-    return tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -339,17 +339,27 @@ def _from_value(value: Any, what: str) -> Arrays | Data | Source:
     """Return the data that a factory returned, or that were given as such; ``what`` begins a message."""
     if isinstance(value, (Data, Dataset, DataLoader)):
         return value
-    if (
-        isinstance(value, (tuple, list))
-        and len(value) in (2, 4)
-        and all(isinstance(v, (np.ndarray, Tensor, Mapping)) for v in value)
-    ):
-        return Arrays(*(v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in value))
+    if isinstance(value, (tuple, list)) and len(value) in (2, 4):
+        arrays = [_array(part) for part in value]
+        if all(isinstance(part, (np.ndarray, Mapping)) for part in arrays):
+            return Arrays(*arrays)
     found = f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
     raise DataError(
         f"{what} {found}; expected arrays (x, y), (x_train, y_train, x_test, y_test), "
         "a torch.utils.data.Dataset, a pandas DataFrame, or nutlet.Data"
     )
+
+
+def _array(value: Any) -> Any:
+    """Return an array, whatever holds its numbers: a tensor, a list, a pandas Series or DataFrame."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if hasattr(value, "to_numpy"):
+        return value.to_numpy(copy=True)  # pandas gives a view that nobody may write to
+    try:
+        return np.asarray(value) if isinstance(value, list) else value
+    except ValueError:  # lists of several lengths
+        return value
 
 
 def _augmentation(name: str | None, examples: Examples) -> Augment | None:

@@ -8,7 +8,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ class Arrays:
     y: np.ndarray | None
     test_x: np.ndarray | None = None
     test_y: np.ndarray | None = None
-    columns: Columns | None = None
+    columns: Columns | None = field(default=None, kw_only=True)
 
 
 def read_npz(path: Path) -> Arrays:
@@ -148,7 +148,7 @@ def read_npz_folder(folder: Path) -> Arrays:
 def _join(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     parts = [read_npz(file) for file in files]
     for file, part in zip(files, parts, strict=True):
-        if part.x.ndim == 0 or np.ndim(part.y) == 0 or part.x.shape[1:] != parts[0].x.shape[1:]:
+        if part.x.ndim == 0 or part.y is None or part.y.ndim == 0 or part.x.shape[1:] != parts[0].x.shape[1:]:
             raise DataError(
                 f"{file} has inputs of shape {part.x.shape}, {files[0].name} of {parts[0].x.shape}; expected parts of "
                 "one data set, equal but for the number of rows"
