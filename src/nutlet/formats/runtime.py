@@ -216,6 +216,11 @@ class Runtime:
         """
         return dict(self._table.shapes()) if self._table is not None else self.named(shapes)
 
+    def blank_texts(self) -> dict[str, Any]:
+        """Return one row of each input of texts, such as the file knows."""
+        row = {} if self._table is None else self._table.blank()
+        return {name: values.tolist()[0] for name, values in row.items() if self.inputs[name].is_text}
+
     def named(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Return what belongs to the inputs by their names in the file; one alone may have any name in the data.
 

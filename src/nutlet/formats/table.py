@@ -79,7 +79,15 @@ class TableFeed:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of one row of each input."""
-        return {name: values.shape[1:] for name, values in self(np.zeros((1, self.columns.width), np.float32)).items()}
+        return {name: values.shape[1:] for name, values in self.blank().items()}
+
+    def blank(self) -> dict[str, Array]:
+        """Return one row of zeros and of texts that the table has: many a file refuses any other text."""
+        x = np.zeros((1, self.columns.width), np.float32)
+        for column, place in zip(self.columns.columns, self.columns.layout.values(), strict=True):
+            if column.categories is not None:
+                x[0, place.start] = 1
+        return self(x)
 
     def __call__(self, x: Array) -> dict[str, Array]:
         """Return one batch ``(N, width)`` as the file takes it, by the names of its inputs; texts are objects."""
