@@ -66,12 +66,12 @@ clean:  ## remove the environment and everything that was made
 	@touch $@
 
 .venv/.stamp-dev: .venv/.stamp-torch
-	$(INSTALL) '.[demo,images,huggingface,ray,dev]'
+	$(INSTALL) '.[demo,images,tables,huggingface,ray,dev]'
 	$(call check_torch)
 	@touch $@
 
 .venv/.stamp-docs: .venv/.stamp-torch
-	$(INSTALL) '.[demo,docs]'
+	$(INSTALL) '.[demo,tables,docs]'
 	$(call check_torch)
 	@touch $@
 

@@ -53,7 +53,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        inputs = torch.tensor(body["inputs"] if isinstance(body, dict) and "inputs" in body else [])
+        given = body["inputs"] if isinstance(body, dict) and "inputs" in body else []
+        inputs = torch.tensor([] if given and isinstance(given[0], dict) else given)  # named fields are in the body
         state: Server = self.server.state  # type: ignore[attr-defined]
         state.bodies.append(body)
         state.requests.append(inputs)

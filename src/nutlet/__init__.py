@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nutlet.compression.recipe import load_recipe
     from nutlet.compression.ship import ship
     from nutlet.compression.suggest import Suggestion, suggest
-    from nutlet.data.examples import Data, Examples, flip_and_crop, split
+    from nutlet.data.examples import Data, Examples, flip_and_crop
     from nutlet.data.streamed import Streamed
     from nutlet.errors import (
         BudgetError,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     )
     from nutlet.formats import Format, register_format
     from nutlet.formats.onnx.export import export_onnx
-    from nutlet.loading import load_data, load_model
+    from nutlet.loading import load_data, load_model, split
     from nutlet.measurement import Goal, Measurement, measure
     from nutlet.methods import (
         GPTQ,
@@ -94,7 +94,7 @@ _HOMES = {
     "nutlet.attacks.base": ("Attack", "AttackResult", "AttackerKnowledge", "register_attack"),
     "nutlet.auditing": ("Audit", "Protocol", "audit", "audit_files"),
     "nutlet.training.context": ("Context",),
-    "nutlet.data.examples": ("Data", "Examples", "flip_and_crop", "split"),
+    "nutlet.data.examples": ("Data", "Examples", "flip_and_crop"),
     "nutlet.data.streamed": ("Streamed",),
     "nutlet.compression.ship": ("ship",),
     "nutlet.compression.suggest": ("Suggestion", "suggest"),
@@ -114,7 +114,7 @@ _HOMES = {
     "nutlet.formats": ("Format", "register_format"),
     "nutlet.formats.onnx.export": ("export_onnx",),
     "nutlet.compression.history": ("Step",),
-    "nutlet.loading": ("load_data", "load_model"),
+    "nutlet.loading": ("load_data", "load_model", "split"),
     "nutlet.measurement": ("Goal", "Measurement", "measure"),
     "nutlet.methods.base": ("Method", "register"),
     "nutlet.methods": (

@@ -171,9 +171,9 @@ def test_wrong_names_and_kinds(tmp_path: Path) -> None:
         load_data(str(tmp_path / "gone.npz"))
     with pytest.raises(DataError, match="found nothing under 'gone'"):
         load_data("gone")
-    (tmp_path / "d.csv").write_text("1,2")
+    (tmp_path / "d.mat").write_text("1,2")
     with pytest.raises(DataError, match="of a kind that is not read"):
-        load_data(str(tmp_path / "d.csv"))
+        load_data(str(tmp_path / "d.mat"))
     (tmp_path / "parts").mkdir()
     np.savez(tmp_path / "parts/part.npz", x=np.ones((3, 2)), y=np.arange(3))
     with pytest.raises(DataError, match=r"expected train\*\.npz"):

@@ -76,9 +76,10 @@ def audit_files(
     """
     folder, protocol, progress = Path(folder), protocol or Protocol(), progress or Progress(quiet=True)
     examples = (transfer if transfer is not None else data.train).subset(slice(0, 256))
-    source = source_of(victim) if output is None else named_output(victim, output)
-    # By the victim's outputs, which may be more than the labels that were seen. The judge asks about this input too.
     evaluation = evaluation_of(data)
+    columns = evaluation.columns
+    source = source_of(victim, columns=columns) if output is None else named_output(victim, output, columns)
+    # By the victim's outputs, which may be more than the labels that were seen. The judge asks about this input too.
     answer = Oracle(source, task=evaluation.task).evaluate_uncounted(evaluation.batch(slice(0, 1))[0])
     surrogate = thief_of(data, tuple(answer.shape[1:]), protocol.effort, architecture)
 
@@ -102,6 +103,8 @@ def audit_files(
             workers=Workers(processes=many, threads=threads, folder=folder / "jobs", ray=ray, progress=progress),
         )
         write_audit(result.value, folder)
+        if columns is not None:
+            columns.write(folder)
     return result
 
 

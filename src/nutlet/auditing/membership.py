@@ -28,6 +28,7 @@ from nutlet.measurement import Estimate
 from nutlet.measurement import roc as membership
 from nutlet.methods.base import Method
 from nutlet.oracle import Oracle
+from nutlet.tasks import is_classifier
 from nutlet.tasks.inputs import Inputs, NamedInputs
 from nutlet.training.loop import Training
 
@@ -62,7 +63,7 @@ class Candidates:
 def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
     """Return members from the training split and as many others from the evaluation set.
 
-    None without splits, or where either has less than two examples: one of each shows no spread.
+    None without splits or labels, or where either has less than two examples: one of each shows no spread.
     """
     if not isinstance(m.data, Data):
         return None
@@ -71,6 +72,8 @@ def candidates_of(m: Materials, recipe: Sequence[Method]) -> Candidates | None:
         return None
     random = torch.Generator().manual_seed(m.protocol.first_seed)
     inside = m.data.train.subset(torch.randperm(len(m.data.train), generator=random)[:size])
+    if is_classifier(m.task) and not inside.labelled:
+        return None
     outside = m.evaluation.subset(torch.randperm(len(m.evaluation), generator=random)[:size])
     mixed = torch.randperm(2 * size, generator=random)
     x, y = _joined(inside.x, outside.x), torch.cat([inside.y, outside.y])

@@ -34,6 +34,7 @@ from nutlet.auditing.setup import (
 )
 from nutlet.auditing.thief import thief_of
 from nutlet.auditing.white_box import possession, white_box_attacks
+from nutlet.data.columns import Columns
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, printable
 from nutlet.jobs import Workers
@@ -94,7 +95,7 @@ def audit(
     ledger = Ledger()
     evaluation = evaluation_of(data)
     if output is not None:
-        victim = named_output(victim, output)
+        victim = named_output(victim, output, evaluation.columns)
     sides = [("before", against)] if against is not None else []
     artifacts = tuple(
         open_artifact(release, role, evaluation, ledger)  # type: ignore[arg-type]
@@ -154,7 +155,7 @@ def audit(
     return Audit(value)
 
 
-def named_output(victim: nn.Module | Path | str | Source, output: str) -> Source:
+def named_output(victim: nn.Module | Path | str | Source, output: str, columns: Columns | None = None) -> Source:
     """Return the file ``victim`` as a source that answers by one of its outputs.
 
     Raises:
@@ -162,7 +163,7 @@ def named_output(victim: nn.Module | Path | str | Source, output: str) -> Source
     """
     if not isinstance(victim, (str, Path)):
         raise ConfigError(f"output is {output!r}, but the victim is no path; expected a file: leave it out")
-    return FileSource(victim, output=output)
+    return FileSource(victim, output=output, columns=columns)
 
 
 def _trained(recipe: Sequence[Method]) -> bool:

@@ -114,7 +114,7 @@ def open_artifact(
         StorageError, ModelError, OracleError: it cannot be opened, or does not answer with finite scores.
         DataError: the evaluation examples do not fit its outputs.
     """
-    source = source_of(victim, evaluation.task.output)
+    source = source_of(victim, evaluation.task.output, evaluation.columns)
     oracle = Oracle(source, ledger=ledger, client="judge", task=evaluation.task)
     outputs = torch.cat([oracle.evaluate_uncounted(x) for x, _ in evaluation.batches()])
     metric = _metric(outputs, evaluation)
@@ -229,12 +229,21 @@ def _check_targets(name: str, examples: Examples, artifact: Artifact) -> None:
 
 
 def evaluation_of(data: Data | Examples, *, seed: int = 0) -> Examples:
-    """Return the examples a judge scores on: the test split, or validation, at most :data:`MOST_EVALUATED`."""
+    """Return the examples a judge scores on: the test split, or validation, at most :data:`MOST_EVALUATED`.
+
+    Raises:
+        DataError: they are for a classifier, and have no labels.
+    """
     examples = data if isinstance(data, Examples) else data.test if data.test is not None else data.validation
-    if len(examples) <= MOST_EVALUATED:
-        return examples
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return examples.subset(order[:MOST_EVALUATED].sort().values)
+    if len(examples) > MOST_EVALUATED:
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+        examples = examples.subset(order[:MOST_EVALUATED].sort().values)
+    if is_classifier(examples.task) and not examples.labelled:
+        raise DataError(
+            "the examples that an audit is scored on have no labels; expected some: a folder of images for each class, "
+            "or name a test set (--test). Inputs alone serve as --transfer"
+        )
+    return examples
 
 
 def transfer_of(
@@ -269,7 +278,8 @@ def transfer_of(
     judged = set(_rows(evaluation))
     kept = torch.tensor([row not in judged for row in _rows(examples)])
     removed = int((~kept).sum())
-    if removed > 0.01 * len(examples):
+    # Rows of a table are alike by nature: few columns of few values. They are left out, however many.
+    if removed > (0.01 if examples.columns is None else 0.5) * len(examples):
         raise DataError(
             f"{removed:,} of {len(examples):,} inputs of the transfer set are in the evaluation set too; expected "
             "other inputs: a clone would be scored on what it was trained on. Give another set"

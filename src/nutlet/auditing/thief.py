@@ -45,6 +45,9 @@ def thief_of(
         x = examples.batch(slice(None))[0]
         tokens = 0 if x.is_floating_point() else max(outputs[-1], int(x.max()) + 1)
         architecture = architecture_for(shape, outputs, tokens=tokens)
+        if examples.columns is not None:
+            # Years beside dollars: without one scale for all columns he would copy worse than he could.
+            architecture = nn.Sequential(nn.BatchNorm1d(shape[0]), *architecture.children())
     # At temperature 4 a clone won three points more with 250 queries in our trials.
     return Surrogate(
         architecture=architecture,

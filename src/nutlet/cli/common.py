@@ -22,10 +22,10 @@ from nutlet.signals import at_once as loading
 from nutlet.signals import interruption, raising
 
 __all__ = [
-    "AsJson", "Augmented", "Calibration", "DataSpec", "EndpointConfig", "MaxBytes", "MaxLoss", "Mean",
+    "AsJson", "Augmented", "Calibration", "DataSpec", "Drop", "EndpointConfig", "Label", "MaxBytes", "MaxLoss", "Mean",
     "MinSpeedup", "ModelSpec", "Output", "Owned", "Quiet", "Replace", "Seconds", "Seed", "Std", "TaskName",
     "TeacherSpec", "TestSpec", "Unpacked", "Validation", "Weights", "app", "command_line", "counts", "goal_of",
-    "judged_exit", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
+    "judged_exit", "listed", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -39,8 +39,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
 DataSpec = Annotated[
     str,
-    typer.Option("--data", "-d", help="An .npz, a folder of npz or of images, hf:NAME, or package.module:factory."),
+    typer.Option(
+        "--data",
+        "-d",
+        help="An .npz, .csv or .parquet, a folder of npz or of images, hf:NAME, or package.module:factory.",
+    ),
 ]
+Label = Annotated[str | None, typer.Option("--label", help="Of a table (.csv, .parquet): the column of the targets.")]
+Drop = Annotated[str, typer.Option("--drop", help="Of a table: columns to leave out, as id,name.")]
 TestSpec = Annotated[str | None, typer.Option("--test", help="Where the test set is, if not beside the training set.")]
 Mean = Annotated[str, typer.Option("--mean", help="Per-channel mean after scaling to [0, 1], as 0.48,0.45,0.40.")]
 Std = Annotated[str, typer.Option("--std", help="Per-channel standard deviation, likewise.")]
@@ -211,6 +217,11 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
     if not all(map(math.isfinite, found)):
         raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them, as 0.5,0.5,0.5")
     return found
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def counts(option: str, text: str) -> tuple[int, ...]:

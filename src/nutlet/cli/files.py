@@ -11,6 +11,8 @@ import typer
 from nutlet.cli.common import (
     AsJson,
     DataSpec,
+    Drop,
+    Label,
     MaxBytes,
     MaxLoss,
     Mean,
@@ -27,6 +29,7 @@ from nutlet.cli.common import (
     counts,
     goal_of,
     judged_exit,
+    listed,
     loading,
     numbers,
     print_found,
@@ -45,6 +48,8 @@ def measure(
     data: DataSpec,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
     test: TestSpec = None,
+    label: Label = None,
+    drop: Drop = "",
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
@@ -61,12 +66,24 @@ def measure(
 ) -> None:
     """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
     with loading():
+        from nutlet.data.columns import COLUMNS_FILE, Columns
         from nutlet.loading import load_examples
         from nutlet.measurement import measure as take_figures
         from nutlet.progress import Progress
 
     goal = goal_of(max_loss, max_bytes, min_speedup)
-    examples = load_examples(data, test, task=task, mean=numbers("--mean", mean), std=numbers("--std", std))
+    # What a run wrote beside the file: its test set is to be encoded as its training set was.
+    beside = file.parent / COLUMNS_FILE
+    examples = load_examples(
+        data,
+        test,
+        task=task,
+        label=label,
+        drop=listed(drop),
+        columns=Columns.read(beside) if beside.is_file() else None,
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
+    )
     sizes = counts("--batches", batches) or None
     progress = Progress(quiet=quiet or as_json)
     figures = take_figures(

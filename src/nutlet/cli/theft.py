@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,9 @@ import typer
 from nutlet.cli.common import (
     AsJson,
     DataSpec,
+    Drop,
     EndpointConfig,
+    Label,
     Mean,
     Output,
     Owned,
@@ -21,15 +24,34 @@ from nutlet.cli.common import (
     app,
     command_line,
     counts,
+    listed,
     loading,
     numbers,
     print_found,
     reported,
     short,
 )
-from nutlet.errors import AttackFault
+from nutlet.errors import AttackFault, ConfigError
 
 __all__ = ["audit"]
+
+
+def _confirm(where: str, inputs: int, price: float, kept: int, *, yes: bool) -> None:
+    """Say what an endpoint is going to be asked, and go on only where somebody agrees.
+
+    Raises:
+        ConfigError: there is nobody to ask.
+    """
+    found = (
+        f"about {inputs:,} inputs will be sent to {where}, {inputs * price:,.2f} USD at {price:g} USD each; "
+        f"{kept:,} answers are on disk already, and not paid for again"
+    )
+    if yes:
+        typer.echo(found, err=True)
+    elif not sys.stdin.isatty():
+        raise ConfigError(f"{found}; expected your agreement: give --yes, or ask less (--queries, --seeds, --attacks)")
+    elif not typer.confirm(f"{found}. Go on?", err=True):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -42,6 +64,8 @@ def audit(
         Path, typer.Option("--out", "-o", help="Folder for the report and what a rerun goes on from.")
     ] = Path("audit"),
     test: TestSpec = None,
+    label: Label = None,
+    drop: Drop = "",
     mean: Mean = "",
     std: Std = "",
     augment: Annotated[str, typer.Option(help="none, crop or flip-crop, applied while clones are trained.")] = "none",
@@ -76,6 +100,7 @@ def audit(
     output: Output = None,
     endpoint: EndpointConfig = None,
     owned: Owned = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask an endpoint without asking you first.")] = False,
     processes: Annotated[int, typer.Option(min=0, help="Processes at a time; 0: chosen by a short timing.")] = 0,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local.")] = None,
     seed: Seed = 0,
@@ -85,6 +110,7 @@ def audit(
     """Measure how hard a shipped file is to steal, before and after compression."""
     with loading():
         from nutlet.auditing import Protocol, audit_files, read_attacks
+        from nutlet.auditing.estimate import inputs_to_send
         from nutlet.compression.recipe import load_recipe
         from nutlet.loading import load_data, load_inputs, load_model
         from nutlet.locks import locked
@@ -105,11 +131,26 @@ def audit(
     )
     with locked(out, progress):
         centre, scale = numbers("--mean", mean), numbers("--std", std)
-        examples = load_data(data, test, mean=centre, std=scale, augment=augment, validation=validation, seed=seed)
-        asked = None if transfer is None else load_inputs(transfer, mean=centre, std=scale)
+        examples = load_data(
+            data,
+            test,
+            label=label,
+            drop=listed(drop),
+            mean=centre,
+            std=scale,
+            augment=augment,
+            validation=validation,
+            seed=seed,
+        )
+        asked = None
+        if transfer is not None:
+            asked = load_inputs(transfer, columns=examples.columns, mean=centre, std=scale)
         victim: Any = file
         if file.startswith(("http://", "https://")):
-            victim = CachedSource(load_endpoint(endpoint, url=file, i_own_this_endpoint=owned), out / "answers")
+            asks = load_endpoint(endpoint, url=file, i_own_this_endpoint=owned, columns=examples.columns)
+            victim = CachedSource(asks, out / "answers")
+            kept = len(victim)
+            _confirm(asks.where, inputs_to_send(examples, asked, protocol), price, kept, yes=yes)
             # One after the other: an endpoint is not to be flooded.
             processes = 1
         result = audit_files(
@@ -130,6 +171,9 @@ def audit(
             ray=ray,
             progress=progress,
         )
+        if isinstance(victim, CachedSource):
+            sent = len(victim) - kept
+            progress.say(f"{sent:,} inputs were sent to {asks.where}, {sent * price:,.2f} USD in all")
     print_found(result, as_json=as_json, quiet=quiet)
     if not (as_json or quiet):
         typer.echo(f"report: {out / 'audit.html'}")

@@ -80,6 +80,8 @@ def export_into(
     """Write the file and the saved form of a finished chain; return the file, and how far it answers as the module."""
     shipped = compressed.export(folder / f"model{format_named(target).suffixes[0]}", packed=packed)
     compressed.save(folder / "saved")
+    if data.columns is not None:
+        data.columns.write(folder)
     return shipped, parity(compressed.model, shipped, data.calibration)
 
 

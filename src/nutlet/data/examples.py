@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nutlet.data.arrays import as_tensor
+from nutlet.data.augment import check_augment
+from nutlet.data.columns import Columns
 from nutlet.errors import ConfigError, DataError, shown
 from nutlet.tasks import CLASSIFICATION, Task, as_task
 from nutlet.tasks.inputs import Inputs, NamedInputs, input_shapes, shapes_of
@@ -29,7 +32,9 @@ Array = np.ndarray | Tensor
 _TWO_TASKS = "the {} set is for {}, the training set for {}; expected one task: make both with the same task="
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""A hook ``(batch, generator) -> batch`` applied to training batches; all randomness comes from the generator."""
+"""A hook ``(batch, generator) -> batch`` applied to training batches, inputs as the model takes them.
+
+It returns a tensor of the same shape and dtype, and is tried at once; all randomness comes from the generator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,7 @@ class Examples:
         mean: subtracted per channel after scaling; empty for none.
         std: divides per channel after scaling; empty for none.
         task: what the targets mean.
+        columns: of a table, what the numbers of ``x`` stand for.
     """
 
     x: Inputs
@@ -50,6 +56,7 @@ class Examples:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     task: Task = CLASSIFICATION
+    columns: Columns | None = None
 
     @staticmethod
     def from_arrays(
@@ -82,7 +89,9 @@ class Examples:
         if y is None and task.name != "classification":
             raise DataError(f"found no targets; {task.name} expects some: only a classifier can learn without")
         targets = (
-            torch.full((len(inputs),), -1) if y is None else task.as_targets(_tensor(chosen_target(y, task), "labels"))
+            torch.full((len(inputs),), -1)
+            if y is None
+            else task.as_targets(as_tensor(chosen_target(y, task), "labels"))
         )
         check_numbers(inputs, targets)
         if y is not None and task.name == "classification":
@@ -173,8 +182,8 @@ class Examples:
 def _inputs(x: Array | Mapping[str, Array]) -> Inputs:
     """Return inputs as users have them in the layout of a model."""
     if not isinstance(x, Mapping):
-        return as_input(_tensor(x, "inputs"))
-    return NamedInputs({name: as_input(_tensor(values, f"inputs {name!r}"), name) for name, values in x.items()})
+        return as_input(as_tensor(x, "inputs"))
+    return NamedInputs({name: as_input(as_tensor(values, f"inputs {name!r}"), name) for name, values in x.items()})
 
 
 def as_input(x: Tensor, name: str = "") -> Tensor:
@@ -256,24 +265,6 @@ def _check_labels(labels: Tensor) -> None:
         )
 
 
-def _tensor(values: Array, what: str) -> Tensor:
-    """Return an array as a tensor, in the byte order of this machine.
-
-    Raises:
-        DataError: it holds what a tensor cannot (text, records, dates, objects, long doubles).
-    """
-    try:
-        if isinstance(values, np.ndarray) and not values.dtype.isnative:
-            values = values.astype(values.dtype.newbyteorder("="))
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        kind = f"dtype {shown(values.dtype)}" if isinstance(values, np.ndarray) else f"type {type(values).__name__}"
-        raise DataError(f"{what} have {kind}; expected numbers of up to 64 bits: convert them first") from error
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-        raise DataError(f"{what} are a sparse, quantized, nested or empty (meta) tensor; expected a dense one")
-    return tensor
-
-
 @dataclass(frozen=True, eq=False)
 class Data:
     """What a compression run may look at; made by :func:`split`.
@@ -283,6 +274,7 @@ class Data:
 
     Raises:
         DataError: the training, validation or calibration set is empty.
+        ConfigError: ``augment`` fails on a batch, or changes its shape or dtype.
     """
 
     train: Examples
@@ -300,6 +292,14 @@ class Data:
                 raise DataError(_TWO_TASKS.format(name, part.task, self.task))
         if self.test is not None and self.test.task != self.task:
             raise DataError(_TWO_TASKS.format("test", self.test.task, self.task))
+
+        if self.augment is not None:
+            check_augment(self.augment, self.train.batch(slice(0, 2))[0])
+
+    @property
+    def columns(self) -> Columns | None:
+        """Of a table, what the numbers of the inputs stand for."""
+        return self.train.columns
 
     @property
     def task(self) -> Task:
@@ -327,19 +327,11 @@ def split(
     augment: Augment | None = None,
     seed: int = 0,
 ) -> Data:
-    """Take validation and calibration examples from the training set.
-
-    Args:
-        validation: share of the training set held out, at most 5,000 examples.
-        calibration: number of training examples used for ranges and scores; all where there are fewer.
+    """Take validation and calibration examples from the training set; see :func:`nutlet.split`.
 
     Raises:
         ConfigError: ``seed`` is negative.
         DataError: the training set is too small for the asked split, or shapes of train and test differ.
-
-    >>> data = split(Examples.from_arrays(np.zeros((100, 4), "float32"), np.arange(100) % 3), calibration=10)
-    >>> len(data.train), len(data.validation), len(data.calibration)
-    (90, 10, 10)
     """
     check_seed(seed)
     if not 0 < validation < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from nutlet.data.arrays import as_tensor
 from nutlet.data.examples import Examples, as_input, check_numbers, chosen_target
 from nutlet.errors import ConfigError, DataError, first_line
 from nutlet.tasks import CLASSIFICATION, Task, as_task
@@ -128,6 +129,11 @@ class Streamed(Examples):
         try:
             made = self.collate(items)
         except Exception as error:  # so is the function that makes a batch
+            if any(type(_input(item)).__module__.startswith("PIL.") for item in items):
+                raise DataError(
+                    "the data set gives images of Pillow; expected tensors or arrays: give it a transform, as "
+                    "torchvision.transforms.ToTensor()"
+                ) from error
             shapes = sorted({str(_shape(item)) for item in items})[:4]
             raise DataError(
                 f"examples {rows[0]} to {rows[-1]} do not make a batch ({type(error).__name__}: {first_line(error)}), "
@@ -141,11 +147,11 @@ class Streamed(Examples):
             )
         x = made[0]
         inputs = (
-            NamedInputs({name: as_input(torch.as_tensor(value), name) for name, value in x.items()})
+            NamedInputs({name: as_input(as_tensor(value, f"inputs {name!r}"), name) for name, value in x.items()})
             if isinstance(x, Mapping)
-            else self._normalised(as_input(torch.as_tensor(x)))
+            else self._normalised(as_input(as_tensor(x, "inputs")))
         )
-        targets = self.task.as_targets(torch.as_tensor(chosen_target(made[1], self.task)))
+        targets = self.task.as_targets(as_tensor(chosen_target(made[1], self.task), "labels"))
         check_numbers(inputs, targets)
         return inputs, targets if self.targets is None else self.targets[indices]
 
@@ -168,8 +174,12 @@ class Streamed(Examples):
         return part
 
 
+def _input(item: Any) -> Any:
+    return item[0] if isinstance(item, (tuple, list)) and item else item
+
+
 def _shape(item: Any) -> Any:
-    x = item[0] if isinstance(item, (tuple, list)) and item else item
+    x = _input(item)
     if isinstance(x, Mapping):
         return {name: tuple(getattr(value, "shape", ())) for name, value in x.items()}
     return tuple(getattr(x, "shape", ()))

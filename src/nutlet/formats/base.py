@@ -59,6 +59,19 @@ class TensorSpec:
         return "(" not in self.dtype
 
     @property
+    def is_text(self) -> bool:
+        """Whether it holds texts."""
+        return self.dtype == "str"
+
+    @property
+    def is_scores_by_class(self) -> bool:
+        """Whether it is a list of maps from a class to its score, one for each example, as scikit-learn's files give.
+
+        A session returns it as a matrix ``(N, classes)``, in the order of the classes.
+        """
+        return self.dtype in ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
+
+    @property
     def is_floating(self) -> bool:
         """Whether it holds floating-point numbers that NumPy has."""
         return self.dtype in ("float16", "float32", "float64")

@@ -31,8 +31,8 @@ def chosen_output(path: Path, outputs: Sequence[TensorSpec], wanted: str | None 
         outputs = [output for output in outputs if output.name == wanted]
     if len(outputs) == 1 and outputs[0].is_tensor:
         return outputs[0].name
-    scores = [output for output in outputs if output.is_floating]
-    rows = [output for output in scores if len(output.shape) == 2] or scores
+    scores = [output for output in outputs if output.is_floating or output.is_scores_by_class]
+    rows = [output for output in scores if len(output.shape) == 2 or output.is_scores_by_class] or scores
     if len(rows) == 1:
         return rows[0].name
     if rows:
@@ -41,6 +41,6 @@ def chosen_output(path: Path, outputs: Sequence[TensorSpec], wanted: str | None 
             f"output={rows[0].name!r}, on the command line --output {rows[0].name!r}"
         )
     raise ModelError(
-        f"{path} gives no tensor of scores ({listed}); expected one of floating point, (N, classes): where the file is "
-        "of skl2onnx, convert it with options={'zipmap': False}, which gives a tensor in the place of a map"
+        f"{path} gives no tensor of scores ({listed}); expected one of floating point, (N, classes): where the file "
+        "gives labels alone, export it with its probabilities"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from nutlet.data.columns import Columns
 from nutlet.data.examples import Examples
-from nutlet.errors import DataError, ModelError
+from nutlet.errors import DataError, ModelError, printable
 from nutlet.formats.base import Format, Session, TensorSpec
 from nutlet.formats.known import format_of
 from nutlet.formats.outputs import chosen_output
+from nutlet.formats.table import TableFeed
 from nutlet.machine import cores
 from nutlet.progress import Progress
 from nutlet.tasks.inputs import Inputs, as_tensors
@@ -34,6 +36,8 @@ class Runtime:
         path: of the file: inputs ``(N, ...)``, one output ``(N, classes)`` or as its task has it.
         threads: threads for one operator; 0 for all cores. ``self.threads`` holds the true count.
         output: name of the output that holds the scores; by default the only one that can.
+        columns: where the examples are rows of a table, what their numbers stand for: the file may take one input for
+            each column, of numbers or texts.
 
     Raises:
         StorageError: there is no such file, it is of no known format, damaged, or needs other files.
@@ -41,33 +45,44 @@ class Runtime:
         ConfigError: there is no such output.
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 0, output: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int = 0, output: str | None = None, columns: Columns | None = None
+    ) -> None:
         self.path = Path(path)
         self.format = format_of(path)
-        self._use(self.format.open(self.format.read(path), self.path, threads or cores()), output)
+        self._use(self.format.open(self.format.read(path), self.path, threads or cores()), output, columns)
 
     def reopened(self, threads: int) -> Runtime:
         """Return the same bytes opened with another number of threads."""
-        return self._like(self.path, self.format, self._session.reopened(threads or cores()), self.output)
+        return self._like(
+            self.path, self.format, self._session.reopened(threads or cores()), self.output, self._columns
+        )
 
     @staticmethod
-    def from_bytes(content: bytes, path: Path, *, threads: int = 0, output: str | None = None) -> Runtime:
+    def from_bytes(
+        content: bytes, path: Path, *, threads: int = 0, output: str | None = None, columns: Columns | None = None
+    ) -> Runtime:
         """Open the content of the file that lay at ``path``."""
         form = format_of(path, content)
-        return Runtime._like(path, form, form.open(content, path, threads or cores()), output)
+        return Runtime._like(path, form, form.open(content, path, threads or cores()), output, columns)
 
     @staticmethod
-    def _like(path: Path, form: Format, session: Session, output: str | None) -> Runtime:
+    def _like(path: Path, form: Format, session: Session, output: str | None, columns: Columns | None) -> Runtime:
         runtime = object.__new__(Runtime)
         runtime.path, runtime.format = path, form
-        runtime._use(session, output)
+        runtime._use(session, output, columns)
         return runtime
 
-    def _use(self, session: Session, output: str | None) -> None:
-        self._session = session
+    def _use(self, session: Session, output: str | None, columns: Columns | None) -> None:
+        self._session, self._columns = session, columns
         self.content, self.threads = session.content, session.threads
         for given in session.inputs:
-            if not given.is_number or not given.shape:
+            if given.is_text and given.shape and columns is None:
+                raise ModelError(
+                    f"{self.path} takes texts as {printable(given.name)!r}; expected a table, whose columns hold "
+                    "texts: give a .csv or .parquet file and the name of its label (label=, --label)"
+                )
+            if not (given.is_number or given.is_text) or not given.shape:
                 raise ModelError(
                     f"{self.path} takes {given.dtype} of shape {list(given.shape)} as {given.name!r}; expected a batch "
                     "of numbers, of float32, float16, float64, int64, int32 or bool: export it with such an input"
@@ -76,6 +91,7 @@ class Runtime:
         if not self.inputs:
             raise ModelError(f"{self.path} takes no input; expected a batch of examples")
         self.output = chosen_output(self.path, session.outputs, output)
+        self._table = None if columns is None else TableFeed(self.path, self.inputs, columns)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -169,6 +185,13 @@ class Runtime:
         """Raise DataError unless there are examples of the names, shapes and kinds of numbers that the file takes."""
         if len(examples) == 0:
             raise DataError(f"found no examples to run {self.path} on; expected at least one")
+        if self._table is not None:
+            if examples.columns != self._columns:
+                raise DataError(
+                    f"the examples are no rows of the table that {self.path} was opened for; expected its columns: "
+                    "read both with one encoding (columns=)"
+                )
+            return
         for name, found in self.named(examples.shapes).items():
             expected = self.inputs[name].shape[1:]
             fits = len(found) == len(expected) and all(
@@ -184,6 +207,19 @@ class Runtime:
                     f"one example has shape {found}, but the input {name!r} of {self.path} expects "
                     f"({', '.join(map(str, expected))}); {mend}"
                 )
+
+    def shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+        """Return the shape of one example of each input of the file; ``shapes`` are those of the data.
+
+        Raises:
+            DataError: the file takes other inputs.
+        """
+        return dict(self._table.shapes()) if self._table is not None else self.named(shapes)
+
+    def blank_texts(self) -> dict[str, Any]:
+        """Return one row of each input of texts, such as the file knows."""
+        row = {} if self._table is None else self._table.blank()
+        return {name: values.tolist()[0] for name, values in row.items() if self.inputs[name].is_text}
 
     def named(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Return what belongs to the inputs by their names in the file; one alone may have any name in the data.
@@ -207,15 +243,16 @@ class Runtime:
             DataError: floating-point numbers for an input of integers.
         """
         feed = {}
-        for name, values in self.named(x if isinstance(x, Mapping) else {"x": x}).items():
+        named = x if isinstance(x, Mapping) else {"x": x}
+        for name, values in (self.named(named) if self._table is None else self._table(named["x"])).items():
             wanted = self.inputs[name]
-            if np.issubdtype(values.dtype, np.floating) and not wanted.is_floating:
+            if self._table is None and np.issubdtype(values.dtype, np.floating) and not wanted.is_floating:
                 raise DataError(
                     f"the data give {values.dtype} for the input {name!r} of {self.path}, which takes {wanted.dtype}; "
                     "expected integers (tokens) or a mask"
                 )
             rows = np.resize(values, (size, *values.shape[1:])) if len(values) < size else values
-            feed[name] = np.ascontiguousarray(rows, dtype=wanted.dtype)
+            feed[name] = np.ascontiguousarray(rows, dtype=object if wanted.is_text else wanted.dtype)
         return feed
 
     def _named(self, x: Feed | npt.NDArray[Any]) -> Feed:

@@ -33,7 +33,8 @@ _MAX_FILE = 8 * _MAX_PIXELS
 def read_image_folder(root: Path) -> Arrays:
     """Read ``root/train/CLASS/*.png`` and ``root/test/CLASS/*.png``, or ``root/CLASS/*.png`` without a test set.
 
-    Classes are numbered in the order of their names. Images are grey if all of them are, else RGB.
+    Classes are numbered in the order of their names; images that lie in ``root`` itself have none. Images are grey if
+    all of them are, else RGB.
 
     Raises:
         DataError: no images, differing sizes, a class in the test set alone, or an image that cannot be read.
@@ -42,6 +43,8 @@ def read_image_folder(root: Path) -> Arrays:
     train = root / "train" if (root / "train").is_dir() else root
     test = root / "test" if train != root and (root / "test").is_dir() else None
     classes = sorted((folder.name for folder in train.iterdir() if _images(folder)), key=lambda n: natural(Path(n)))
+    if not classes and train == root and (files := _images(root)):
+        return Arrays(decode(files, [str(file) for file in files]), None)
     if not classes:
         raise DataError(
             f"found no images in the folders of {train}; expected one folder per class with "

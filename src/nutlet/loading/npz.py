@@ -8,11 +8,12 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from nutlet.data.columns import Columns
 from nutlet.errors import DataError, NutletError, StorageError, first_line, shown
 from nutlet.storage import digest, sweep, write_atomic
 
@@ -32,12 +33,13 @@ _CACHED_FROM = 4 * 2**20
 
 @dataclass(frozen=True)
 class Arrays:
-    """Inputs and labels as they were found, with the test set where the source has one."""
+    """Inputs and labels as they were found, with the test set and the encoding of a table where the source has them."""
 
     x: np.ndarray
-    y: np.ndarray
+    y: np.ndarray | None
     test_x: np.ndarray | None = None
     test_y: np.ndarray | None = None
+    columns: Columns | None = field(default=None, kw_only=True)
 
 
 def read_npz(path: Path) -> Arrays:
@@ -146,14 +148,14 @@ def read_npz_folder(folder: Path) -> Arrays:
 def _join(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     parts = [read_npz(file) for file in files]
     for file, part in zip(files, parts, strict=True):
-        if part.x.ndim == 0 or part.y.ndim == 0 or part.x.shape[1:] != parts[0].x.shape[1:]:
+        if part.x.ndim == 0 or part.y is None or part.y.ndim == 0 or part.x.shape[1:] != parts[0].x.shape[1:]:
             raise DataError(
                 f"{file} has inputs of shape {part.x.shape}, {files[0].name} of {parts[0].x.shape}; expected parts of "
                 "one data set, equal but for the number of rows"
             )
         if part.x.dtype != parts[0].x.dtype:
             raise DataError(f"{file} has dtype {part.x.dtype}, {files[0].name} {parts[0].x.dtype}; expected one dtype")
-    return np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
+    return np.concatenate([part.x for part in parts]), np.concatenate([np.asarray(part.y) for part in parts])
 
 
 def cache_folder() -> Path | None:

@@ -54,7 +54,8 @@ def peak_memory(
     wanted = {
         "runtime": str(program),
         "path": str(runtime.path.resolve()),
-        "inputs": {name: (list(shape), runtime.inputs[name].dtype) for name, shape in runtime.named(shapes).items()},
+        "inputs": {name: (list(shape), runtime.inputs[name].dtype) for name, shape in runtime.shapes(shapes).items()},
+        "texts": runtime.blank_texts(),
         "batches": list(batches),
     }
     # -P: the folder of the script is not searched for modules, or ours would shadow others of the same name.

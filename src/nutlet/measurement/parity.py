@@ -46,7 +46,7 @@ def parity(model: nn.Module, path: Path | str, examples: Examples, *, count: int
     """Compare ``model`` with the file at ``path`` on the first ``count`` examples."""
     some = examples.subset(slice(0, count))
     simulated = np.concatenate([outputs for outputs, _ in module_answers(model, some)])
-    shipped = Runtime(path).predict(some)
+    shipped = Runtime(path, columns=some.columns).predict(some)
     return Parity(
         examples=len(some),
         agreement=float(some.task.agree(torch.from_numpy(simulated), torch.from_numpy(shipped)).mean()),

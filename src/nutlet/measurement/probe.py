@@ -35,7 +35,10 @@ def main(argument: str) -> None:
     before = peak_bytes()
     run = open_bare(wanted["path"])
     for batch in wanted["batches"]:
-        run({name: np.zeros((batch, *shape), dtype) for name, (shape, dtype) in wanted["inputs"].items()})
+        feed = {name: np.zeros((batch, *shape), dtype) for name, (shape, dtype) in wanted["inputs"].items()}
+        for name, row in wanted["texts"].items():
+            feed[name] = np.array([row] * batch, dtype=object)
+        run(feed)
     print(json.dumps({"before": before, "after": peak_bytes()}))
 
 

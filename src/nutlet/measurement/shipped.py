@@ -112,9 +112,9 @@ def measure_all(
         raise ConfigError("the goal is about an original (max_loss, min_speedup), and none is given; expected against=")
     if goal is not None and goal.min_speedup is not None and isinstance(against, nn.Module):
         raise ConfigError("min_speedup needs the original's file; found a module as against: export it first")
-    runtimes = [Runtime(path, output=output) for path in paths]
+    runtimes = [Runtime(path, output=output, columns=examples.columns) for path in paths]
     if isinstance(against, (str, Path)):
-        runtimes.append(Runtime(against))
+        runtimes.append(Runtime(against, columns=examples.columns))
     batches = _batches(runtimes) if batches is None else batches
     for runtime in runtimes:  # what does not fit is said before any long work
         for size in batches:

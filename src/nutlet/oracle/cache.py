@@ -55,7 +55,7 @@ class CachedSource:
         self.source = source
         self.path = Path(folder) / f"{self.fingerprint()[:24]}.sqlite"
         self.sent = 0
-        self._batch = source.batch if isinstance(source, Endpoint) else _BATCH
+        self._batch = source.per_request if isinstance(source, Endpoint) else _BATCH
         prepare_folder(Path(folder))
         with self._opened() as answers:
             answers.execute(

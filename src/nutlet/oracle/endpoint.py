@@ -16,10 +16,12 @@ from urllib.parse import parse_qsl, urlsplit
 import torch
 from torch import Tensor
 
+from nutlet.data.columns import Columns
 from nutlet.errors import ConfigError, DataError, OracleError, nearest, shown
 from nutlet.options import Hidden, Range, Validated
 from nutlet.oracle.disclosure import Disclosure
 from nutlet.oracle.http import Transient, beginning, send
+from nutlet.oracle.template import Template, rows_of
 from nutlet.reading import load_yaml
 from nutlet.redaction import secret_parameters, without_secrets
 from nutlet.signals import undeferred
@@ -52,11 +54,15 @@ class Endpoint(Validated):
         headers: sent along. A secret is written as ``env:NAME`` and taken from that environment variable.
         batch: inputs in one request, at most 256.
         request: where the inputs, nested lists, go in the body: ``inputs``, ``a.b``, or empty where they are the body.
-        response: where the answers are in the body of the response, one per input; a number steps into a list.
+        response: where the answers are in the body of the response, one per input; a number steps into a list, ``*``
+            into each entry of one. Of a table scores may go by the names of the classes, and labels may be names.
+        template: of a table, the body with named fields in the place of ``request``, see
+            :class:`nutlet.oracle.template.Template`; without one each input is a mapping of all columns by name.
         timeout: seconds for one request, from connecting to the end of the answer.
         retries: further attempts at one request.
         pause: seconds before each request, to stay below a limit of requests.
         sleep: how it waits.
+        columns: where inputs are rows of a table, what their numbers stand for.
 
     Raises:
         ConfigError: a value out of range, a secret in plain sight, or no word that it is yours.
@@ -75,21 +81,56 @@ class Endpoint(Validated):
     batch: Annotated[int, Range(1, 256)] = 64
     request: str = "inputs"
     response: str = "probabilities"
+    template: object = field(default=None, hash=False)
     timeout: Annotated[float, Range(0.01, 3600, noun="seconds")] = 30.0
     retries: Annotated[int, Range(0, 20)] = 4
     pause: Annotated[float, Range(0, 3600, noun="seconds")] = 0.0
     sleep: Callable[[float], object] = field(default=time.sleep, repr=False, compare=False)
+    columns: Columns | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
         _check_url(self.url)
         self._check_headers()
+        body = self._body()
+        if self.template is not None and self.request != type(self).request:
+            raise ConfigError("both `request` and `template` say where inputs go; expected one of them")
+        if self.template is not None and self.columns is None:
+            raise ConfigError(
+                "the endpoint takes named fields (`template`), and the data have no columns; expected a table: a .csv "
+                "or .parquet file and the name of its label (--label), or columns="
+            )
+        if body is not None and self.columns is not None:
+            body.check(self.columns)
+            if self.columns.classes and len(self.columns.classes) > self.classes:
+                raise ConfigError(
+                    f"the endpoint has {self.classes} classes, the table {len(self.columns.classes)}; expected as many "
+                    "in `classes`"
+                )
         if self.i_own_this_endpoint is not True:
             raise ConfigError(
                 f"nobody said whose {self.where} is; expected an endpoint of your own: confirm it with "
                 "--i-own-this-endpoint (i_own_this_endpoint=True)"
             )
+
+    def _body(self) -> Template | None:
+        """Return what the body of a request is made of; None for nested lists of numbers."""
+        if self.template is not None:
+            return Template(self.template)
+        return None if self.columns is None else Template(self._placed(["${*}"]))
+
+    def _placed(self, content: Any) -> Any:
+        """Return inputs at the place that ``request`` names."""
+        for name in reversed(self.request.split(".") if self.request else []):
+            content = {name: content}
+        return content
+
+    @property
+    def per_request(self) -> int:
+        """Inputs in one request: ``batch``, or 1 where the template has no list of them."""
+        body = self._body()
+        return 1 if body is not None and not body.many else self.batch
 
     def _check_headers(self) -> None:
         for name, value in self.headers.items():
@@ -139,6 +180,8 @@ class Endpoint(Validated):
             self.classes,
             sorted(plain.items()),
         ]
+        if self.columns is not None:
+            deciding += [self.template, self.columns.fingerprint()]
         return digest(json.dumps(deciding))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -150,12 +193,14 @@ class Endpoint(Validated):
         """
         if not bool(torch.isfinite(x).all()):
             raise DataError("the inputs hold NaN or infinity, which JSON does not know; expected finite numbers")
-        return torch.cat([self._ask(part) for part in torch.split(x.detach().float(), self.batch)])
+        return torch.cat([self._ask(part) for part in torch.split(x.detach().float(), self.per_request)])
 
     def _ask(self, x: Tensor) -> Tensor:
-        content: Any = x.tolist()
-        for name in reversed(self.request.split(".") if self.request else []):
-            content = {name: content}
+        body = self._body()
+        if body is None or self.columns is None:
+            content = self._placed(x.tolist())
+        else:
+            content = body.filled(rows_of(self.columns, x.numpy()))
         secrets = self._secrets()
         headers = {name: _FROM_ENVIRONMENT.sub(lambda m: secrets[m[1]], value) for name, value in self.headers.items()}
         hidden = [*secrets.values(), *secret_parameters(parse_qsl(urlsplit(self.url).query))]
@@ -165,7 +210,7 @@ class Endpoint(Validated):
                 with undeferred():  # nothing is under way
                     self.sleep(delay)
             try:
-                body = send(
+                answer = send(
                     self.url,
                     json.dumps(content).encode(),
                     method=self.method,
@@ -175,7 +220,7 @@ class Endpoint(Validated):
                     limit=2**20 + 64 * len(x) * self.classes,
                     secrets=hidden,
                 )
-                return self._scores(body, len(x), hidden)
+                return self._scores(answer, len(x), hidden)
             except OracleError as error:
                 raise OracleError(f"{self.where} {error}") from None
             except Transient as problem:
@@ -204,7 +249,24 @@ class Endpoint(Validated):
             value = json.loads(body)
         except (ValueError, RecursionError):
             raise Transient(f"gave {beginning(body, secrets)!r}; expected JSON") from None
-        for name in self.response.split(".") if self.response else []:
+        steps = self.response.split(".") if self.response else []
+        value = self._found(value, steps, secrets)
+        if self.per_request == 1 and "*" not in steps and _is_one(value):
+            value = [value]
+        value = self._by_index(value)
+        try:
+            scores = torch.tensor(_numbers(value), dtype=torch.float64).float()
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise Transient(
+                f"gave {beginning(json.dumps(value), secrets)!r}; expected lists of numbers of equal length"
+            ) from None
+        return self._labels(scores, rows) if self.outputs == "labels" else self._rows(scores, rows)
+
+    def _found(self, value: Any, steps: Sequence[str], secrets: Sequence[str]) -> Any:
+        """Return what lies where ``response`` says."""
+        for k, name in enumerate(steps):
+            if name == "*" and isinstance(value, list):
+                return [self._found(entry, steps[k + 1 :], secrets) for entry in value]
             if isinstance(value, dict) and name in value:
                 value = value[name]
             elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
@@ -213,13 +275,20 @@ class Endpoint(Validated):
                 names = beginning(", ".join(value), secrets) if isinstance(value, dict) else ""
                 held = f"the names {names}" if names else type(value).__name__
                 raise Transient(f"gave {held} where {name!r} of `response: {self.response}` should be; mend `response`")
-        try:
-            scores = torch.tensor(_numbers(value), dtype=torch.float64).float()
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise Transient(
-                f"gave {beginning(json.dumps(value), secrets)!r}; expected lists of numbers of equal length"
-            ) from None
-        return self._labels(scores, rows) if self.outputs == "labels" else self._rows(scores, rows)
+        return value
+
+    def _by_index(self, value: Any) -> Any:
+        """Return answers by the names of classes as answers by their index; whatever else there is stays."""
+        if self.columns is None or not isinstance(value, list):
+            return value
+        classes = self.columns.classes
+        index = {name: k for k, name in enumerate(classes)}
+        if self.outputs == "labels":
+            return [index.get(row, row) if isinstance(row, str) else row for row in value]
+        return [
+            [row[name] for name in classes] if isinstance(row, dict) and row.keys() == index.keys() else row
+            for row in value
+        ]
 
     def _labels(self, labels: Tensor, rows: int) -> Tensor:
         if labels.numel() != rows or labels.ndim not in (1, 2):
@@ -267,6 +336,11 @@ def _check_url(url: str) -> None:
         )
 
 
+def _is_one(value: Any) -> bool:
+    """Whether it is the answer to one input, and not a list of such answers."""
+    return not isinstance(value, list) or (len(value) > 1 and not isinstance(value[0], (list, dict)))
+
+
 def _numbers(value: Any) -> Any:
     """Return numbers, or lists of them, as they are; torch would take ``true`` for 1.0.
 
@@ -287,6 +361,7 @@ def load_endpoint(
     url: str | None = None,
     classes: int | None = None,
     i_own_this_endpoint: bool = False,
+    columns: Columns | None = None,
 ) -> Endpoint:
     """Read an endpoint from a YAML file with the fields of :class:`Endpoint`.
 
@@ -295,6 +370,8 @@ def load_endpoint(
         url: in place of that in the file.
         classes: in place of that in the file.
         i_own_this_endpoint: your word, which no file can give for you.
+        columns: where inputs are rows of a table, what their numbers stand for (``data.columns``); its classes are
+            counted where nobody says how many there are.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or holds an unknown key or a bad value.
@@ -302,7 +379,7 @@ def load_endpoint(
     fields: Any = {} if path is None else load_yaml(Path(path), "the endpoint", "its fields, one a line")
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} holds {type(fields).__name__}; expected the fields of an endpoint, `url: …` first")
-    known = {option.name for option in dataclasses.fields(Endpoint)} - {"sleep", "i_own_this_endpoint"}
+    known = {option.name for option in dataclasses.fields(Endpoint)} - {"sleep", "columns", "i_own_this_endpoint"}
     for key in fields:
         if key == "i_own_this_endpoint":
             raise ConfigError(f"{path} says {key}; expected your word with each run: --i-own-this-endpoint")
@@ -310,7 +387,9 @@ def load_endpoint(
             raise ConfigError(f"{path} has the unknown key {shown(key)}; {nearest(str(key), known)}")
     given = {name: value for name, value in (("url", url), ("classes", classes)) if value is not None}
     fields = {**fields, **given}
+    if columns is not None and columns.classes:
+        fields = {"classes": len(columns.classes), **fields}
     for name in ("url", "classes"):
         if name not in fields:
             raise ConfigError(f"the endpoint has no {name}; expected it in the file or on the command line")
-    return Endpoint(**fields, i_own_this_endpoint=i_own_this_endpoint)
+    return Endpoint(**fields, columns=columns, i_own_this_endpoint=i_own_this_endpoint)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.content_hash import fingerprint
+from nutlet.data.columns import Columns
 from nutlet.errors import BudgetError, ModelError
 from nutlet.locks import Mutex
 from nutlet.measurement import Runtime
@@ -265,22 +266,28 @@ class FileSource:
         path: the file.
         threads: threads of the runtime; more than one only where nothing else computes at that time.
         output: name of the output that holds the scores; by default the only one that can.
+        columns: where inputs are rows of a table, what their numbers stand for.
 
     Raises:
         StorageError, ModelError: see :class:`nutlet.measurement.Runtime`.
     """
 
-    def __init__(self, path: Path | str, *, threads: int = 1, output: str | None = None) -> None:
+    def __init__(
+        self, path: Path | str, *, threads: int = 1, output: str | None = None, columns: Columns | None = None
+    ) -> None:
         self.path = Path(path)
         self.threads = threads
-        self._runtime: Runtime | None = Runtime(self.path, threads=threads, output=output)
+        self.columns = columns
+        self._runtime: Runtime | None = Runtime(self.path, threads=threads, output=output, columns=columns)
         self.output = self._runtime.output
         self.content = self._runtime.content
 
     def __call__(self, x: Inputs) -> Tensor:
         """Return the file's outputs; a file of fixed batch size is fed that many, the last ones padded."""
         if self._runtime is None:
-            self._runtime = Runtime.from_bytes(self.content, self.path, threads=self.threads, output=self.output)
+            self._runtime = Runtime.from_bytes(
+                self.content, self.path, threads=self.threads, output=self.output, columns=self.columns
+            )
         size = self._runtime.fixed_batch or len(x)
         rows = []
         for part in _parts(x, size):
@@ -294,16 +301,20 @@ class FileSource:
         return {**self.__dict__, "_runtime": None}
 
     def fingerprint(self) -> str:
-        """Return a hash of the file's content, and of which output is asked for."""
-        return digest(self.content, self.output)
+        """Return a hash of the file's content, of which output is asked for, and of what its inputs stand for."""
+        own = digest(self.content, self.output)
+        return own if self.columns is None else digest(own, self.columns.fingerprint())
 
 
-def source_of(victim: nn.Module | Path | str | Source, output: str | int | None = None) -> Source:
+def source_of(
+    victim: nn.Module | Path | str | Source, output: str | int | None = None, columns: Columns | None = None
+) -> Source:
     """Return ``victim`` as something that answers: a module, the path of a shipped file, or any function.
 
     Args:
         victim: what answers.
         output: which of several outputs of a module, as the task of the data says; files have names of their own.
+        columns: where inputs are rows of a table, what their numbers stand for: files take them as columns.
 
     Raises:
         StorageError, ModelError: the file cannot be opened.
@@ -311,5 +322,5 @@ def source_of(victim: nn.Module | Path | str | Source, output: str | int | None 
     if isinstance(victim, nn.Module):
         return ModuleSource(victim, output)
     if isinstance(victim, (str, Path)):
-        return FileSource(victim)
+        return FileSource(victim, columns=columns)
     return victim

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from nutlet.errors import ModelError, first_line
@@ -83,7 +84,8 @@ class OnnxSession:
         """
         self.admit({name: values.shape for name, values in feed.items()})
         try:
-            return tuple(self._session.run(list(outputs) or None, dict(feed)))
+            given = self._session.run(list(outputs) or None, dict(feed))
+            return tuple(map(_scores_by_class, given))
         except Exception as error:  # the runtime's exceptions have no common base
             raise ModelError(
                 f"{self._path} fails on a batch of {len(next(iter(feed.values())))}: {first_line(error)}; expected it "
@@ -93,6 +95,16 @@ class OnnxSession:
     def reopened(self, threads: int) -> OnnxSession:
         """Return the same bytes opened with another number of threads."""
         return OnnxSession(self.content, self._path, threads, self._trials)
+
+
+def _scores_by_class(value: Any) -> Any:
+    """Return a list of maps from each class to its score as a matrix, and anything else as it is."""
+    if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
+        return value
+    classes = list(value[0])
+    if any(list(row) != classes for row in value):
+        return value
+    return np.array([list(row.values()) for row in value], np.float32)
 
 
 def _spec(value: Any) -> TensorSpec:

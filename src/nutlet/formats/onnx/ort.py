@@ -22,6 +22,7 @@ NUMBERS = {
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
     "tensor(bool)": "bool",
+    "tensor(string)": "str",
 }
 """Types of inputs by their names in NumPy."""
 
