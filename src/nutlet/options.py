@@ -15,11 +15,14 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from inspect import Parameter, signature
+from typing import Annotated, Any, Self, TypeVar
 
 from nutlet.errors import ConfigError, nearest, shown
+from nutlet.functions import NAME, Named, find
+from nutlet.ranges import Range
 
 __all__ = [
     "BelowOne",
@@ -38,77 +41,12 @@ __all__ = [
     "build",
     "check_options",
     "check_value",
+    "no_option",
     "options_of",
     "schema",
 ]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number, for ``Annotated``.
-
-    Args:
-        low: the least value; None for no bound.
-        high: the largest value; None for no bound.
-        left_open: whether ``low`` itself is out of range.
-        right_open: whether ``high`` itself is out of range.
-        multiple_of: what the number has to be a multiple of; for whole numbers.
-        noun: what the number is, with its article, for messages; by default what its type is called.
-        note: what helps who gave a wrong value, for messages: why the bound is there, or an example.
-
-    >>> 1 in Range(0, 1, right_open=True), 0.5 in Range(0, 1)
-    (False, True)
-    """
-
-    low: float | None = None
-    high: float | None = None
-    left_open: bool = False
-    right_open: bool = False
-    multiple_of: int | None = None
-    noun: str = ""
-    note: str = ""
-
-    def __contains__(self, value: float) -> bool:
-        if self.low is not None and (value <= self.low if self.left_open else value < self.low):
-            return False
-        if self.high is not None and (value >= self.high if self.right_open else value > self.high):
-            return False
-        return self.multiple_of is None or value % self.multiple_of == 0
-
-    def described(self, noun: str) -> str:
-        """Return the range in words; ``noun`` where it has none of its own.
-
-        >>> Range(0, 1, left_open=True).described("a number"), Range(2).described("a whole number")
-        ('a number above 0 up to 1', 'a whole number of 2 or more')
-        """
-        noun = self.noun or noun
-        low, high = (None if bound is None else f"{bound:,}" for bound in (self.low, self.high))
-        if low is not None and high is not None:
-            start = f"above {low}" if self.left_open else f"from {low}"
-            if self.left_open and self.right_open:
-                text = f"{noun} {start} and below {high}"
-            elif self.right_open:
-                text = f"{noun} {start} up to but not including {high}"
-            else:
-                text = f"{noun} {start} {'up ' * self.left_open}to {high}"
-        elif low is not None:
-            text = f"{noun} above {low}" if self.left_open else f"{noun} of {low} or more"
-        elif high is not None:
-            text = f"{noun} below {high}" if self.right_open else f"{noun} of {high} or less"
-        else:
-            text = noun
-        return f"{text} ({self.note})" if self.note else text
-
-    def schema(self) -> dict[str, float]:
-        """Return the bounds as keywords of JSON Schema."""
-        keywords = {
-            "exclusiveMinimum" if self.left_open else "minimum": self.low,
-            "exclusiveMaximum" if self.right_open else "maximum": self.high,
-            "multipleOf": self.multiple_of,
-        }
-        return {keyword: bound for keyword, bound in keywords.items() if bound is not None}
 
 
 class Hidden:
@@ -180,13 +118,24 @@ def options_of(kind: type) -> dict[str, Option]:
 class Validated:
     """Base of frozen dataclasses that check their options when they are made, those of all bases at once."""
 
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        """Refuse an option that there is not, with the nearest name, before Python does without it."""
+        options = [option.name for option in dataclasses.fields(cls)]
+        if not set(given).issubset(options):
+            # One that subclasses with an ``__init__`` of its own may take more than its options.
+            taken = signature(cls.__init__).parameters
+            unknown = [name for name in given if name not in taken]
+            if unknown and all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in taken.values()):
+                raise ConfigError(no_option(cls.__name__, unknown[0], options))
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Check each option against its annotation; subclasses extend this to check what options say together."""
         check_options(self)
 
 
 def check_options(instance: Any, owner: str | None = None) -> None:
-    """Make tuples of lists, as JSON, YAML and people write them, and check each option against its annotation.
+    """Make tuples of lists, as JSON, YAML and people write them, functions of names, and check each option.
 
     Args:
         instance: of a dataclass, frozen or not.
@@ -201,6 +150,9 @@ def check_options(instance: Any, owner: str | None = None) -> None:
         value = getattr(instance, name)
         if isinstance(value, list) and _fits(tuple(value), option.hint):
             object.__setattr__(instance, name, tuple(value))
+            continue
+        if isinstance(value, str) and _named(option.hint) and (function := find(value)) is not None:
+            object.__setattr__(instance, name, function)
         else:
             check_value(f"{owner}.{name}", value, option.hint)
 
@@ -244,15 +196,23 @@ def build(what: str, known: Mapping[str, type[T]], spec: Any) -> T:
     options = options_of(known[name])
     for option in given:
         if option not in options:
-            raise ConfigError(
-                f"{name} has no option {shown(option)}; "
-                + (nearest(str(option), options) if options else "expected none: it takes no options")
-            )
+            raise ConfigError(no_option(name, option, options))
     missing = [option.name for option in options.values() if option.required and option.name not in given]
     if missing:
         wanted = options[missing[0]].expected
         raise ConfigError(f"{name} needs the option {missing[0]!r}; expected {wanted}, see `nutlet {what}s {name}`")
     return known[name](**given)
+
+
+def no_option(owner: str, name: object, options: Iterable[str]) -> str:
+    """Return what to say of an option that does not exist.
+
+    >>> no_option("Quantize", "bit", ["bits", "scheme"])
+    "Quantize has no option 'bit'; did you mean 'bits'?"
+    """
+    known = list(options)
+    hint = nearest(str(name), known) if known else "expected none: it takes no options"
+    return f"{owner} has no option {shown(name)}; {hint}"
 
 
 def schema(kind: type) -> dict[str, Any]:
@@ -311,6 +271,16 @@ def _range(hint: Any) -> Range | None:
     return None
 
 
+def _named(hint: Any) -> Named | None:
+    """Return what an annotation says of functions that have a name."""
+    for choice in _arguments(hint):
+        if typing.get_origin(choice) is Annotated:
+            for extra in typing.get_args(choice)[1:]:
+                if isinstance(extra, Named):
+                    return extra
+    return None
+
+
 def _bare(hint: Any) -> Any:
     """Return an annotation without its ranges, inside tuples and unions too."""
     hint = _split(hint)[0]
@@ -322,6 +292,8 @@ def _bare(hint: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    if len(_arguments(hint)) == 1 and (named := _named(hint)) is not None:
+        return value in named
     hint, bounds = _split(hint)
     if bounds is not None:
         return _fits(value, hint) and value in bounds
@@ -349,6 +321,8 @@ _WORDS: dict[Any, str] = {
 
 
 def _expected(hint: Any) -> str:
+    if len(_arguments(hint)) == 1 and (named := _named(hint)) is not None:
+        return named.described
     hint, bounds = _split(hint)
     if bounds is not None:
         # Two bounds leave out infinity by themselves.
@@ -370,6 +344,8 @@ _TYPES: dict[Any, str] = {int: "integer", float: "number", bool: "boolean", str:
 
 
 def _schema(hint: Any) -> dict[str, Any]:
+    if len(_arguments(hint)) == 1 and _named(hint) is not None:
+        return {"type": "string", "pattern": NAME}
     hint, bounds = _split(hint)
     if bounds is not None:
         return _schema(hint) | bounds.schema()

@@ -30,6 +30,7 @@ from nutlet.content_hash import fingerprint, source_code
 from nutlet.data.examples import Data, Examples, check_seed
 from nutlet.errors import StorageError
 from nutlet.formats import DEFAULT, format_named
+from nutlet.functions import find
 from nutlet.graph.kernels import KERNELS, KernelProfile
 from nutlet.graph.trace import InstrumentedModel, body_of
 from nutlet.locks import locked
@@ -223,9 +224,15 @@ def _keys(
     keys = [digest(sha.hexdigest(), str(seed), *versions, str(torch.get_num_threads()))]
     for step in steps:
         # All options, not only those that differ from defaults: a changed default is another step.
-        options = json.dumps(dataclasses.asdict(step), sort_keys=True)
-        keys.append(digest(keys[-1], type(step).__name__, options, source_code(type(step))))
+        options = {name: _content(value) for name, value in dataclasses.asdict(step).items()}
+        keys.append(digest(keys[-1], type(step).__name__, json.dumps(options, sort_keys=True), source_code(type(step))))
     return keys
+
+
+def _content(value: Any) -> Any:
+    """Return the value of an option, of a function of the user its code, by name or itself."""
+    function = find(value) if isinstance(value, str) else value
+    return fingerprint(function) if callable(function) else value
 
 
 def _hash_examples(sha: Any, examples: Examples) -> None:
