@@ -32,7 +32,7 @@ def conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: in
 
 
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, projection; a shortcut around them where the shape stays (Sandler et al. 2018)."""
+    """Expansion, depthwise convolution, projection; a shortcut where the shape stays (Sandler et al. 2018)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
