@@ -249,7 +249,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Load a public name from the module that defines it."""
     if name not in _HOME:
-        raise AttributeError(f"module 'nutlet' has no attribute {name!r}")
+        from nutlet.errors import nearest
+
+        hint = nearest(name, __all__)  # all of them would be no hint
+        told = f"; {hint}" if hint.startswith("did you mean") else ""
+        raise AttributeError(f"module 'nutlet' has no attribute {name!r}{told}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

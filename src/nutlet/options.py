@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import inspect
 import math
 import types
 import typing
@@ -35,7 +36,7 @@ __all__ = [
     "UpToOne",
     "Validated",
     "Weight",
-    "build",
+    "check_names",
     "check_options",
     "check_value",
     "options_of",
@@ -176,8 +177,23 @@ def options_of(kind: type) -> dict[str, Option]:
     }
 
 
+class _ByName(type):
+    """Says of a wrong call what YAML with the same mistake is told, not what Python says of a signature."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError:
+            try:
+                made = next(vars(kind)["__init__"] for kind in cls.__mro__ if "__init__" in vars(kind))
+                inspect.signature(made).bind(None, *args, **kwargs)
+            except TypeError:
+                check_names(cls, kwargs, positional=len(args))
+            raise
+
+
 @dataclass(frozen=True, eq=False)
-class Validated:
+class Validated(metaclass=_ByName):
     """Base of frozen dataclasses that check their options when they are made, those of all bases at once."""
 
     def __post_init__(self) -> None:
@@ -219,40 +235,32 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     raise ConfigError(f"{name} is {found}; expected {_expected(hint)}")
 
 
-def build(what: str, known: Mapping[str, type[T]], spec: Any) -> T:
-    """Return an instance of one of ``known`` from ``{name: {option: value}}``, or from its bare name.
+def check_names(kind: type, given: Mapping[str, Any], *, positional: int = 0, see: str = "") -> None:
+    """Check that options of a dataclass exist and that none is missing.
 
     Args:
-        what: how one is called in messages, as ``method``; ``nutlet <what>s`` lists them.
-        known: dataclasses by name.
-        spec: as JSON and YAML hold it.
+        kind: the dataclass.
+        given: options by name.
+        positional: how many values were given without a name, for the first options.
+        see: where to read more, for the message.
 
     Raises:
-        ConfigError: there is no such class or option (the nearest name is suggested), an option is missing, or a value
-            does not fit.
+        ConfigError: there is no such option (the nearest name is suggested), or one is missing.
     """
-    if isinstance(spec, str):
-        spec = {spec: {}}
-    if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise ConfigError(f"found the {what} {shown(spec)}; expected one name with its options, as `Name: {{}}`")
-    ((name, given),) = spec.items()
-    if name not in known:
-        raise ConfigError(f"found the {what} {shown(name)}, which does not exist; {nearest(str(name), known)}")
-    given = {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"the options of {name} are {shown(given)}; expected a mapping of option to value")
-    options = options_of(known[name])
+    name, options = kind.__name__, options_of(kind)
     for option in given:
         if option not in options:
             raise ConfigError(
                 f"{name} has no option {shown(option)}; "
                 + (nearest(str(option), options) if options else "expected none: it takes no options")
             )
-    missing = [option.name for option in options.values() if option.required and option.name not in given]
+    if positional and all(field.kw_only for field in dataclasses.fields(kind)):
+        first = next(iter(options), "option")
+        raise ConfigError(f"{name} got {positional} values without names; expected names, as {name}({first}=...)")
+    missing = [o.name for o in list(options.values())[positional:] if o.required and o.name not in given]
     if missing:
         wanted = options[missing[0]].expected
-        raise ConfigError(f"{name} needs the option {missing[0]!r}; expected {wanted}, see `nutlet {what}s {name}`")
-    return known[name](**given)
+        raise ConfigError(f"{name} needs the option {missing[0]!r}; expected {wanted}{see}")
 
 
 def schema(kind: type) -> dict[str, Any]:

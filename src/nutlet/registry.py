@@ -35,13 +35,14 @@ class Registry(Generic[Entry]):
         self.plugins_loaded = False
 
     def add(self, kind: Entry) -> None:
-        """Make ``kind`` known by its name.
+        """Make ``kind`` known by its name; a class that is defined anew, as in a notebook, takes the place of the old.
 
         Raises:
-            ConfigError: another one of that name is known.
+            ConfigError: another one of that name is known, defined elsewhere.
         """
         name: str = kind.__name__ if isinstance(kind, type) else getattr(kind, "name")  # noqa: B009
-        if self.kinds.get(name, kind) is not kind:
+        known = self.kinds.get(name, kind)
+        if known is not kind and _place(known) != _place(kind):
             raise ConfigError(f"{self._what} named {name!r} is registered already; expected a new name")
         self.kinds[name] = kind
 
@@ -52,3 +53,9 @@ class Registry(Generic[Entry]):
                 self.add(entry.load())
             self.plugins_loaded = True  # not before: a plugin that does not load is to say so every time
         return dict(sorted(self.kinds.items()))
+
+
+def _place(kind: object) -> tuple[str, str]:
+    """Return module and qualified name of a class, or of that of an object."""
+    made = kind if isinstance(kind, type) else type(kind)
+    return made.__module__, made.__qualname__

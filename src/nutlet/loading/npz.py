@@ -8,7 +8,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class Arrays:
     test_y: np.ndarray | None = None
     validation_x: np.ndarray | None = None
     validation_y: np.ndarray | None = None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Finding, ...] = field(default=(), kw_only=True)
 
 
 def read_npz(path: Path) -> Arrays:

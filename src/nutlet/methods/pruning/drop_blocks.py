@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map_only
 
 from nutlet.errors import ConfigError, ModelError, NutletError, first_line
 from nutlet.graph.comparison import run
@@ -34,8 +36,10 @@ __all__ = ["DropBlocks", "blocks_in_scope"]
 class DropBlocks(Method):
     """Replace blocks whose output has the shape of their input by the identity, the least missed first.
 
-    A block is a submodule with weighted layers inside it; of blocks within blocks the smallest in scope, or the one
-    that ``include`` names. After each removal what the next one costs is measured anew: the loss on the calibration
+    A block is a submodule with weighted layers inside it. Residual units, with an identity shortcut around all their
+    layers, are preferred to other blocks, and these to what is inside of a unit, as long as there are as many in scope
+    as ``drop`` asks for; patterns of ``include`` choose what they name. Of blocks within blocks the smallest counts, or
+    the one that is named. After each removal what the next one costs is measured anew: the loss on the calibration
     examples without the block (greedy, as in Elkerdawy et al. 2020, arXiv:2007.04069, and Men et al. 2024,
     arXiv:2403.03853, who rank once).
 
@@ -56,7 +60,7 @@ class DropBlocks(Method):
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks to drop, in the order in which they were chosen."""
-        candidates = blocks_in_scope(model, context.example, self)
+        candidates = blocks_in_scope(model, context.example, self, self.drop)
         notes: list[str] = []
         self._check_enough(candidates, notes)
         trial = copy.deepcopy(model)
@@ -85,7 +89,7 @@ class DropBlocks(Method):
 
     def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return the layers that are inside no block which can go."""
-        candidates = blocks_in_scope(model, example, self)
+        candidates = blocks_in_scope(model, example, self, self.drop)
         self._check_enough(candidates, [])
         blocks = tuple(f"{block}." for block in candidates)
         inside = {name: f"{name}.".startswith(blocks) for name in layers_with_values(model)}
@@ -93,7 +97,7 @@ class DropBlocks(Method):
 
     def calibration_passes(self, model: nn.Module, example: Inputs) -> tuple[int, int]:
         """Return the passes of the greedy search; one that cannot go is tried once in vain."""
-        trials = _trials(len(blocks_in_scope(model, example, self)), self.drop)
+        trials = _trials(len(blocks_in_scope(model, example, self, self.drop)), self.drop)
         return trials, trials
 
     def milder(self) -> DropBlocks | None:
@@ -120,14 +124,14 @@ class DropBlocks(Method):
         return model
 
 
-def blocks_in_scope(model: nn.Module, example: Inputs, method: Method) -> list[str]:
-    """Return the names of the blocks that ``method`` may remove.
+def blocks_in_scope(model: nn.Module, example: Inputs, method: Method, wanted: int = 1) -> list[str]:
+    """Return the names of the blocks that ``method`` may remove, residual units alone where there are as many as wanted.
 
     Raises:
         ModelError: the model has no block.
         ConfigError: see :func:`nutlet.graph.scope.in_scope`.
     """
-    blocks = droppable(model, example)
+    blocks, residual = droppable(model, example)
     if not blocks:
         raise ModelError(
             f"{type(method).__name__} found no block; expected a submodule with dense layers or convolutions inside it "
@@ -137,18 +141,29 @@ def blocks_in_scope(model: nn.Module, example: Inputs, method: Method) -> list[s
     free = set(in_scope(names, method, names))
     # A block goes with all that is inside it.
     whole = [b for b in in_scope(blocks, method, names) if all(n in free for n in names if n.startswith(b + "."))]
-    return _smallest(whole, method.include)
+    units = _smallest([block for block in whole if block in residual], method.include)
+    if len(units) < wanted:
+        apart = [block for block in whole if not any(_nested(block, unit) for unit in units)]
+        units = [block for block in whole if block in {*units, *_smallest(apart, method.include)}]
+    return units if len(units) >= wanted else _smallest(whole, method.include)
 
 
-def droppable(model: nn.Module, example: Inputs) -> list[str]:
-    """Return the names of the submodules that hold weighted layers and keep the shape of their first, one tensor."""
+def droppable(model: nn.Module, example: Inputs) -> tuple[list[str], set[str]]:
+    """Return the submodules that hold weighted layers and keep the shape of their first, one tensor; residual ones too.
+
+    Returns:
+        Their names in order, and those of which something is an identity shortcut around all layers: with the outputs
+        of these at zero, what goes in comes out.
+    """
     shapes: dict[str, list[bool]] = {}
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             taken = [a.shape if isinstance(a, Tensor) else None for a in args]
             same = isinstance(output, Tensor) and taken[:1] == [output.shape] and not any(taken[1:])
             shapes.setdefault(name, []).append(same)
+            calls[name] = args, kwargs
 
         return hook
 
@@ -158,7 +173,31 @@ def droppable(model: nn.Module, example: Inputs) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return [name for name, _ in model.named_modules() if shapes.get(name) == [True]]
+    blocks = [name for name, _ in model.named_modules() if shapes.get(name) == [True]]
+    return blocks, {name for name in blocks if _has_shortcut(model.get_submodule(name), *calls[name])}
+
+
+def _has_shortcut(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a block gives back what it is given where its layers and batch norms give zero.
+
+    It is given what is not negative, for many blocks end in an activation that cuts off the rest.
+    """
+
+    def silent(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return tree_map_only(Tensor, torch.zeros_like, output)
+
+    silenced = [m for m in block.modules() if isinstance(m, (Layer, _BatchNorm, nn.MultiheadAttention))]
+    handles = [module.register_forward_hook(silent) for module in silenced]
+    x = args[0].abs()
+    try:
+        with evaluating(block), torch.no_grad():
+            output = block(x, *args[1:], **kwargs)
+        return isinstance(output, Tensor) and output.shape == x.shape and torch.allclose(output, x, rtol=1e-4)
+    except Exception:  # the forward is the user's code, and is given inputs here that it may refuse
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _smallest(blocks: list[str], include: Iterable[str]) -> list[str]:
@@ -170,6 +209,11 @@ def _smallest(blocks: list[str], include: Iterable[str]) -> list[str]:
     named = [b for b in blocks if any(fnmatchcase(b, pattern) for pattern in include)]
     counted = [b for b in blocks if b in named or not any(b.startswith(holder + ".") for holder in named)]
     return [b for b in counted if not any(inner.startswith(b + ".") for inner in counted)]
+
+
+def _nested(one: str, other: str) -> bool:
+    """Whether one of two modules is the other, or inside of it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _containers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
