@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import Parameter, signature
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from nutlet.errors import ConfigError, nearest, shown
 from nutlet.functions import NAME, Named, find
@@ -38,10 +38,9 @@ __all__ = [
     "UpToOne",
     "Validated",
     "Weight",
-    "build",
+    "check_names",
     "check_options",
     "check_value",
-    "no_option",
     "options_of",
     "schema",
 ]
@@ -114,20 +113,24 @@ def options_of(kind: type) -> dict[str, Option]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class Validated:
-    """Base of frozen dataclasses that check their options when they are made, those of all bases at once."""
+class _ByName(type):
+    """Says of a wrong call what YAML with the same mistake is told, not what Python says of a signature."""
 
-    def __new__(cls, *args: Any, **given: Any) -> Self:
-        """Refuse an option that there is not, with the nearest name, before Python does without it."""
-        options = [option.name for option in dataclasses.fields(cls)]
-        if not set(given).issubset(options):
-            # One that subclasses with an ``__init__`` of its own may take more than its options.
-            taken = signature(cls.__init__).parameters
-            unknown = [name for name in given if name not in taken]
-            if unknown and all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in taken.values()):
-                raise ConfigError(no_option(cls.__name__, unknown[0], options))
-        return super().__new__(cls)
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError:
+            try:
+                made = next(vars(kind)["__init__"] for kind in cls.__mro__ if "__init__" in vars(kind))
+                inspect.signature(made).bind(None, *args, **kwargs)
+            except TypeError:
+                check_names(cls, kwargs, positional=len(args))
+            raise
+
+
+@dataclass(frozen=True, eq=False)
+class Validated(metaclass=_ByName):
+    """Base of frozen dataclasses that check their options when they are made, those of all bases at once."""
 
     def __post_init__(self) -> None:
         """Check each option against its annotation; subclasses extend this to check what options say together."""
@@ -171,48 +174,32 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     raise ConfigError(f"{name} is {found}; expected {_expected(hint)}")
 
 
-def build(what: str, known: Mapping[str, type[T]], spec: Any) -> T:
-    """Return an instance of one of ``known`` from ``{name: {option: value}}``, or from its bare name.
+def check_names(kind: type, given: Mapping[str, Any], *, positional: int = 0, see: str = "") -> None:
+    """Check that options of a dataclass exist and that none is missing.
 
     Args:
-        what: how one is called in messages, as ``method``; ``nutlet <what>s`` lists them.
-        known: dataclasses by name.
-        spec: as JSON and YAML hold it.
+        kind: the dataclass.
+        given: options by name.
+        positional: how many values were given without a name, for the first options.
+        see: where to read more, for the message.
 
     Raises:
-        ConfigError: there is no such class or option (the nearest name is suggested), an option is missing, or a value
-            does not fit.
+        ConfigError: there is no such option (the nearest name is suggested), or one is missing.
     """
-    if isinstance(spec, str):
-        spec = {spec: {}}
-    if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise ConfigError(f"found the {what} {shown(spec)}; expected one name with its options, as `Name: {{}}`")
-    ((name, given),) = spec.items()
-    if name not in known:
-        raise ConfigError(f"found the {what} {shown(name)}, which does not exist; {nearest(str(name), known)}")
-    given = {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"the options of {name} are {shown(given)}; expected a mapping of option to value")
-    options = options_of(known[name])
+    name, options = kind.__name__, options_of(kind)
     for option in given:
         if option not in options:
-            raise ConfigError(no_option(name, option, options))
-    missing = [option.name for option in options.values() if option.required and option.name not in given]
+            raise ConfigError(
+                f"{name} has no option {shown(option)}; "
+                + (nearest(str(option), options) if options else "expected none: it takes no options")
+            )
+    if positional and all(field.kw_only for field in dataclasses.fields(kind)):
+        first = next(iter(options), "option")
+        raise ConfigError(f"{name} got {positional} values without names; expected names, as {name}({first}=...)")
+    missing = [o.name for o in list(options.values())[positional:] if o.required and o.name not in given]
     if missing:
         wanted = options[missing[0]].expected
-        raise ConfigError(f"{name} needs the option {missing[0]!r}; expected {wanted}, see `nutlet {what}s {name}`")
-    return known[name](**given)
-
-
-def no_option(owner: str, name: object, options: Iterable[str]) -> str:
-    """Return what to say of an option that does not exist.
-
-    >>> no_option("Quantize", "bit", ["bits", "scheme"])
-    "Quantize has no option 'bit'; did you mean 'bits'?"
-    """
-    known = list(options)
-    hint = nearest(str(name), known) if known else "expected none: it takes no options"
-    return f"{owner} has no option {shown(name)}; {hint}"
+        raise ConfigError(f"{name} needs the option {missing[0]!r}; expected {wanted}{see}")
 
 
 def schema(kind: type) -> dict[str, Any]:

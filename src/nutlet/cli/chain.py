@@ -13,6 +13,7 @@ from nutlet.cli.common import (
     Calibration,
     DataSpec,
     EndpointConfig,
+    Expected,
     Mean,
     ModelSpec,
     Owned,
@@ -56,6 +57,7 @@ def check(
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
+    expect: Expected = None,
     calibration: Calibration = 512,
     validation: Validation = 0.1,
     seed: Seed = 0,
@@ -85,6 +87,7 @@ def check(
         recipe,
         teacher=load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
         workdir=out,
+        expect=expect,
         progress=Progress(quiet=quiet or as_json),
     )
     print_found(found, as_json=as_json, quiet=quiet)
@@ -107,6 +110,7 @@ def compress(
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
+    expect: Expected = None,
     augment: Augmented = "none",
     calibration: Calibration = 512,
     validation: Validation = 0.1,
@@ -143,7 +147,7 @@ def compress(
             seed=seed,
         )
         result = run_chain(
-            original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", progress=progress
+            original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", expect=expect, progress=progress
         )
         figures, parity = ship(
             result,
@@ -154,6 +158,7 @@ def compress(
             names=(short(model), short(data)),
             seconds=seconds,
             packed=not unpacked,
+            expect=expect,
             progress=progress,
         )
     show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)
@@ -175,6 +180,7 @@ def diagnose(
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
+    expect: Expected = None,
     augment: Augmented = "none",
     calibration: Calibration = 512,
     validation: Validation = 0.1,
@@ -185,6 +191,7 @@ def diagnose(
     """Say which step and which layer lost accuracy, and what to do. Give model and data as to `nutlet compress`."""
     with loading():
         from nutlet.compression.diagnose import diagnose as look_into
+        from nutlet.compression.sanity import look, warn
         from nutlet.compression.teacher import load_teacher
         from nutlet.loading import load_data, load_model
         from nutlet.locks import locked
@@ -204,6 +211,7 @@ def diagnose(
     )
     original = load_model(model, weights)
     progress = Progress(quiet=quiet or as_json)
+    warn(look(original, data_of_run, expect=expect), progress)
     # A folder that no run wrote is told by who reads it, and not made.
     with locked(out if out.is_dir() else None, progress):
         found = look_into(

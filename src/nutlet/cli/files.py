@@ -11,6 +11,7 @@ import typer
 from nutlet.cli.common import (
     AsJson,
     DataSpec,
+    Expected,
     Mean,
     Output,
     Quiet,
@@ -43,6 +44,7 @@ def measure(
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
+    expect: Expected = None,
     output: Output = None,
     batches: Annotated[
         str, typer.Option(help="Batch sizes for latency and memory, as 1,32; by default that, or the file's own.")
@@ -60,7 +62,9 @@ def measure(
     examples = load_examples(data, test, task=task, mean=numbers("--mean", mean), std=numbers("--std", std))
     sizes = counts("--batches", batches) or None
     progress = Progress(quiet=quiet or as_json)
-    figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, output=output, progress=progress)
+    figures = take_figures(
+        file, examples, against, batches=sizes, seconds=seconds, output=output, expect=expect, progress=progress
+    )
     print_found(figures, as_json=as_json, quiet=quiet)
 
 

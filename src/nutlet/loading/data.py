@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def load_data(
 
             - an ``.npz`` file with ``x`` and ``y``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test``;
             - a folder with ``train*.npz`` (joined in natural order) and ``test*.npz``;
-            - a folder of images, ``train/CLASS/*.png`` and ``test/CLASS/*.png``, or ``CLASS/*.png``;
+            - a folder of images, ``train/CLASS/*.png`` and ``test/CLASS/*.png``, or ``CLASS/*.png``; a folder ``val``,
+              ``valid`` or ``validation`` beside ``train`` is the validation set;
             - ``hf:NAME``, a Hugging Face data set by the name of a local folder or on the hub (the hub goes through
               the same code after the download; only local folders are tested);
             - ``package.module:factory``, a function that returns :class:`nutlet.Data`, ``(x, y)``, or
@@ -93,14 +95,22 @@ def load_data(
             f"the test set has labels up to {held.classes - 1}, the training set up to {train.classes - 1}; "
             "expected the same classes: check that both number them alike"
         )
-    return split(
+    chosen_by = _validation(found, mean, std, task)
+    if chosen_by is not None and validation != 0.1:
+        raise ConfigError(
+            f"{spec!r} has a validation set, and a share of {validation} for it was given; expected one of the two: "
+            "leave the share out"
+        )
+    found_out = found.findings if isinstance(found, Arrays) else ()
+    data = split(
         train,
         held,
-        validation=validation,
+        validation=validation if chosen_by is None else chosen_by,
         calibration=calibration,
         augment=_augmentation(augment, train),
         seed=seed,
     )
+    return replace(data, findings=tuple(about for about in found_out if not (test and about.about == "folder")))
 
 
 def load_examples(
@@ -111,7 +121,7 @@ def load_examples(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> Data | Examples:
-    """Read what a file is to be measured on: the test set where there is one, else all examples, never split.
+    """Read what a file is to be measured on: the test set, else the validation set, else all examples, never split.
 
     Args:
         spec: as in :func:`load_data`; a function that returns ready-made splits has them returned.
@@ -127,7 +137,7 @@ def load_examples(
     if isinstance(found, Data):
         _refuse_options(spec, test=test is not None, mean=bool(mean), std=bool(std))
         return found
-    held = _held_out(found, test, mean, std, task)
+    held = _held_out(found, test, mean, std, task) or _validation(found, mean, std, task)
     return _examples(found, spec, mean, std, task) if held is None else held
 
 
@@ -190,6 +200,15 @@ def _held_out(
     if test_x is None or test_y is None:
         return None
     return Examples.from_arrays(test_x, test_y, mean=mean, std=std, task=task)
+
+
+def _validation(
+    found: Arrays | Source, mean: tuple[float, ...], std: tuple[float, ...], task: Task | str
+) -> Examples | None:
+    """Return the validation set that the source has of its own."""
+    if not isinstance(found, Arrays) or found.validation_x is None:
+        return None
+    return Examples.from_arrays(found.validation_x, found.validation_y, mean=mean, std=std, task=task)
 
 
 def _read(spec: str | Source) -> Arrays | Data | Source:

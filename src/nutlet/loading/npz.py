@@ -8,12 +8,13 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from nutlet.errors import DataError, NutletError, StorageError, first_line, shown
+from nutlet.findings import Finding
 from nutlet.storage import digest, sweep, write_atomic
 
 __all__ = ["MAX_BYTES", "Arrays", "cache_folder", "cached", "natural", "read_npz", "read_npz_folder"]
@@ -32,12 +33,18 @@ _CACHED_FROM = 4 * 2**20
 
 @dataclass(frozen=True)
 class Arrays:
-    """Inputs and labels as they were found, with the test set where the source has one."""
+    """Inputs and labels as they were found, with test and validation set where the source has them.
+
+    ``findings`` are what a user has to know of how they were read.
+    """
 
     x: np.ndarray
     y: np.ndarray
     test_x: np.ndarray | None = None
     test_y: np.ndarray | None = None
+    validation_x: np.ndarray | None = None
+    validation_y: np.ndarray | None = None
+    findings: tuple[Finding, ...] = field(default=(), kw_only=True)
 
 
 def read_npz(path: Path) -> Arrays:

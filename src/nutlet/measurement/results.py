@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nutlet.findings import Finding
 from nutlet.measurement.latency import Latency, Speedup
 from nutlet.tables import Table, Tabled
 from nutlet.tasks import Task
@@ -131,6 +132,8 @@ class Measurement(Tabled):
         speedups: how many times faster the file is, per setting, timed in turn in one run.
         split: which examples: ``test``, ``validation`` or ``given``.
         environment: machine and versions, see :func:`nutlet.measurement.environment`.
+        task: what the scores are.
+        findings: what is probably wrong with how the original, or the only file, is used.
     """
 
     compressed: FileFigures
@@ -145,6 +148,7 @@ class Measurement(Tabled):
     split: str
     environment: dict[str, Any]
     task: Metric = ACCURACY
+    findings: tuple[Finding, ...] = ()
 
     @property
     def accuracy_drop_pp(self) -> float | None:
@@ -221,8 +225,11 @@ class Measurement(Tabled):
         columns: tuple[str, ...] = ("", "compressed", "original", "change")
         if old is None:
             columns, rows = columns[:2], [row[:2] for row in rows]
+        warnings = [f"WARNING: {finding}" for finding in self.findings]
         title = f"{new.path} in {new.runtime}, {new.examples:,} examples ({self.split})"
-        return Table(title, columns, tuple(rows), (f"Brackets: 95 % interval.{self._verdict()}", self._machine()))
+        return Table(
+            title, columns, tuple(rows), (*warnings, f"Brackets: 95 % interval.{self._verdict()}", self._machine())
+        )
 
     def _score(self, figures: Figures) -> str:
         return self.task.interval(figures.accuracy, figures.accuracy_low, figures.accuracy_high)

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
+from nutlet.findings import Finding
 from nutlet.formats.runtime import Runtime
 from nutlet.machine import environment
 from nutlet.measurement.intervals import Estimate, module_answers
 from nutlet.measurement.latency import Latency, check_settings, latencies
 from nutlet.measurement.memory import peak_memory
 from nutlet.measurement.results import Figures, FileFigures, Measurement, Metric
+from nutlet.measurement.sanity import check_expected, far_from_expected, near_chance, wrong_scale
 from nutlet.measurement.scores import lost_score, mean_agreement, mean_score
 from nutlet.progress import Progress
 from nutlet.storage import packed_size
@@ -38,6 +40,7 @@ def measure(
     threads: Sequence[int] = (1, 0),
     seconds: float = 2.0,
     output: str | None = None,
+    expect: float | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure a shipped file in the runtime of its format: bytes, the metric of the task, latency and peak memory.
@@ -51,6 +54,8 @@ def measure(
         threads: numbers of threads for latency; 0 for all cores. Those that come to the same are timed once.
         seconds: time for one latency setting, all files together.
         output: name of the output that holds the scores, where ``path`` has several that may.
+        expect: what you know the metric of the original to be, in its unit (93.1 per cent): said where it is not.
+            Without an original it is that of the file.
         progress: shows bars; nothing by default.
 
     Raises:
@@ -59,6 +64,7 @@ def measure(
         DataError: the examples do not fit.
         ConfigError: a setting is out of range.
     """
+    check_expected(expect)
     check_settings(_BATCHES if batches is None else batches, threads, seconds)
     progress = progress or Progress(quiet=True)
     examples, split = _examples(data)
@@ -75,7 +81,9 @@ def measure(
             runtime.batch_of(examples, size)
 
     task = examples.task
-    scores, agreements = _scored(runtimes, against if isinstance(against, nn.Module) else None, examples, progress)
+    scores, agreements, targets = _scored(
+        runtimes, against if isinstance(against, nn.Module) else None, examples, progress
+    )
     means = [mean_score(row, zero_one=task.zero_one) for row in scores]
     same = lost = None
     if len(scores) == 2:
@@ -103,17 +111,21 @@ def measure(
         speedups=speedups,
         split=split,
         environment=environment(),
+        findings=_findings(
+            "The file" if len(means) == 1 else "The original", scores[-1], targets, means[-1], examples, expect, split
+        ),
     )
 
 
 def _scored(
     runtimes: Sequence[Runtime], model: nn.Module | None, examples: Examples, progress: Progress
-) -> tuple[list[Scores], Scores]:
+) -> tuple[list[Scores], Scores, Tensor]:
     """Return the scores of the files, and of the module beside them, and how far the first two agree.
 
-    Outputs are let go batch by batch: those of all examples may not fit into memory.
+    Outputs are let go batch by batch: those of all examples may not fit into memory. Targets are those of classifiers.
     """
     task = examples.task
+    seen: list[Tensor] = []
     batch = next((r.fixed_batch for r in runtimes if r.fixed_batch is not None), _PREDICTED)
     running = [runtime.answers(examples, batch=batch) for runtime in runtimes]
     if model is not None:
@@ -124,6 +136,8 @@ def _scored(
         for rows in zip(*running, strict=True):
             outputs = [torch.from_numpy(np.ascontiguousarray(values)) for values, _ in rows]
             targets = rows[0][1]
+            if task.name == "classification":
+                seen.append(targets)
             for values, kept in zip(outputs, scores, strict=True):
                 task.check(values, targets)
                 kept.append(task.score(values, targets))
@@ -135,7 +149,22 @@ def _scored(
                     )
                 agreements.append(task.agree(*outputs))
             bar.advance()
-    return [np.concatenate(kept) for kept in scores], np.concatenate(agreements or [np.zeros(0)])
+    return (
+        [np.concatenate(kept) for kept in scores],
+        np.concatenate(agreements or [np.zeros(0)]),
+        torch.cat(seen) if seen else torch.zeros(0),
+    )
+
+
+def _findings(
+    who: str, scores: Scores, targets: Tensor, mean: Estimate, examples: Examples, expect: float | None, split: str
+) -> tuple[Finding, ...]:
+    """Return what is probably wrong with how the last of the models is used: the original, where there are two."""
+    found = [*wrong_scale(examples)]
+    if len(targets):
+        found += [chance] if (chance := near_chance(scores, targets, who)) is not None else []
+    far = far_from_expected(mean, Metric.of(examples.task), expect, split, who)
+    return (*found, *([] if far is None else [far]))
 
 
 def _batches(runtimes: Sequence[Runtime]) -> tuple[int, ...]:

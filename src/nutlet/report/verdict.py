@@ -113,7 +113,10 @@ def verdict(report: dict[str, Any]) -> str:
     >>> verdict({"measurement": {**files, "accuracy_drop_pp_low": -0.4, "accuracy_drop_pp_high": 0.4}})
     '6.1x smaller, speed not measured, no measurable loss of accuracy (0.0 points, 95 % interval -0.4 to +0.4).'
     """
-    text = _measured(report.get("measurement") or {})
+    doubts = report.get("findings") or []
+    more = f" ({len(doubts) - 1} more below.)" if len(doubts) > 1 else ""
+    text = f"Doubtful: {doubts[0]['words']}{more} " if doubts else ""
+    text += _measured(report.get("measurement") or {})
     audit = report.get("audit")
     return f"{text} {audit['sentence']}" if audit else text
 

@@ -124,7 +124,10 @@ class DropBlocks(Method):
     def _check_enough(self, candidates: list[str], notes: list[str]) -> None:
         if self.drop > len(candidates):
             which = "; ".join([", ".join(candidates), *notes])
-            raise ConfigError(f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {which}")
+            hint = "" if self.pattern is not None else "; parts of residual units go where `pattern` names them"
+            raise ConfigError(
+                f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {which}{hint}"
+            )
 
     def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model with each block in its place, and giving back what it was given."""
