@@ -63,9 +63,9 @@ class MobileNet(nn.Module):
 
 @cache
 def trained(seed: int) -> tuple[nn.Module, nl.Data]:
-    """Return the net, trained on 5,000 images of MNIST, and the data with 2,000 test images."""
+    """Return the net, trained on 2,500 images of MNIST, and the data with 1,000 test images."""
     data = nl.load_data(str(DATA / "mnist.npz"), mean=(0.13,), std=(0.31,), seed=seed)
-    few = nl.split(data.train.subset(slice(0, 5000)), data.test.subset(slice(0, 2000)), seed=seed)  # type: ignore[union-attr]
+    few = nl.split(data.train.subset(slice(0, 2500)), data.test.subset(slice(0, 1000)), seed=seed)  # type: ignore[union-attr]
     torch.manual_seed(seed)
     model = MobileNet()
     training = nl.FineTune(epochs=4, lr=0.1, batch_size=64)
@@ -82,7 +82,9 @@ def run(case: str) -> None:
         recovered = nl.compress(model, [CASES[case], nl.FineTune(epochs=1, lr=0.02, batch_size=64)], data, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             original = nl.export_onnx(model, Path(folder) / "original.onnx", dropped.example)
-            raw = nl.measure(dropped.export(Path(folder) / "dropped.onnx"), data, original, batches=(1,), seconds=0.2)
+            raw = nl.measure(
+                dropped.export(Path(folder) / "dropped.onnx"), data, original, batches=(1,), threads=(1,), seconds=0.1
+            )
             found = nl.measure(
                 recovered.export(Path(folder) / "model.onnx"), data, original, batches=(1,), threads=(1,)
             )
