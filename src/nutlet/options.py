@@ -10,17 +10,17 @@ JSON Schema of the files that hold options (:func:`schema`). Only what relates o
 
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
 import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from nutlet.errors import ConfigError, nearest, shown
+from nutlet.functions import as_function
 
 __all__ = [
     "BelowOne",
@@ -215,6 +215,8 @@ def check_options(instance: Any, owner: str | None = None) -> None:
     owner = owner or type(instance).__name__
     for name, option in options_of(type(instance)).items():
         value = getattr(instance, name)
+        if any(typing.get_origin(choice) is Callable for choice in _arguments(option.hint)[1:]):
+            object.__setattr__(instance, name, value := as_function(value))
         if isinstance(value, list) and _fits(tuple(value), option.hint):
             object.__setattr__(instance, name, tuple(value))
         else:
@@ -272,8 +274,7 @@ def schema(kind: type) -> dict[str, Any]:
     >>> schema(Prune)["properties"]
     {'ratio': {'type': 'number', 'minimum': 0, 'maximum': 1, 'default': 0.5}}
     """
-    functions = collections.abc.Callable
-    options = [option for option in options_of(kind).values() if typing.get_origin(option.hint) is not functions]
+    options = [option for option in options_of(kind).values() if typing.get_origin(option.hint) is not Callable]
     properties = {
         option.name: _schema(option.hint) | ({} if option.required else {"default": _plain(option.default)})
         for option in options
@@ -353,6 +354,7 @@ _WORDS: dict[Any, str] = {
     bool: "True or False",
     str: "text",
     type(None): "none",
+    Callable: "a function",
 }
 
 
@@ -369,9 +371,9 @@ def _expected(hint: Any) -> str:
         return f"one of {', '.join(map(repr, arguments))}"
     if origin is tuple:
         return f"a list, each entry {_expected(arguments[0])}"
-    if origin is collections.abc.Mapping:
+    if origin is Mapping:
         return "a mapping of name to value"
-    return _WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"
+    return _WORDS.get(origin or hint) or f"a {getattr(hint, '__name__', hint)}"
 
 
 _TYPES: dict[Any, str] = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
@@ -388,8 +390,10 @@ def _schema(hint: Any) -> dict[str, Any]:
         return {"enum": list(arguments)}
     if origin is tuple:
         return {"type": "array", "items": _schema(arguments[0])}
-    if origin is collections.abc.Mapping:
+    if origin is Mapping:
         return {"type": "object", "additionalProperties": _schema(arguments[1])}
+    if origin is Callable:
+        return {"type": "string", "pattern": "^[^:]+:[^:]+$"}
     if hint in _TYPES:
         return {"type": _TYPES[hint]}
     return schema(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else {}

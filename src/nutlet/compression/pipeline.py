@@ -227,7 +227,7 @@ def _keys(
     keys = [digest(sha.hexdigest(), str(seed), *versions, str(torch.get_num_threads()))]
     for step in steps:
         # All options, not only those that differ from defaults: a changed default is another step.
-        options = json.dumps(dataclasses.asdict(step), sort_keys=True)
+        options = json.dumps(dataclasses.asdict(step), sort_keys=True, default=fingerprint)
         keys.append(digest(keys[-1], type(step).__name__, options, source_code(type(step))))
     return keys
 

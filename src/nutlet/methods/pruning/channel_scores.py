@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.graph.coupling.group import as_shares
 from nutlet.graph.statistics import batch_gradients, channels_first, observe, weight_gradients
-from nutlet.methods.pruning.criteria import SMALL_BATCH
+from nutlet.methods.pruning.criteria import SMALL_BATCH, Own, own_scores
 from nutlet.training.context import Context
 
 __all__ = ["ChannelCriterion", "channel_scores", "relative_to_left"]
 
-ChannelCriterion = Literal["magnitude", "activation", "taylor", "second-order"]
+ChannelCriterion = Literal["magnitude", "activation", "taylor", "second-order"] | Own
 
 
-def channel_scores(model: nn.Module, names: Iterable[str], criterion: str, context: Context) -> dict[str, Tensor]:
+def channel_scores(
+    model: nn.Module, names: Iterable[str], criterion: ChannelCriterion, context: Context
+) -> dict[str, Tensor]:
     """Return one score, zero or more, for each output channel of each layer; without meaning for ``magnitude``.
 
     ``activation``
@@ -36,10 +38,12 @@ def channel_scores(model: nn.Module, names: Iterable[str], criterion: str, conte
     Args:
         model: not changed.
         names: layers of ``model``.
-        criterion: one of the above.
+        criterion: one of the above, or a function, see :data:`~nutlet.methods.pruning.criteria.Own`.
         context: whose calibration examples activations and gradients are taken from, and whose loss.
     """
     layers = {name: model.get_submodule(name) for name in names}
+    if callable(criterion):
+        return own_scores(criterion, model, layers, context, _channels)
     if criterion == "activation":
         return _sizes_of_outputs(model, layers, context)
     batches = context.calibration("gradients", SMALL_BATCH)
@@ -55,6 +59,10 @@ def channel_scores(model: nn.Module, names: Iterable[str], criterion: str, conte
             change = _by_channel(layers[name], constrained_weight(layers[name]) * gradient)
             scores[name] += change.square() / count
     return scores
+
+
+def _channels(layer: nn.Module) -> tuple[int]:
+    return (constrained_weight(layer).shape[output_axis(layer)],)
 
 
 def _by_channel(layer: nn.Module, values: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class DropBlocks(Method):
 
 
 def blocks_in_scope(model: nn.Module, example: Inputs, method: Method, wanted: int = 1) -> list[str]:
-    """Return the names of the blocks that ``method`` may remove, residual units alone where there are as many as wanted.
+    """Return the names of the blocks that ``method`` may remove, residual units alone where enough are there.
 
     Raises:
         ModelError: the model has no block.

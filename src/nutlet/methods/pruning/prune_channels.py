@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nutlet.errors import ConfigError, ModelError
+from nutlet.functions import name_of
 from nutlet.graph.coupling.group import Group
 from nutlet.graph.coupling.groups import Coupling, refitted, remove_channels, silenced
 from nutlet.graph.macs import macs
@@ -45,7 +46,8 @@ class PruneChannels(Method):
             mean size of what the channel gives, as share; ``taylor`` what the loss changes by to first order (Molchanov
             et al. 2019, arXiv:1906.10771); ``second-order`` to second order, with the diagonal of the Fisher
             information. All but the first look at the calibration examples. The last two chose worse than
-            ``magnitude`` on a ResNet-20 whose training data it knew by heart: measure before use.
+            ``magnitude`` on a ResNet-20 whose training data it knew by heart: measure before use. Or a function of your
+            own, ``(model, layers, context)`` to a score for each output channel of each layer.
         distribution: ``uniform`` takes the same share of every group of coupled channels; ``global`` ranks the channels
             of all groups together, by score for each multiply-accumulate that goes with them, shares relative to those
             of channels that are no weaker (LAMP: Lee et al. 2021, arXiv:2010.07611). Without it, ``global`` for
@@ -117,7 +119,7 @@ class PruneChannels(Method):
             unscored = [group for group in coupling.groups if not group.made]
             held |= {group.tie for group in unscored}
             notes += [
-                f"{group.root}: `criterion: {self.criterion}` scores dense layers and convolutions alone; left alone"
+                f"{group.root}: `criterion: {self._criterion}` scores dense layers and convolutions alone; left alone"
                 for group in unscored
             ]
         groups = [group for group in coupling.groups if group.tie not in held]
@@ -127,6 +129,10 @@ class PruneChannels(Method):
                 + ("; ".join(notes) or f"layers in scope: {', '.join(layers) or 'none'}")
             )
         return groups, notes
+
+    @property
+    def _criterion(self) -> str:
+        return name_of(self.criterion) if callable(self.criterion) else self.criterion
 
     @property
     def _ranks_all(self) -> bool:
@@ -141,7 +147,7 @@ class PruneChannels(Method):
             scores = [group.summed(own) for group in groups]
         if not self._ranks_all:
             return scores
-        if self.criterion in ("magnitude", "activation"):
+        if callable(self.criterion) or self.criterion in ("magnitude", "activation"):
             scores = [relative_to_left(score) for score in scores]
         return [score / max(work, 1.0) for score, work in zip(scores, coupling.work(groups), strict=True)]
 
