@@ -199,10 +199,11 @@ def extraction_rows(name: str, seeds: list[int], rows: Rows, answers: str = "pro
             rows.add(f"clone_accuracy@{budget}", 100 * hits.score[seed].mean(), "%")
         for hit in without[:, place]:
             rows.add(f"no_query_agreement@{budget}", 100 * hit.mean(), "%")
-        for part, value in (("", gap.value), ("_low", gap.low), ("_high", gap.high)):
+        found = gap.estimate
+        for part, value in (("", found.value), ("_low", found.low), ("_high", found.high)):
             rows.add(f"difference{part}@{budget}", 100 * value, "pp")
-        # 1: easier to copy than the original, -1: harder, 0: no measurable difference.
-        rows.add(f"verdict@{budget}", float(np.sign(gap.value)) if gap.clear else 0.0, "sign")
+        # 1: easier to copy than the original, -1: harder, 0: neither is clear.
+        rows.add(f"verdict@{budget}", float(np.sign(gap.value)) if found.clear else 0.0, "sign")
         curves.append(hits.file.mean(1))
     for seed in range(len(seeds)):
         reached = queries_to(0.9, BUDGETS, [float(curve[seed]) for curve in curves])

@@ -15,7 +15,12 @@ class Verdict(StrEnum):
     ONLY_LOST_ACCURACY = "harder only with lost accuracy"
     """The thief gets less because the file itself became worse: no protection."""
     EASIER = "easier"
-    NO_DIFFERENCE = "no measurable difference"
+    SAME = "the same"
+    """Within the margin that the audit states: an equivalence test says so, not a missing difference."""
+    CANNOT_TELL = "cannot tell"
+    """The interval holds both no difference and one that would matter."""
+    NO_VOTE = "no vote"
+    """Beside the one row that decides a claim: it has an interval, and counts for nothing."""
     NOT_MEASURED = "not measured"
     MIXED = "mixed"
     """Of several measures, that do not agree."""
@@ -27,12 +32,12 @@ class Verdict(StrEnum):
 
 
 def combined(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the verdict that all measured ones share; ``mixed`` where they differ.
+    """Return the verdict that all share which were measured and have a vote; ``mixed`` where they differ.
 
     >>> str(combined([Verdict.HARDER, Verdict.NOT_MEASURED, Verdict.HARDER])), str(combined([]))
     ('harder', 'not measured')
-    >>> str(combined([Verdict.HARDER, Verdict.NO_DIFFERENCE]))
+    >>> str(combined([Verdict.HARDER, Verdict.SAME, Verdict.NO_VOTE]))
     'mixed'
     """
-    measured = {verdict for verdict in verdicts if verdict is not Verdict.NOT_MEASURED}
+    measured = set(verdicts) - {Verdict.NOT_MEASURED, Verdict.NO_VOTE}
     return Verdict.MIXED if len(measured) > 1 else measured.pop() if measured else Verdict.NOT_MEASURED

@@ -42,12 +42,12 @@ def test_a_file_against_itself_is_no_different(files: tuple[Path, Path, nn.Modul
     result = nl.audit(original, data, original, protocol=QUICK)
     verdicts = {name: verdict for name, verdict in result.verdicts().items() if verdict != "not measured"}
     assert verdicts
-    assert set(verdicts.values()) == {"no measurable difference"}
+    assert set(verdicts.values()) <= {"the same", "cannot tell", "no vote"}
     assert [artifact["name"] for artifact in result.value["artifacts"]] == [
         "original.onnx (before)",
         "original.onnx (after)",
     ]
-    assert "no measurable difference" in result.sentence
+    assert "cannot tell from fewer than 3 seeds" in result.sentence
 
 
 def test_attacks_that_weigh_releases_together_and_those_with_a_baseline(

@@ -87,7 +87,7 @@ def test_the_page_and_the_terminal_name_the_metric(name: str) -> None:
 
 @every_task
 def test_a_release_against_itself_is_no_different(name: str) -> None:
-    assert set(audited(name).verdicts().values()) == {"no measurable difference", "not measured"}
+    assert set(audited(name).verdicts().values()) <= {"the same", "cannot tell", "no vote", "not measured"}
 
 
 @every_task

@@ -25,7 +25,9 @@ def test_every_part_of_the_audit_is_on_the_page():
     text = text_of(render_audit(audit))
     for wanted in (
         audit["sentence"], "model.onnx against original.onnx", "Compression trained on the members again",
-        "harder in 3 of 4", "easier in 1 of 3", "Worth less to a thief?", "-0.8 points", "-1.2 to -0.3 points",
+        "by 3.5 points (1.5 to 5.5)",
+        "within 2.0 points: any difference is below 0.8 points",
+        "Worth less to a thief?", "-0.8 points", "-1.2 to -0.3 points",
         "goes with the accuracy that the file itself lost", "not run: needs logits; the victim shows probabilities",
         "1,130 queries 1.13 USD", "not reached with 4,000 queries", "94.35 %", "93.75 to 94.95 %", "guessing 10.30 %",
         "47.00 to 53.00 %", "AUC 0.574", "2.24 %", "1,000 members", "false-positive rates below 0.1 %",
@@ -77,10 +79,10 @@ def test_attacks_without_a_single_figure_are_not_measured():
 def test_a_file_that_only_got_worse_is_not_called_protected():
     audit = full_audit()
     tiles = render_audit(audit).split('<dl class="tiles">')[1].split("</dl>")[0]
-    assert "no protection 2 measures: 1 harder only with lost accuracy, 1 no measurable difference" in text_of(tiles)
+    assert "Worth less to a thief? harder only with lost accuracy" in text_of(tiles)
     for claim in audit["claims"]:
         for measure in claim["rows"]:
-            measure.update(verdict="harder only with lost accuracy")
+            measure.update(verdict="harder only with lost accuracy", words="harder only with lost accuracy")
     audit["findings"] = findings(audit)
     page = render_audit(audit)
     assert 'class="mark harder"' not in page
@@ -183,7 +185,7 @@ def test_a_report_without_an_audit_says_nothing_of_theft(report):
 def test_the_report_shows_claims_and_the_best_of_each_kind(report):
     page = render({**report, "audit": full_audit()})
     text = text_of(page[page.index('<section id="theft"') : page.index('<section id="reproduce"')])
-    for wanted in ("Harder to extract?", "ActiveThief: agreement", "LiRA: members found", "no measurable difference"):
+    for wanted in ("Harder to extract?", "ActiveThief: agreement", "LiRA: members found", "the same"):
         assert wanted in text, wanted
     assert "JacobianAugmentation: agreement" not in text
 

@@ -17,8 +17,9 @@ from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.attacks.membership.shadow_attack import ShadowAttack
 from nutlet.attacks.membership.shadow_models import Shadows
 from nutlet.attacks.membership.signals import answers_to
-from nutlet.auditing.claims import Row, judged
+from nutlet.auditing.claims import Row
 from nutlet.auditing.records import Failure, Obtained, RateFound, Section, failure, not_run, obstacle, record
+from nutlet.auditing.scoring import Difference
 from nutlet.auditing.setup import Artifact, Materials
 from nutlet.compression.recompress import Recompress
 from nutlet.data.examples import Data, Examples
@@ -35,6 +36,8 @@ __all__ = ["Candidates", "candidates_of", "privacy", "scene_of"]
 MOST_CANDIDATES = 1_000
 """Members, and as many others: shadow models are trained on half of them all."""
 RATES = (0.001, 0.01)
+_Z = 1.959964
+"""Half the width of a 95 % interval in standard errors."""
 
 Scores = npt.NDArray[np.float64]
 
@@ -241,7 +244,7 @@ def _rows(
     seen = [artifact for artifact in m.artifacts if all((name, artifact.name) in scores for name in names)]
     best = max(names, key=lambda name: sum(area(name, artifact) for artifact in seen))
     both = [scores[best, artifact.name] for artifact in seen]
-    rows = [_row(f"members told from others, AUC ({best})", both, members, None)]
+    rows = [_row(f"members told from others, AUC ({best})", both, members, None, primary=True)]
     rows += [
         _row(f"members found at {rate:.1%} false alarms ({best})", both, members, rate)
         for rate in membership.claimable(members, RATES)
@@ -256,15 +259,19 @@ def _rows(
     return rows
 
 
-def _row(measure: str, both: list[Scores], members: npt.NDArray[np.bool_], rate: float | None) -> Row:
+def _row(
+    measure: str, both: list[Scores], members: npt.NDArray[np.bool_], rate: float | None, *, primary: bool = False
+) -> Row:
     def value(scores: Scores) -> float:
         found = membership.auc(scores, members) if rate is None else membership.tpr_at(scores, members, rate)
         return found.value
 
     if len(both) == 1:
-        return judged(measure, "share", None, value(both[0]), goal="membership")
+        return Row(measure, "share", None, value(both[0]), goal="membership", primary=primary)
     gap = membership.difference(both[0], both[1], members, fpr=rate)
-    return judged(measure, "share", value(both[0]), value(both[1]), gap, goal="membership")
+    chance = Difference(gap.value, (gap.high - gap.low) / (2 * _Z), examples=gap.examples)
+    note = "of these two files: two that were trained alike differ too" if primary else ""
+    return Row(measure, "share", value(both[0]), value(both[1]), chance, note=note, goal="membership", primary=primary)
 
 
 def _members(m: Materials, candidates: Candidates, models: int | None, retrained: bool | None) -> dict[str, Any]:

@@ -50,6 +50,14 @@ class Audit(Tabled):
                 return dict(record)
         raise KeyError(name)
 
+    def not_run(self) -> dict[str, list[str]]:
+        """Return the attacks that were not run, by the reason."""
+        reasons: dict[str, list[str]] = {}
+        for record in self.value["attacks"]:
+            if record["status"] == "not run":
+                reasons.setdefault(record["reason"], []).append(record["name"])
+        return reasons
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
         return self.value
@@ -60,15 +68,21 @@ class Audit(Tabled):
         for claim in self.value["claims"]:
             for row in claim["rows"]:
                 cells = (_figure(row["before"], row["unit"]), _figure(row["after"], row["unit"]))
-                verdict = row["verdict"] + (f" ({row['note']})" if row["note"] else "")
-                rows.append((f"{claim['claim']}: {row['measure']}", *cells, _gap(row), verdict))
+                rows.append((f"{claim['claim']}: {row['measure']}", *cells, _gap(row), _told(row)))
         columns = ("measure", "before", "after", "difference [95 %]", "theft became")
-        missing = [f"{a['name']} not run: {a['reason']}" for a in self.value["attacks"] if a["status"] == "not run"]
+        missing = [f"Not run: {', '.join(names)}: {reason}." for reason, names in self.not_run().items()]
         notes = (self.sentence, *self.value["warnings"], *missing)
         return Table(f"How hard is {self.value['artifacts'][-1]['name']} to steal?", columns, tuple(rows), notes)
 
 
 _COUNTED = ("bytes", "count", "queries")
+
+
+def _told(row: dict[str, Any]) -> str:
+    """Return the verdict of a row that has one, else what is to be known of it."""
+    if row["verdict"] in (Verdict.NO_VOTE, Verdict.NOT_MEASURED):
+        return str(row["note"])
+    return str(row["verdict"])
 
 
 def _figure(value: float | None, unit: str) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from nutlet.attacks import known_attacks
 from nutlet.attacks.base import Attack
 from nutlet.attacks.extraction.surrogate import Surrogate
-from nutlet.auditing.claims import CLAIMS, sentence
+from nutlet.auditing.claims import CLAIMS, FEWEST_SEEDS, decided, sentence
 from nutlet.auditing.extraction import extraction
 from nutlet.auditing.membership import Candidates, candidates_of, privacy, scene_of
 from nutlet.auditing.protocol import Protocol
@@ -129,9 +129,9 @@ def audit(
         found += section
     if handling := [attack for attack in chosen if attack.goal not in ("clone", "membership")]:
         found += possession(handling, materials)
+    rows = decided((found.surface, found.copying, found.worth), protocol.margin)
     claims = [
-        {"claim": claim, "rows": [row.to_dict() for row in rows]}
-        for claim, rows in zip(CLAIMS, (found.surface, found.copying, found.worth), strict=True)
+        {"claim": claim, "rows": [row.to_dict() for row in part]} for claim, part in zip(CLAIMS, rows, strict=True)
     ]
     value = {
         "schema": 1,
@@ -235,6 +235,7 @@ def _protocol(m: Materials, ledger: Ledger) -> dict[str, Any]:
             "parameters": sum(parameter.numel() for parameter in surrogate.architecture.parameters()),
             "steps": {str(budget): surrogate.steps(budget) for budget in m.budgets},
         },
+        "margin": p.margin,
         "evaluation": {"examples": len(m.evaluation), "inputs_sent": ledger.evaluation},
         "price": {"per_query": p.price_per_query, "currency": p.currency},
     }
@@ -265,8 +266,8 @@ def _warnings(m: Materials) -> list[str]:
             "The thief asks with the victim's own training inputs, the best that he could hold. With other inputs he "
             "gets far less: name a set that he could have (--transfer) and compare."
         )
-    if m.protocol.seeds == 1:
-        warnings.append("One seed: intervals hold the chance of the evaluation examples, not that of another clone.")
+    if len(m.protocol.seed_numbers) < FEWEST_SEEDS:
+        warnings.append(f"Fewer than {FEWEST_SEEDS} seeds: how far clones differ from each other is hardly known.")
     if m.protocol.effort < 1:
         warnings.append(
             f"Effort {m.protocol.effort:g}: clones were trained shorter than in a full audit, safety is overstated."

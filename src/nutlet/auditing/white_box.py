@@ -11,7 +11,7 @@ from torch import nn
 
 from nutlet.attacks.base import Attack, AttackerKnowledge
 from nutlet.attacks.white_box.reuse import new_labels
-from nutlet.auditing.claims import Row, judged
+from nutlet.auditing.claims import Row
 from nutlet.auditing.jobs import attack_job, attempted
 from nutlet.auditing.recognition import recognised
 from nutlet.auditing.records import Obtained, Section, failure, not_run, obstacle, record
@@ -22,7 +22,6 @@ from nutlet.jobs import Job, Result
 from nutlet.measurement import Estimate
 from nutlet.storage import packed_size
 from nutlet.tasks import CLASSIFICATION, Task
-from nutlet.verdicts import Verdict
 
 __all__ = ["possession", "white_box_attacks"]
 
@@ -121,7 +120,7 @@ def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Res
     before = old.value if old and len(before_after) > 1 else None
     labels = attack.spends == "labels"
     name = f"{type(attack).__name__}, {LABELS} labels" if labels else type(attack).__name__
-    row = judged(
+    row = Row(
         f"{attack.measure.format(metric=task.metric)} ({name})",
         unit_of(task) if last is not None else "share",
         before,
@@ -129,6 +128,7 @@ def _add(found: Section, m: Materials, attack: Attack, parts: dict[str, list[Res
         gap,
         goal=attack.goal,
         more_is="easier" if task.higher_is_better or last is None else "harder",
+        primary=labels and attack.goal == "reuse",
     )
     (found.worth if labels else found.surface).append(row)
 
@@ -171,9 +171,7 @@ def _compare_with_nothing(found: Section, m: Materials, attack: Attack, random: 
     assert hits is not None
     nothing = over_seeds(hits).value
     note = "what the stolen file is to be held against"
-    found.worth.append(
-        Row("the same from nothing", "share", None, nothing, None, Verdict.NOT_MEASURED, note, attack.goal)
-    )
+    found.worth.append(Row("the same from nothing", "share", None, nothing, note=note, goal=attack.goal))
 
 
 def _sizes(m: Materials) -> list[Row]:
@@ -183,4 +181,4 @@ def _sizes(m: Materials) -> list[Row]:
     sizes = [packed_size(a.path.read_bytes()) if a.path is not None else None for a in m.artifacts]
     old = sizes[0] if len(sizes) > 1 else None
     note = "information in the file; a smaller one is also quicker to take"
-    return [Row("bytes after zstd", "bytes", old, sizes[-1], None, Verdict.NOT_MEASURED, note)]
+    return [Row("bytes after zstd", "bytes", old, sizes[-1], note=note)]

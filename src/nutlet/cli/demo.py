@@ -36,7 +36,7 @@ RECIPE: list[Method] = [
 
 
 AUDIT = Protocol(
-    queries=(100, 400), seeds=2, effort=0.2, shadow_models=4, attacks=("Knockoff", "BaVarIA", "FileLeaks", "Reuse")
+    queries=(100, 400), seeds=3, effort=0.2, shadow_models=4, attacks=("Knockoff", "BaVarIA", "FileLeaks", "Reuse")
 )
 """A short one: what it is about, not the last word."""
 

@@ -50,7 +50,10 @@ def audit(
     model: Annotated[str | None, typer.Option(help="The thief's architecture, package.module:factory.")] = None,
     queries: Annotated[str, typer.Option(help="Budgets, as 250,1000,4000.")] = "",
     validation: Annotated[float, typer.Option(help="Share of the training set held out, as for compress.")] = 0.1,
-    seeds: Annotated[int, typer.Option(help="Repetitions; intervals need two or more.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(help="Repetitions; by default 3, and up to 10 until a verdict is reached.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Differences in points below this are none that matter.")] = 2.0,
     answers: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +95,7 @@ def audit(
     protocol = Protocol(
         queries=counts("--queries", queries),
         seeds=seeds,
+        margin=margin / 100,
         first_seed=seed,
         answers=None if answers is None else Disclosure.parse(answers),
         attacks=read_attacks(attacks),

@@ -20,7 +20,7 @@ from nutlet.report.audited import (
 from nutlet.report.figures import NOT_MEASURED, amount, exact, interval, percent, rate, seconds, size
 from nutlet.report.standards import ANALOGY, VERSIONS
 from nutlet.report.view import Cell, flat
-from nutlet.verdicts import Verdict, combined
+from nutlet.verdicts import Verdict
 
 __all__ = ["audit_view", "summary"]
 
@@ -133,9 +133,8 @@ def _measure(row: dict[str, Any], files: dict[str, str]) -> Measure:
             return Cell("not reached")
         return Cell(amount(row[role], row["unit"]))
 
-    return Measure(
-        row["measure"], row["note"], cell("before"), cell("after"), _difference(row), Verdict(row["verdict"])
-    )
+    note = "; ".join(filter(None, [row["words"] if row["primary"] else "", row["note"]]))
+    return Measure(row["measure"], note, cell("before"), cell("after"), _difference(row), Verdict(row["verdict"]))
 
 
 def _difference(row: dict[str, Any]) -> Cell:
@@ -151,17 +150,12 @@ def _difference(row: dict[str, Any]) -> Cell:
 
 
 def _tile(claim: dict[str, Any]) -> tuple[str, str, str]:
-    """Return a claim, what came of it in three words, and how many measures say what."""
-    verdicts = [Verdict(row["verdict"]) for row in claim["rows"]]
-    counted = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-    together, clear = combined(verdicts), [word for word in (Verdict.HARDER, Verdict.EASIER) if word in counted]
-    told = together.value
-    if together is Verdict.MIXED and len(clear) < 2:
-        measured = len(verdicts) - counted.get(Verdict.NOT_MEASURED, 0)
-        told = f"{clear[0]} in {counted[clear[0]]} of {measured}" if clear else "no protection"
-    total = f"{len(verdicts)} measure{'s' * (len(verdicts) != 1)}"
-    told_of = ", ".join(f"{number} {verdict}" for verdict, number in counted.items())
-    return claim["claim"], told, f"{total}: {told_of}" if told_of else total
+    """Return a claim, the verdict of the row that decides it, and what that rests on."""
+    deciding = next((row for row in claim["rows"] if row["primary"]), None)
+    if deciding is None:
+        return claim["claim"], NOT_MEASURED, ""
+    verdict, words = deciding["verdict"], deciding["words"]
+    return claim["claim"], verdict, words.removeprefix(verdict).strip(" ,:")
 
 
 def _tried(attack: dict[str, Any]) -> dict[str, Any]:
