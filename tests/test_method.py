@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
+import nutlet as nl
+from nutlet.attacks import RMIA
+from nutlet.errors import ConfigError
 from nutlet.methods import base as method
 from nutlet.methods import known_methods, method_from_dict
 from nutlet.methods.base import Method
@@ -41,3 +45,49 @@ def test_an_option_with_a_default_factory_may_be_left_out(registry: dict[str, ty
     assert method_from_dict("Listed") == Listed()
     assert Listed().to_dict() == {"Listed": {}}
     assert Listed(rates=(1.0,)).to_dict() == {"Listed": {"rates": [1.0]}}
+
+
+def test_a_class_that_is_defined_again_replaces_its_predecessor(registry: dict[str, type[Method]]) -> None:
+    def cell(default: float) -> type[Method]:
+        @method.register
+        @dataclass(frozen=True, kw_only=True)
+        class Tried(Method):
+            share: float = default
+
+        return Tried
+
+    first, second = cell(0.5), cell(0.25)
+    assert registry["Tried"] is second
+    assert method_from_dict("Tried") == second() != first()
+    with pytest.raises(ConfigError, match="a method named 'Quantize' is registered already; expected a new name"):
+        method.register(type("Quantize", (Method,), {}))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nl.Quantize(bit=4), "Quantize has no option 'bit'; did you mean 'bits'?"),  # type: ignore[call-arg]
+        (lambda: nl.Protocol(seed=3), "Protocol has no option 'seed'; did you mean 'seeds'?"),  # type: ignore[call-arg]
+        (lambda: nl.Endpoint(ulr="x"), "Endpoint has no option 'ulr'; did you mean 'url'?"),  # type: ignore[call-arg]
+        (lambda: RMIA(model=4), "RMIA has no option 'model'; did you mean 'models'?"),  # type: ignore[call-arg]
+    ],
+)
+def test_a_misspelt_option_in_python_is_told_as_in_yaml(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_options_of_an_own_constructor_are_its_own() -> None:
+    class Half(nl.PruneWeights):
+        def __init__(self, **given: int) -> None:
+            super().__init__(sparsity=given["percent"] / 100)
+
+    assert Half(percent=50).sparsity == 0.5
+
+
+def test_a_misspelt_name_is_told() -> None:
+    with pytest.raises(AttributeError, match="'Quantise'; did you mean 'Quantize'"):
+        nl.Quantise  # noqa: B018
+    with pytest.raises(AttributeError, match=r"has no attribute 'zzz'$"):
+        nl.zzz  # noqa: B018

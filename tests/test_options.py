@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 import nutlet as nl
 from nutlet.attacks import known_attacks
-from nutlet.catalogue import file_schema
+from nutlet.catalogue import build, file_schema
 from nutlet.cli import app
 from nutlet.compression.recipe import dump_recipe
 from nutlet.errors import ConfigError
 from nutlet.methods import known_methods
-from nutlet.options import Count, Hidden, Option, Range, Share, Validated, build, options_of, schema
+from nutlet.options import Count, Hidden, Option, Range, Share, Validated, options_of, schema
 from nutlet.oracle import Endpoint
 
 

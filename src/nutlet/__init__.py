@@ -259,8 +259,16 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Load a public name from the module that defines it."""
     if name not in _HOME:
-        raise AttributeError(f"module 'nutlet' has no attribute {name!r}")
+        raise AttributeError(f"module 'nutlet' has no attribute {name!r}{_meant(name)}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def _meant(name: str) -> str:
+    """Return a hint where a public name is close; tools ask for names that nobody wrote."""
+    from difflib import get_close_matches  # a module of Python's own that only a typing error needs
+
+    close = [] if name.startswith("_") else get_close_matches(name, __all__, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def __dir__() -> list[str]:

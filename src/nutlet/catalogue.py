@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from nutlet.errors import ConfigError, nearest
-from nutlet.options import options_of, schema
+from nutlet.errors import ConfigError, nearest, shown
+from nutlet.options import check_names, options_of, schema
 from nutlet.tables import Table
 
-__all__ = ["file_schema", "listed", "listing", "options_table"]
+__all__ = ["build", "file_schema", "listed", "listing", "options_table"]
+
+
+T = TypeVar("T")
+
+
+def build(what: str, known: Mapping[str, type[T]], spec: Any) -> T:
+    """Return an instance of one of ``known`` from ``{name: {option: value}}``, or from its bare name.
+
+    Args:
+        what: how one is called in messages, as ``method``; ``nutlet <what>s`` lists them.
+        known: dataclasses by name.
+        spec: as JSON and YAML hold it.
+
+    Raises:
+        ConfigError: there is no such class or option (the nearest name is suggested), an option is missing, or a value
+            does not fit.
+    """
+    if isinstance(spec, str):
+        spec = {spec: {}}
+    if not isinstance(spec, Mapping) or len(spec) != 1:
+        raise ConfigError(f"found the {what} {shown(spec)}; expected one name with its options, as `Name: {{}}`")
+    ((name, given),) = spec.items()
+    if name not in known:
+        raise ConfigError(f"found the {what} {shown(name)}, which does not exist; {nearest(str(name), known)}")
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"the options of {name} are {shown(given)}; expected a mapping of option to value")
+    check_names(known[name], given, see=f", see `nutlet {what}s {name}`")
+    return known[name](**given)
 
 
 def listed(what: str, known: Mapping[str, type[Any]], name: str | None = None) -> list[dict[str, Any]]:

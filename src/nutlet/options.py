@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import inspect
 import math
 import types
 import typing
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from nutlet.errors import ConfigError, nearest, shown
+from nutlet.functions import NAME, Named, find
+from nutlet.ranges import Range
 
 __all__ = [
     "BelowOne",
@@ -35,7 +38,7 @@ __all__ = [
     "UpToOne",
     "Validated",
     "Weight",
-    "build",
+    "check_names",
     "check_options",
     "check_value",
     "options_of",
@@ -43,72 +46,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number, for ``Annotated``.
-
-    Args:
-        low: the least value; None for no bound.
-        high: the largest value; None for no bound.
-        left_open: whether ``low`` itself is out of range.
-        right_open: whether ``high`` itself is out of range.
-        multiple_of: what the number has to be a multiple of; for whole numbers.
-        noun: what the number is, with its article, for messages; by default what its type is called.
-        note: what helps who gave a wrong value, for messages: why the bound is there, or an example.
-
-    >>> 1 in Range(0, 1, right_open=True), 0.5 in Range(0, 1)
-    (False, True)
-    """
-
-    low: float | None = None
-    high: float | None = None
-    left_open: bool = False
-    right_open: bool = False
-    multiple_of: int | None = None
-    noun: str = ""
-    note: str = ""
-
-    def __contains__(self, value: float) -> bool:
-        if self.low is not None and (value <= self.low if self.left_open else value < self.low):
-            return False
-        if self.high is not None and (value >= self.high if self.right_open else value > self.high):
-            return False
-        return self.multiple_of is None or value % self.multiple_of == 0
-
-    def described(self, noun: str) -> str:
-        """Return the range in words; ``noun`` where it has none of its own.
-
-        >>> Range(0, 1, left_open=True).described("a number"), Range(2).described("a whole number")
-        ('a number above 0 up to 1', 'a whole number of 2 or more')
-        """
-        noun = self.noun or noun
-        low, high = (None if bound is None else f"{bound:,}" for bound in (self.low, self.high))
-        if low is not None and high is not None:
-            start = f"above {low}" if self.left_open else f"from {low}"
-            if self.left_open and self.right_open:
-                text = f"{noun} {start} and below {high}"
-            elif self.right_open:
-                text = f"{noun} {start} up to but not including {high}"
-            else:
-                text = f"{noun} {start} {'up ' * self.left_open}to {high}"
-        elif low is not None:
-            text = f"{noun} above {low}" if self.left_open else f"{noun} of {low} or more"
-        elif high is not None:
-            text = f"{noun} below {high}" if self.right_open else f"{noun} of {high} or less"
-        else:
-            text = noun
-        return f"{text} ({self.note})" if self.note else text
-
-    def schema(self) -> dict[str, float]:
-        """Return the bounds as keywords of JSON Schema."""
-        keywords = {
-            "exclusiveMinimum" if self.left_open else "minimum": self.low,
-            "exclusiveMaximum" if self.right_open else "maximum": self.high,
-            "multipleOf": self.multiple_of,
-        }
-        return {keyword: bound for keyword, bound in keywords.items() if bound is not None}
 
 
 class Hidden:
@@ -176,8 +113,23 @@ def options_of(kind: type) -> dict[str, Option]:
     }
 
 
+class _ByName(type):
+    """Says of a wrong call what YAML with the same mistake is told, not what Python says of a signature."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except TypeError:
+            try:
+                made = next(vars(kind)["__init__"] for kind in cls.__mro__ if "__init__" in vars(kind))
+                inspect.signature(made).bind(None, *args, **kwargs)
+            except TypeError:
+                check_names(cls, kwargs, positional=len(args))
+            raise
+
+
 @dataclass(frozen=True, eq=False)
-class Validated:
+class Validated(metaclass=_ByName):
     """Base of frozen dataclasses that check their options when they are made, those of all bases at once."""
 
     def __post_init__(self) -> None:
@@ -186,7 +138,7 @@ class Validated:
 
 
 def check_options(instance: Any, owner: str | None = None) -> None:
-    """Make tuples of lists, as JSON, YAML and people write them, and check each option against its annotation.
+    """Make tuples of lists, as JSON, YAML and people write them, functions of names, and check each option.
 
     Args:
         instance: of a dataclass, frozen or not.
@@ -201,6 +153,9 @@ def check_options(instance: Any, owner: str | None = None) -> None:
         value = getattr(instance, name)
         if isinstance(value, list) and _fits(tuple(value), option.hint):
             object.__setattr__(instance, name, tuple(value))
+            continue
+        if isinstance(value, str) and _named(option.hint) and (function := find(value)) is not None:
+            object.__setattr__(instance, name, function)
         else:
             check_value(f"{owner}.{name}", value, option.hint)
 
@@ -219,40 +174,32 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     raise ConfigError(f"{name} is {found}; expected {_expected(hint)}")
 
 
-def build(what: str, known: Mapping[str, type[T]], spec: Any) -> T:
-    """Return an instance of one of ``known`` from ``{name: {option: value}}``, or from its bare name.
+def check_names(kind: type, given: Mapping[str, Any], *, positional: int = 0, see: str = "") -> None:
+    """Check that options of a dataclass exist and that none is missing.
 
     Args:
-        what: how one is called in messages, as ``method``; ``nutlet <what>s`` lists them.
-        known: dataclasses by name.
-        spec: as JSON and YAML hold it.
+        kind: the dataclass.
+        given: options by name.
+        positional: how many values were given without a name, for the first options.
+        see: where to read more, for the message.
 
     Raises:
-        ConfigError: there is no such class or option (the nearest name is suggested), an option is missing, or a value
-            does not fit.
+        ConfigError: there is no such option (the nearest name is suggested), or one is missing.
     """
-    if isinstance(spec, str):
-        spec = {spec: {}}
-    if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise ConfigError(f"found the {what} {shown(spec)}; expected one name with its options, as `Name: {{}}`")
-    ((name, given),) = spec.items()
-    if name not in known:
-        raise ConfigError(f"found the {what} {shown(name)}, which does not exist; {nearest(str(name), known)}")
-    given = {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"the options of {name} are {shown(given)}; expected a mapping of option to value")
-    options = options_of(known[name])
+    name, options = kind.__name__, options_of(kind)
     for option in given:
         if option not in options:
             raise ConfigError(
                 f"{name} has no option {shown(option)}; "
                 + (nearest(str(option), options) if options else "expected none: it takes no options")
             )
-    missing = [option.name for option in options.values() if option.required and option.name not in given]
+    if positional and all(field.kw_only for field in dataclasses.fields(kind)):
+        first = next(iter(options), "option")
+        raise ConfigError(f"{name} got {positional} values without names; expected names, as {name}({first}=...)")
+    missing = [o.name for o in list(options.values())[positional:] if o.required and o.name not in given]
     if missing:
         wanted = options[missing[0]].expected
-        raise ConfigError(f"{name} needs the option {missing[0]!r}; expected {wanted}, see `nutlet {what}s {name}`")
-    return known[name](**given)
+        raise ConfigError(f"{name} needs the option {missing[0]!r}; expected {wanted}{see}")
 
 
 def schema(kind: type) -> dict[str, Any]:
@@ -311,6 +258,16 @@ def _range(hint: Any) -> Range | None:
     return None
 
 
+def _named(hint: Any) -> Named | None:
+    """Return what an annotation says of functions that have a name."""
+    for choice in _arguments(hint):
+        if typing.get_origin(choice) is Annotated:
+            for extra in typing.get_args(choice)[1:]:
+                if isinstance(extra, Named):
+                    return extra
+    return None
+
+
 def _bare(hint: Any) -> Any:
     """Return an annotation without its ranges, inside tuples and unions too."""
     hint = _split(hint)[0]
@@ -322,6 +279,8 @@ def _bare(hint: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    if len(_arguments(hint)) == 1 and (named := _named(hint)) is not None:
+        return value in named
     hint, bounds = _split(hint)
     if bounds is not None:
         return _fits(value, hint) and value in bounds
@@ -349,6 +308,8 @@ _WORDS: dict[Any, str] = {
 
 
 def _expected(hint: Any) -> str:
+    if len(_arguments(hint)) == 1 and (named := _named(hint)) is not None:
+        return named.described
     hint, bounds = _split(hint)
     if bounds is not None:
         # Two bounds leave out infinity by themselves.
@@ -370,6 +331,8 @@ _TYPES: dict[Any, str] = {int: "integer", float: "number", bool: "boolean", str:
 
 
 def _schema(hint: Any) -> dict[str, Any]:
+    if len(_arguments(hint)) == 1 and _named(hint) is not None:
+        return {"type": "string", "pattern": NAME}
     hint, bounds = _split(hint)
     if bounds is not None:
         return _schema(hint) | bounds.schema()

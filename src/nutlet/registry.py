@@ -35,13 +35,21 @@ class Registry(Generic[Entry]):
         self.plugins_loaded = False
 
     def add(self, kind: Entry) -> None:
-        """Make ``kind`` known by its name.
+        """Make ``kind`` known by its name; one that was defined at the same place before is replaced.
 
         Raises:
             ConfigError: another one of that name is known.
+
+        >>> registry: Registry[type[object]] = Registry("a shape", "nutlet.shapes")
+        >>> first, again = type("Round", (), {}), type("Round", (), {})
+        >>> registry.add(first)
+        >>> registry.add(again)
+        >>> registry.kinds["Round"] is again
+        True
         """
         name: str = kind.__name__ if isinstance(kind, type) else getattr(kind, "name")  # noqa: B009
-        if self.kinds.get(name, kind) is not kind:
+        known = self.kinds.get(name, kind)
+        if known is not kind and not _redefined(known, kind):
             raise ConfigError(f"{self._what} named {name!r} is registered already; expected a new name")
         self.kinds[name] = kind
 
@@ -52,3 +60,12 @@ class Registry(Generic[Entry]):
                 self.add(entry.load())
             self.plugins_loaded = True  # not before: a plugin that does not load is to say so every time
         return dict(sorted(self.kinds.items()))
+
+
+def _redefined(known: object, kind: object) -> bool:
+    """Whether a class stands where the known one stood: in a notebook, who changes a class runs its cell again."""
+    return (
+        isinstance(known, type)
+        and isinstance(kind, type)
+        and (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__)
+    )

@@ -567,7 +567,8 @@ def test_a_sound_original_of_two_classes_is_not_called_chance(tmp_path: Path) ->
         data = nl.split(examples, examples)
         small = nl.compress(original, nl.Quantize(), data)
         nl.ship(small, original, data, tmp_path / name, seconds=0.01)
-        return " ".join(json.loads((tmp_path / name / "report.json").read_text())["warnings"])
+        found = json.loads((tmp_path / name / "report.json").read_text())["findings"]
+        return " ".join(finding["words"] for finding in found)
 
     assert "near chance" not in warnings(model, "sound")
     with torch.no_grad():

@@ -242,7 +242,7 @@ class Inverted(nn.Module):
 
 @pytest.mark.parametrize(
     ("include", "dropped"),
-    [(("*",), "1.inner"), (("1",), "1"), (("1.inner",), "1.inner"), (("[0-9]",), "1"), (("1*",), "1.inner")],
+    [(("*",), "1"), (("1",), "1"), (("1.inner",), "1.inner"), (("[0-9]",), "1"), (("1*",), "1"), (("1.*",), "1.inner")],
 )
 def test_include_reaches_a_block_with_another_inside(include: tuple[str, ...], dropped: str) -> None:
     data = tiny.tiny_data((10,))

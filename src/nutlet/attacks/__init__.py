@@ -27,7 +27,7 @@ from nutlet.attacks.white_box.last_layer import LastLayerWidth
 from nutlet.attacks.white_box.recover_weights import RecoverWeights
 from nutlet.attacks.white_box.refine import Refine
 from nutlet.attacks.white_box.reuse import Reuse
-from nutlet.options import build
+from nutlet.catalogue import build
 
 __all__ = [
     "JBDA",

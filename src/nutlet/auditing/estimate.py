@@ -15,7 +15,8 @@ def inputs_to_send(data: Data, transfer: Examples | None, protocol: Protocol) ->
     """Return about how many different inputs an audit asks about: each is sent once, whoever asks for it.
 
     Counted are the judge's inputs, the largest budget of each attack that copies for each seed, and the candidates of
-    those that look for members. Fewer are sent where attacks or seeds ask about the same.
+    those that look for members. Fewer are sent where attacks or seeds ask about the same; more where there is an
+    original and the first seeds do not decide.
 
     Args:
         data: the splits.
@@ -29,7 +30,7 @@ def inputs_to_send(data: Data, transfer: Examples | None, protocol: Protocol) ->
         if protocol.excluded(kind) is None
     }
     budget = budgets_for(protocol.queries, data.train if transfer is None else transfer)[-1]
-    copies = protocol.seeds * budget * sum(goal == "clone" for goal in goals.values())
+    copies = len(protocol.seed_numbers) * budget * sum(goal == "clone" for goal in goals.values())
     # The candidates that are no members are among the judge's inputs.
     members = min(MOST_CANDIDATES, len(data.train), evaluation) if "membership" in goals.values() else 0
     return evaluation + copies + members

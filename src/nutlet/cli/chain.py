@@ -14,6 +14,7 @@ from nutlet.cli.common import (
     DataSpec,
     Drop,
     EndpointConfig,
+    Expected,
     Label,
     MaxBytes,
     MaxLoss,
@@ -67,6 +68,7 @@ def check(
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
+    expect: Expected = None,
     calibration: Calibration = 512,
     validation: Validation = 0.1,
     seed: Seed = 0,
@@ -98,6 +100,7 @@ def check(
         recipe,
         teacher=load_teacher(teacher, config=endpoint, i_own_this_endpoint=owned),
         workdir=out,
+        expect=expect,
         progress=Progress(quiet=quiet or as_json),
     )
     print_found(found, as_json=as_json, quiet=quiet)
@@ -122,6 +125,7 @@ def compress(
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
+    expect: Expected = None,
     augment: Augmented = "none",
     calibration: Calibration = 512,
     validation: Validation = 0.1,
@@ -167,7 +171,7 @@ def compress(
             seed=seed,
         )
         result = run_chain(
-            original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", progress=progress
+            original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", expect=expect, progress=progress
         )
         figures, parity = ship(
             result,
@@ -179,6 +183,7 @@ def compress(
             seconds=seconds,
             packed=not unpacked,
             goal=goal,
+            expect=expect,
             progress=progress,
         )
     show_result(out, result, figures, parity, as_json=as_json, quiet=quiet)
@@ -203,6 +208,7 @@ def diagnose(
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
+    expect: Expected = None,
     augment: Augmented = "none",
     calibration: Calibration = 512,
     validation: Validation = 0.1,
@@ -213,6 +219,7 @@ def diagnose(
     """Say which step and which layer lost accuracy, and what to do. Give model and data as to `nutlet compress`."""
     with loading():
         from nutlet.compression.diagnose import diagnose as look_into
+        from nutlet.compression.sanity import look, warn
         from nutlet.compression.teacher import load_teacher
         from nutlet.loading import load_data, load_model
         from nutlet.locks import locked
@@ -234,6 +241,7 @@ def diagnose(
     )
     original = load_model(model, weights)
     progress = Progress(quiet=quiet or as_json)
+    warn(look(original, data_of_run, expect=expect), progress)
     # A folder that no run wrote is told by who reads it, and not made.
     with locked(out if out.is_dir() else None, progress):
         found = look_into(

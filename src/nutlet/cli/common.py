@@ -22,10 +22,10 @@ from nutlet.signals import at_once as loading
 from nutlet.signals import interruption, raising
 
 __all__ = [
-    "AsJson", "Augmented", "Calibration", "DataSpec", "Drop", "EndpointConfig", "Label", "MaxBytes", "MaxLoss", "Mean",
-    "MinSpeedup", "ModelSpec", "Output", "Owned", "Quiet", "Replace", "Seconds", "Seed", "Std", "TaskName",
-    "TeacherSpec", "TestSpec", "Unpacked", "Validation", "Weights", "app", "command_line", "counts", "goal_of",
-    "judged_exit", "listed", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
+    "AsJson", "Augmented", "Calibration", "DataSpec", "Drop", "EndpointConfig", "Expected", "Label", "MaxBytes",
+    "MaxLoss", "Mean", "MinSpeedup", "ModelSpec", "Output", "Owned", "Quiet", "Replace", "Seconds", "Seed", "Std",
+    "TaskName", "TeacherSpec", "TestSpec", "Unpacked", "Validation", "Weights", "app", "command_line", "counts",
+    "goal_of", "judged_exit", "listed", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -69,6 +69,10 @@ Unpacked = Annotated[
 Augmented = Annotated[str, typer.Option("--augment", help="none, crop or flip-crop, applied while training.")]
 Calibration = Annotated[int, typer.Option("--calibration", help="Training examples used for ranges and scores.")]
 Validation = Annotated[float, typer.Option("--validation", help="Share of the training set held out.")]
+Expected = Annotated[
+    float | None,
+    typer.Option("--expect", help="The original's metric as you know it, as 93.1 (per cent): told where it is not."),
+]
 Weights = Annotated[Path | None, typer.Option("--weights", "-w", help=".safetensors or .pt (state dict).")]
 ModelSpec = Annotated[str, typer.Argument(help="package.module:factory, path/file.py:factory, or a .pt2 program.")]
 MaxLoss = Annotated[

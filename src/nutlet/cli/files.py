@@ -12,6 +12,7 @@ from nutlet.cli.common import (
     AsJson,
     DataSpec,
     Drop,
+    Expected,
     Label,
     MaxBytes,
     MaxLoss,
@@ -53,6 +54,7 @@ def measure(
     task: TaskName = "classification",
     mean: Mean = "",
     std: Std = "",
+    expect: Expected = None,
     output: Output = None,
     batches: Annotated[
         str, typer.Option(help="Batch sizes for latency and memory, as 1,32; by default that, or the file's own.")
@@ -87,7 +89,15 @@ def measure(
     sizes = counts("--batches", batches) or None
     progress = Progress(quiet=quiet or as_json)
     figures = take_figures(
-        file, examples, against, batches=sizes, seconds=seconds, output=output, goal=goal, progress=progress
+        file,
+        examples,
+        against,
+        batches=sizes,
+        seconds=seconds,
+        output=output,
+        goal=goal,
+        expect=expect,
+        progress=progress,
     )
     print_found(figures, as_json=as_json, quiet=quiet)
     judged_exit(figures)

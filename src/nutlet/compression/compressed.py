@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,12 @@ class Compressed(Tabled):
     def recipe(self) -> list[Method]:
         """The methods that were applied, recovery steps included."""
         return [method_from_dict(step.method) for step in self.steps[1:]]
+
+    def noted(self, note: str) -> Compressed:
+        """Return it with a note on the original in the history."""
+        first = self.steps[0]
+        notes = tuple(dict.fromkeys((*first.notes, note)))
+        return replace(self, steps=(replace(first, notes=notes), *self.steps[1:]))
 
     def export(self, path: Path | str, *, packed: bool = True) -> Path:
         """Write the file that ships, in the format that the end of its name says: ``model.onnx``.

@@ -239,7 +239,9 @@ def suggest(
         for candidate, result, shipped, check in made:
             if result is not None and shipped is not None and check is not None:
                 candidate = dataclasses.replace(candidate, measurement=(found := next(figures)))
-                write_figures(result, data, check, found, candidate.folder, command=candidate.command, names=names)
+                write_figures(
+                    result, model, data, check, found, candidate.folder, command=candidate.command, names=names
+                )
             candidates.append(candidate)
         suggestion = Suggestion(goal, tuple(candidates))
         write_json(folder / "suggest.json", suggestion.to_dict())

@@ -18,6 +18,7 @@ from nutlet.data.arrays import as_tensor
 from nutlet.data.augment import check_augment
 from nutlet.data.columns import Columns
 from nutlet.errors import ConfigError, DataError, shown
+from nutlet.findings import Finding
 from nutlet.tasks import CLASSIFICATION, Task, as_task
 from nutlet.tasks.inputs import Inputs, NamedInputs, input_shapes, shapes_of
 from nutlet.tasks.targets import has_target
@@ -270,7 +271,8 @@ class Data:
     """What a compression run may look at; made by :func:`split`.
 
     ``train`` is fitted, ``calibration`` (a part of ``train``) sets ranges and scores what may be removed,
-    ``validation`` decides between checkpoints and fills the history, ``test`` is for the final report alone.
+    ``validation`` decides between checkpoints and fills the history, ``test`` is for the final report alone;
+    ``findings`` are what was noticed while they were read.
 
     Raises:
         DataError: the training, validation or calibration set is empty.
@@ -282,6 +284,7 @@ class Data:
     calibration: Examples
     test: Examples | None = None
     augment: Augment | None = None
+    findings: tuple[Finding, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "calibration"):
@@ -322,7 +325,7 @@ def split(
     train: Examples,
     test: Examples | None = None,
     *,
-    validation: float = 0.1,
+    validation: float | Examples = 0.1,
     calibration: int = 512,
     augment: Augment | None = None,
     seed: int = 0,
@@ -331,12 +334,15 @@ def split(
 
     Raises:
         ConfigError: ``seed`` is negative.
-        DataError: the training set is too small for the asked split, or shapes of train and test differ.
+        DataError: the training set is too small for the asked split, or shapes differ from those of another set.
     """
     check_seed(seed)
-    if not 0 < validation < 1:
+    if isinstance(validation, Examples):
+        held = 0
+    elif 0 < validation < 1:
+        held = min(max(int(len(train) * validation), 1), 5000)
+    else:
         raise DataError(f"validation is {validation}; expected a share between 0 and 1")
-    held = min(max(int(len(train) * validation), 1), 5000)
     if calibration < 1 or len(train) - held < 1:
         raise DataError(
             f"found {len(train)} training examples, of which {held} go to validation, and {calibration} asked for "
@@ -346,14 +352,15 @@ def split(
         raise DataError(
             f"all training labels are {only}; expected at least two classes: check which column holds the label"
         )
-    if test is not None and test.shapes != train.shapes:
-        found, expected = (", ".join(map(str, part.shapes.values())) for part in (test, train))
-        raise DataError(f"test inputs have shape {found}, training inputs {expected}; expected the same shape")
+    for name, other in (("test", test), ("validation", validation)):
+        if isinstance(other, Examples) and other.shapes != train.shapes:
+            found, expected = (", ".join(map(str, part.shapes.values())) for part in (other, train))
+            raise DataError(f"{name} inputs have shape {found}, training inputs {expected}; expected the same shape")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     fitted = train.subset(order[held:])
     return Data(
         train=fitted,
-        validation=train.subset(order[:held]),
+        validation=validation if isinstance(validation, Examples) else train.subset(order[:held]),
         calibration=fitted.subset(slice(0, calibration)),
         test=test,
         augment=augment,

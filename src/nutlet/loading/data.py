@@ -87,7 +87,8 @@ def load_data(
             - a ``.csv`` or ``.parquet`` file, or a pandas DataFrame, one column of which is the ``label``; see
               :class:`nutlet.data.columns.Columns` for how texts become numbers (needs pandas and pyarrow);
             - a folder of images, ``train/CLASS/*.png`` and ``test/CLASS/*.png``, or ``CLASS/*.png``, or ``*.png``
-              alone where no labels are needed;
+              alone where no labels are needed; a folder ``val``, ``valid`` or ``validation`` beside ``train`` is the
+              validation set;
             - ``hf:NAME``, a Hugging Face data set by the name of a local folder or on the hub (the hub goes through
               the same code after the download; only local folders are tested);
             - ``package.module:factory``, a function that returns :class:`nutlet.Data`, ``(x, y)``, or
@@ -133,14 +134,22 @@ def load_data(
             f"the test set has labels up to {held.classes - 1}, the training set up to {train.classes - 1}; "
             "expected the same classes: check that both number them alike"
         )
-    return split_examples(
+    chosen_by = _validation(found, replace(wanted, columns=train.columns))
+    if chosen_by is not None and validation != 0.1:
+        raise ConfigError(
+            f"{spec!r} has a validation set, and a share of {validation} for it was given; expected one of the two: "
+            "leave the share out"
+        )
+    found_out = found.findings if isinstance(found, Arrays) else ()
+    data = split_examples(
         train,
         held,
-        validation=validation,
+        validation=validation if chosen_by is None else chosen_by,
         calibration=calibration,
         augment=_augmentation(augment, train),
         seed=seed,
     )
+    return replace(data, findings=tuple(about for about in found_out if not (test and about.about == "folder")))
 
 
 def load_examples(
@@ -154,7 +163,7 @@ def load_examples(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
 ) -> Data | Examples:
-    """Read what a file is to be measured on: the test set where there is one, else all examples, never split.
+    """Read what a file is to be measured on: the test set, else the validation set, else all examples, never split.
 
     Args:
         spec: as in :func:`load_data`; a function that returns ready-made splits has them returned.
@@ -175,7 +184,8 @@ def load_examples(
         _refuse_options(spec, test=test is not None, **wanted.given)
         return found
     train = _examples(found, spec, wanted)
-    held = _held_out(found, test, replace(wanted, columns=train.columns))
+    wanted = replace(wanted, columns=train.columns)
+    held = _held_out(found, test, wanted) or _validation(found, wanted)
     return train if held is None else held
 
 
@@ -215,7 +225,7 @@ def split(
     *,
     task: Task | str = CLASSIFICATION,
     label: str | None = None,
-    validation: float = 0.1,
+    validation: float | Examples = 0.1,
     calibration: int = 512,
     augment: Augment | None = None,
     seed: int = 0,
@@ -228,7 +238,7 @@ def split(
         test: what the final report is about, in one of these forms.
         task: what the targets mean; examples know it.
         label: of a DataFrame, the name of the column of the targets.
-        validation: share of the training set held out, at most 5,000 examples.
+        validation: share of the training set held out, at most 5,000 examples; or the validation set itself.
         calibration: number of training examples used for ranges and scores; all where there are fewer.
         augment: ``(batch, generator) -> batch`` for training batches, of the same shape and dtype; it is tried at once.
         seed: decides which examples are held out.
@@ -301,6 +311,13 @@ def _held_out(found: Arrays | Source, test: Source | None, wanted: _Wanted) -> E
     if test_x is None or test_y is None:
         return None
     return _made(test_x, test_y, wanted, columns)
+
+
+def _validation(found: Arrays | Source, wanted: _Wanted) -> Examples | None:
+    """Return the validation set that the source has of its own."""
+    if not isinstance(found, Arrays) or found.validation_x is None:
+        return None
+    return _made(found.validation_x, found.validation_y, wanted, found.columns)
 
 
 def _read(spec: Source, wanted: _Wanted) -> Arrays | Data | Source:

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nutlet.errors import DataError, MissingExtra, first_line
+from nutlet.findings import Finding
 from nutlet.loading.npz import MAX_BYTES, Arrays, natural
 from nutlet.reading import read_bytes
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["decode", "read_image_folder"]
 
+_VALIDATION = ("val", "valid", "validation")
+"""Folders that hold a validation set."""
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm"})
 _GREY = frozenset({"1", "L", "LA"})
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM")
@@ -33,15 +37,15 @@ _MAX_FILE = 8 * _MAX_PIXELS
 def read_image_folder(root: Path) -> Arrays:
     """Read ``root/train/CLASS/*.png`` and ``root/test/CLASS/*.png``, or ``root/CLASS/*.png`` without a test set.
 
-    Classes are numbered in the order of their names; images that lie in ``root`` itself have none. Images are grey if
-    all of them are, else RGB.
+    A folder ``val``, ``valid`` or ``validation`` beside ``train`` is the validation set. Classes are numbered in the
+    order of their names; images that lie in ``root`` itself have none. Images are grey if all of them are, else RGB.
 
     Raises:
-        DataError: no images, differing sizes, a class in the test set alone, or an image that cannot be read.
+        DataError: no images, differing sizes, a class that the training set has not, several validation folders, or an
+            image that cannot be read.
         MissingExtra: Pillow is not installed.
     """
     train = root / "train" if (root / "train").is_dir() else root
-    test = root / "test" if train != root and (root / "test").is_dir() else None
     classes = sorted((folder.name for folder in train.iterdir() if _images(folder)), key=lambda n: natural(Path(n)))
     if not classes and train == root and (files := _images(root)):
         return Arrays(decode(files, [str(file) for file in files]), None)
@@ -50,15 +54,46 @@ def read_image_folder(root: Path) -> Arrays:
             f"found no images in the folders of {train}; expected one folder per class with "
             f"{', '.join(sorted(_SUFFIXES))} files, below {root / 'train'} or {root} (or *.npz files)"
         )
-    files, labels = _list(train, classes)
-    if test is None:
-        return Arrays(decode(files, [str(file) for file in files]), labels)
-    strange = sorted(folder.name for folder in test.iterdir() if folder.name not in classes and _images(folder))
-    if strange:
-        raise DataError(f"{test} has the class {strange[0]!r}, which {train} has not; expected the same classes")
-    test_files, test_labels = _list(test, classes)
-    both = decode([*files, *test_files], [str(file) for file in [*files, *test_files]])
-    return Arrays(both[: len(files)], labels, *((both[len(files) :], test_labels) if test_files else ()))
+    sets, findings = {"train": train}, []
+    if train != root:
+        others = sorted(folder.name for folder in root.iterdir() if folder != train and _holds_classes(folder))
+        held = [name for name in others if name in _VALIDATION]
+        if len(held) > 1:
+            raise DataError(f"{root} holds the folders {' and '.join(held)}; expected one validation set: join them")
+        sets |= {name: root / name for name in others if name in ("test", *held)}
+        findings = _about_folders(held, [name for name in others if name not in sets], "test" in sets)
+    parts = {name: _list(folder, classes) for name, folder in sets.items()}
+    files = [file for part in parts.values() for file in part[0]]
+    pixels, ends = decode(files, [str(file) for file in files]), np.cumsum([len(part[0]) for part in parts.values()])
+    arrays = dict(zip(parts, np.split(pixels, ends[:-1]), strict=True))
+    found: dict[str, Any] = {}
+    for name in parts:
+        prefix = "" if name == "train" else "test_" if name == "test" else "validation_"
+        found |= {f"{prefix}x": arrays[name], f"{prefix}y": parts[name][1]}
+    return Arrays(**found, findings=tuple(findings))
+
+
+def _about_folders(held: list[str], unread: list[str], tested: bool) -> list[Finding]:
+    """Say which folders beside the training set are used otherwise than a user may think."""
+    found = []
+    if held and not tested:
+        found.append(
+            Finding(
+                "folder",
+                f"The images in `{held[0]}` are the validation set, by which steps choose, and there is no test set.",
+                "For figures of images that nothing was chosen by, add a folder `test`, or name one with --test.",
+            )
+        )
+    if unread:
+        found.append(
+            Finding(
+                "unread",
+                f"Beside `train` there are images in {', '.join(f'`{name}`' for name in unread[:5])}, which were not "
+                "read.",
+                f"Name the folders train, test and {' or '.join(_VALIDATION)}, or name a test set with --test.",
+            )
+        )
+    return found
 
 
 def decode(sources: Sequence[Path | bytes], names: Sequence[str]) -> np.ndarray:
@@ -130,7 +165,17 @@ def _images(folder: Path) -> list[Path]:
     return sorted((file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES), key=natural)
 
 
+def _holds_classes(folder: Path) -> bool:
+    return folder.is_dir() and any(_images(inner) for inner in folder.iterdir())
+
+
 def _list(root: Path, classes: list[str]) -> tuple[list[Path], np.ndarray]:
+    """Return the images of one set, by class, and their labels; a class that is not among ``classes`` is refused."""
+    strange = sorted(folder.name for folder in root.iterdir() if folder.name not in classes and _images(folder))
+    if strange:
+        raise DataError(
+            f"{root} has the class {strange[0]!r}, which {root.parent / 'train'} has not; expected the same classes"
+        )
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

@@ -15,6 +15,7 @@ import numpy as np
 
 from nutlet.data.columns import Columns
 from nutlet.errors import DataError, NutletError, StorageError, first_line, shown
+from nutlet.findings import Finding
 from nutlet.storage import digest, sweep, write_atomic
 
 __all__ = ["MAX_BYTES", "Arrays", "cache_folder", "cached", "natural", "read_npz", "read_npz_folder"]
@@ -33,13 +34,19 @@ _CACHED_FROM = 4 * 2**20
 
 @dataclass(frozen=True)
 class Arrays:
-    """Inputs and labels as they were found, with the test set and the encoding of a table where the source has them."""
+    """Inputs and labels as they were found, with test and validation set and the encoding of a table if there are any.
+
+    ``findings`` are what a user has to know of how they were read.
+    """
 
     x: np.ndarray
     y: np.ndarray | None
     test_x: np.ndarray | None = None
     test_y: np.ndarray | None = None
+    validation_x: np.ndarray | None = None
+    validation_y: np.ndarray | None = None
     columns: Columns | None = field(default=None, kw_only=True)
+    findings: tuple[Finding, ...] = field(default=(), kw_only=True)
 
 
 def read_npz(path: Path) -> Arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nutlet.findings import Finding
 from nutlet.measurement.goal import Judged, goal_sentence, plain
 from nutlet.measurement.latency import Latency, Speedup
 from nutlet.measurement.rows import row_of
@@ -137,6 +138,7 @@ class Measurement(Tabled):
         environment: machine and versions, see :func:`nutlet.measurement.environment`.
         task: what the scores are.
         goal: what was asked for, each part with its verdict; empty where nothing was.
+        findings: what is probably wrong with how the original, or the only file, is used.
     """
 
     compressed: FileFigures
@@ -152,6 +154,7 @@ class Measurement(Tabled):
     environment: dict[str, Any]
     task: Metric = ACCURACY
     goal: tuple[Judged, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def accuracy_drop_pp(self) -> float | None:
@@ -238,8 +241,10 @@ class Measurement(Tabled):
         columns: tuple[str, ...] = ("", "compressed", "original", "change")
         if old is None:
             columns, rows = columns[:2], [row[:2] for row in rows]
+        warnings = [f"WARNING: {finding}" for finding in self.findings]
         title = f"{new.path} in {new.runtime}, {new.examples:,} examples ({self.split})"
-        notes = (f"Brackets: 95 % interval.{self._verdict()}", self._machine(), goal_sentence(self.goal))
+        brackets = f"Brackets: 95 % interval.{self._verdict()}"
+        notes = (*warnings, brackets, self._machine(), goal_sentence(self.goal))
         return Table(title, columns, tuple(rows), tuple(filter(None, notes)))
 
     def _score(self, figures: Figures) -> str:

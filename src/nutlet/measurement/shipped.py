@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, DataError
+from nutlet.findings import Finding
 from nutlet.formats.runtime import Runtime
 from nutlet.machine import environment
 from nutlet.measurement.goal import Goal, judge
@@ -19,6 +20,7 @@ from nutlet.measurement.intervals import Estimate, module_answers
 from nutlet.measurement.latency import Latency, check_settings, latencies
 from nutlet.measurement.memory import peak_memory
 from nutlet.measurement.results import Figures, FileFigures, Measurement, Metric
+from nutlet.measurement.sanity import check_expected, far_from_expected, near_chance, wrong_scale
 from nutlet.measurement.scores import lost_score, mean_agreement, mean_score
 from nutlet.progress import Progress
 from nutlet.storage import packed_size
@@ -41,6 +43,7 @@ def measure(
     seconds: float = 2.0,
     output: str | None = None,
     goal: Goal | None = None,
+    expect: float | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure a shipped file in the runtime of its format: bytes, the metric of the task, latency and peak memory.
@@ -55,6 +58,8 @@ def measure(
         seconds: time for one latency setting, all files together.
         output: name of the output that holds the scores, where ``path`` has several that may.
         goal: what the file has to reach; the result says of each part whether it is met.
+        expect: what you know the metric of the original to be, in its unit (93.1 per cent): said where it is not.
+            Without an original it is that of the file.
         progress: shows bars; nothing by default.
 
     Raises:
@@ -72,6 +77,7 @@ def measure(
         seconds=seconds,
         output=output,
         goal=goal,
+        expect=expect,
         progress=progress,
     )
     return found
@@ -87,6 +93,7 @@ def measure_all(
     seconds: float = 2.0,
     output: str | None = None,
     goal: Goal | None = None,
+    expect: float | None = None,
     progress: Progress | None = None,
 ) -> list[Measurement]:
     """Measure several files beside one original, which is predicted with and timed once, in turn with all of them.
@@ -101,6 +108,7 @@ def measure_all(
     Raises:
         ConfigError, DataError, ModelError, StorageError: as :func:`measure`.
     """
+    check_expected(expect)
     check_settings(_BATCHES if batches is None else batches, threads, seconds)
     progress = progress or Progress(quiet=True)
     examples, split = _examples(data)
@@ -122,7 +130,7 @@ def measure_all(
 
     zero_one = examples.task.zero_one
     module = against if isinstance(against, nn.Module) else None
-    scores, agreements = _scored(runtimes, module, examples, progress, compared=against is not None)
+    scores, agreements, targets = _scored(runtimes, module, examples, progress, compared=against is not None)
     means = [mean_score(row, zero_one=zero_one) for row in scores]
     timed, speedups = latencies(
         runtimes,
@@ -137,6 +145,8 @@ def measure_all(
     if against is not None:
         last = means[-1]
         original = Figures(last.value, last.low, last.high, last.examples) if module is not None else files[-1]
+    who = "The file" if len(means) == 1 else "The original"
+    findings = _findings(who, scores[-1], targets, means[-1], examples, expect, split)
     here = environment()
     measured = []
     for place in range(len(paths)):
@@ -157,6 +167,7 @@ def measure_all(
             speedups=speedups[place] if isinstance(original, FileFigures) else (),
             split=split,
             environment=here,
+            findings=findings,
         )
         measured.append(found if goal is None else dataclasses.replace(found, goal=judge(goal, found)))
     return measured
@@ -164,12 +175,13 @@ def measure_all(
 
 def _scored(
     runtimes: Sequence[Runtime], model: nn.Module | None, examples: Examples, progress: Progress, *, compared: bool
-) -> tuple[list[Scores], list[Scores]]:
+) -> tuple[list[Scores], list[Scores], Tensor]:
     """Return the scores of the files, and of the module beside them, and how far each agrees with the last of them.
 
-    Outputs are let go batch by batch: those of all examples may not fit into memory.
+    Outputs are let go batch by batch: those of all examples may not fit into memory. Targets are those of classifiers.
     """
     task = examples.task
+    seen: list[Tensor] = []
     batch = next((r.fixed_batch for r in runtimes if r.fixed_batch is not None), _PREDICTED)
     running = [runtime.answers(examples, batch=batch) for runtime in runtimes]
     if model is not None:
@@ -180,6 +192,8 @@ def _scored(
         for rows in zip(*running, strict=True):
             outputs = [torch.from_numpy(np.ascontiguousarray(values)) for values, _ in rows]
             targets = rows[0][1]
+            if task.name == "classification":
+                seen.append(targets)
             for values, kept in zip(outputs, scores, strict=True):
                 task.check(values, targets)
                 kept.append(task.score(values, targets))
@@ -191,7 +205,19 @@ def _scored(
                     )
                 agreed.append(task.agree(values, outputs[-1]))
             bar.advance()
-    return [np.concatenate(kept) for kept in scores], [np.concatenate(agreed) for agreed in agreements]
+    found = [np.concatenate(kept) for kept in scores]
+    return found, [np.concatenate(agreed) for agreed in agreements], torch.cat(seen) if seen else torch.zeros(0)
+
+
+def _findings(
+    who: str, scores: Scores, targets: Tensor, mean: Estimate, examples: Examples, expect: float | None, split: str
+) -> tuple[Finding, ...]:
+    """Return what is probably wrong with how the last of the models is used: the original, where there are two."""
+    found = [*wrong_scale(examples)]
+    if len(targets):
+        found += [chance] if (chance := near_chance(scores, targets, who)) is not None else []
+    far = far_from_expected(mean, Metric.of(examples.task), expect, split, who)
+    return (*found, *([] if far is None else [far]))
 
 
 def _batches(runtimes: Sequence[Runtime]) -> tuple[int, ...]:

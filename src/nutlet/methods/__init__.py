@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nutlet.catalogue import build
 from nutlet.methods import distillation, low_rank, pruning, quantization
 from nutlet.methods.base import REGISTRY, Method
 from nutlet.methods.distillation import *  # noqa: F403
@@ -12,7 +13,6 @@ from nutlet.methods.fine_tune import FineTune
 from nutlet.methods.low_rank import *  # noqa: F403
 from nutlet.methods.pruning import *  # noqa: F403
 from nutlet.methods.quantization import *  # noqa: F403
-from nutlet.options import build
 
 __all__ = ["FineTune", "known_methods", "method_from_dict"]
 __all__ += distillation.__all__

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
+from nutlet.functions import name_of
 from nutlet.graph.activation_quantizers import Activations, reattach
 from nutlet.graph.modules import put_values
 from nutlet.graph.skip_reasons import scope_reasons
@@ -160,9 +161,12 @@ class Method(Validated):
         return False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{name: {option: value}}`` with only the options that differ from their defaults."""
+        """Return ``{name: {option: value}}`` with only the options that differ from their defaults.
+
+        A function becomes ``module:function``.
+        """
         changed = {
-            name: list(value) if isinstance(value, tuple) else value
+            name: list(value) if isinstance(value, tuple) else name_of(value) or value
             for name, option in options_of(type(self)).items()
             if (value := getattr(self, name)) != option.default
         }

@@ -114,10 +114,13 @@ def verdict(report: dict[str, Any]) -> str:
     >>> verdict({"measurement": {**files, "accuracy_drop_pp_low": -0.4, "accuracy_drop_pp_high": 0.4}})
     '6.1x smaller, speed not measured, no measurable loss of accuracy (0.0 points, 95 % interval -0.4 to +0.4).'
     """
+    doubts = report.get("findings") or []
+    more = f" ({len(doubts) - 1} more below.)" if len(doubts) > 1 else ""
+    doubt = f"Doubtful: {doubts[0]['words']}{more}" if doubts else ""
     text = _measured(report.get("measurement") or {})
     goal = goal_sentence((report.get("measurement") or {}).get("goal") or ())
     audit = report.get("audit")
-    return " ".join(filter(None, [text, goal, audit["sentence"] if audit else ""]))
+    return " ".join(filter(None, [doubt, text, goal, audit["sentence"] if audit else ""]))
 
 
 def _measured(measurement: dict[str, Any]) -> str:

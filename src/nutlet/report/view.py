@@ -62,6 +62,7 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
     measurement = report["measurement"] or {}
     return {
         "verdict": verdict(report),
+        "doubts": [f"{finding['words']} {finding['remedy']}" for finding in report.get("findings") or []],
         "original_in_memory": bool(measurement.get("original")) and measurement["original"].get("bytes") is None,
         "tiles": _tiles(measurement),
         "comparison": _comparison(report, measurement),

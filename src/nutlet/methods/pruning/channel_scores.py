@@ -12,14 +12,17 @@ from nutlet.constraints.stack import constrained_weight, output_axis
 from nutlet.graph.coupling.group import as_shares
 from nutlet.graph.statistics import batch_gradients, channels_first, observe, weight_gradients
 from nutlet.methods.pruning.criteria import SMALL_BATCH
+from nutlet.methods.pruning.own_scores import OwnCriterion, Scorer, own_scores
 from nutlet.training.context import Context
 
 __all__ = ["ChannelCriterion", "channel_scores", "relative_to_left"]
 
-ChannelCriterion = Literal["magnitude", "activation", "taylor", "second-order"]
+ChannelCriterion = Literal["magnitude", "activation", "taylor", "second-order"] | OwnCriterion
 
 
-def channel_scores(model: nn.Module, names: Iterable[str], criterion: str, context: Context) -> dict[str, Tensor]:
+def channel_scores(
+    model: nn.Module, names: Iterable[str], criterion: str | Scorer, context: Context
+) -> dict[str, Tensor]:
     """Return one score, zero or more, for each output channel of each layer; without meaning for ``magnitude``.
 
     ``activation``
@@ -36,12 +39,15 @@ def channel_scores(model: nn.Module, names: Iterable[str], criterion: str, conte
     Args:
         model: not changed.
         names: layers of ``model``.
-        criterion: one of the above.
+        criterion: one of the above, or a function, see :data:`~nutlet.methods.pruning.own_scores.Scorer`.
         context: whose calibration examples activations and gradients are taken from, and whose loss.
     """
     layers = {name: model.get_submodule(name) for name in names}
     if criterion == "activation":
         return _sizes_of_outputs(model, layers, context)
+    if criterion not in ("taylor", "second-order"):
+        shapes = {n: (constrained_weight(layer).shape[output_axis(layer)],) for n, layer in layers.items()}
+        return own_scores(criterion, model, layers, shapes, context)
     batches = context.calibration("gradients", SMALL_BATCH)
     if criterion == "second-order":
         squares = weight_gradients(model, layers, batches, context.loss)

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from nutlet.constraints.stack import constrained_weight
 from nutlet.graph.statistics import WITH_ROWS, input_rows, observe, weight_gradients, without_rows
+from nutlet.methods.pruning.own_scores import OwnCriterion, own_scores
 from nutlet.training.context import Context
 
 __all__ = ["Criterion", "saliencies"]
 
-Criterion = Literal["magnitude", "activation", "taylor"]
+Criterion = Literal["magnitude", "activation", "taylor"] | OwnCriterion
 
 SMALL_BATCH = 32
 """Examples to a gradient: their mean square over batches is what tells weights of a converged model apart."""
@@ -22,7 +23,7 @@ SMALL_BATCH = 32
 def saliencies(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    criterion: Criterion,
+    criterion: Criterion | str,
     context: Context,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return how much each weight of each layer matters, and sentences about the layers where that cannot be said.
@@ -39,7 +40,7 @@ def saliencies(
     Args:
         model: not changed.
         layers: layers of ``model`` by name.
-        criterion: one of the above.
+        criterion: one of the above, or a function, see :data:`~nutlet.methods.pruning.own_scores.Scorer`.
         context: whose calibration examples inputs and gradients are taken from, and whose loss.
 
     Returns:
@@ -50,6 +51,9 @@ def saliencies(
         return weights, []
     if criterion == "activation":
         factors = _input_norms(model, layers, context)
+    elif criterion != "taylor":
+        shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+        return own_scores(criterion, model, layers, shapes, context), []
     else:
         gradients = weight_gradients(model, layers, context.calibration("gradients", SMALL_BATCH), context.loss)
         factors = {name: squares.sqrt() for name, (_, squares) in gradients.items() if squares.any()}

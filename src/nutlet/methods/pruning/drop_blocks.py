@@ -14,9 +14,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nutlet.errors import ConfigError, ModelError, NutletError, first_line
+from nutlet.errors import ConfigError, ModelError, NutletError, first_line, nearest
 from nutlet.graph.comparison import run
 from nutlet.graph.modules import Passthrough, replace
+from nutlet.graph.residual import residual_units
 from nutlet.graph.scope import Layer, in_scope
 from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.methods.base import Method, Plan, register
@@ -34,16 +35,23 @@ __all__ = ["DropBlocks", "blocks_in_scope"]
 class DropBlocks(Method):
     """Replace blocks whose output has the shape of their input by the identity, the least missed first.
 
-    A block is a submodule with weighted layers inside it; of blocks within blocks the smallest in scope, or the one
-    that ``include`` names. After each removal what the next one costs is measured anew: the loss on the calibration
+    A block is a submodule with weighted layers inside it. Residual units, with an identity shortcut from input to
+    output, go before all others, and no part of one goes alone; of blocks within blocks the smallest in scope, or the
+    one that ``include`` names. After each removal what the next one costs is measured anew: the loss on the calibration
     examples without the block (greedy, as in Elkerdawy et al. 2020, arXiv:2007.04069, and Men et al. 2024,
     arXiv:2403.03853, who rank once).
 
     Args:
         drop: how many blocks to remove.
+        pattern: name of the blocks, part by part: ``features.*`` is what lies in ``features`` and nothing deeper. What
+            it says is what can go, residual unit or not; without it the rule above chooses.
 
     Raises:
-        ConfigError: ``drop`` is not positive, or larger than the number of blocks that can go.
+        ConfigError: ``drop`` is not positive, or larger than the number of blocks that can go; no block has a name of
+            ``pattern``.
+
+    >>> DropBlocks(drop=2, pattern="layer*.*").to_dict()
+    {'DropBlocks': {'drop': 2, 'pattern': 'layer*.*'}}
     """
 
     separable: ClassVar[tuple[str, ...]] = ("dropped",)
@@ -53,10 +61,12 @@ class DropBlocks(Method):
     sample: ClassVar[Mapping[str, Any]] = {"drop": 1}
 
     drop: Annotated[int, Range(1, noun="a number of blocks")]
+    pattern: str | None = None
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
         """Return the blocks to drop, in the order in which they were chosen."""
-        candidates = blocks_in_scope(model, context.example, self)
+        candidates = blocks_in_scope(model, context.example, self, self.pattern)
+        units = self._first(model, context.example, candidates)
         notes: list[str] = []
         self._check_enough(candidates, notes)
         trial = copy.deepcopy(model)
@@ -72,20 +82,24 @@ class DropBlocks(Method):
 
         with context.progress.task("dropping blocks", total=self.drop) as task:
             for _ in range(self.drop):
-                changes = {name: _without(trial, name) for name in candidates if name not in dropped}
-                losses = sensitivities(
-                    changes, partial(_loss, context=context), context.progress, "one block dropped", failed
-                )
+                losses: dict[str, float] = {}
+                while not losses:  # of units that cannot go, none is left after the first time
+                    left = [name for name in candidates if name not in dropped]
+                    changes = {name: _without(trial, name) for name in [u for u in left if u in units] or left}
+                    losses = sensitivities(
+                        changes, partial(_loss, context=context), context.progress, "one block dropped", failed
+                    )
                 least = min(losses, key=lambda name: losses[name])
                 replace(trial, least, Passthrough())
                 dropped.append(least)
-                notes.append(f"dropped {least}: loss on calibration data without it {losses[least]:.3f}")
+                what = least if least in units or not units else f"{least}, which is no residual unit (all are gone)"
+                notes.append(f"dropped {what}: loss on calibration data without it {losses[least]:.3f}")
                 task.advance()
         return {"dropped": dropped, "notes": notes}
 
     def skip_reasons(self, model: nn.Module, example: Inputs) -> dict[str, str]:
         """Return the layers that are inside no block which can go."""
-        candidates = blocks_in_scope(model, example, self)
+        candidates = blocks_in_scope(model, example, self, self.pattern)
         self._check_enough(candidates, [])
         blocks = tuple(f"{block}." for block in candidates)
         inside = {name: f"{name}.".startswith(blocks) for name in layers_with_values(model)}
@@ -93,17 +107,27 @@ class DropBlocks(Method):
 
     def calibration_passes(self, model: nn.Module, example: Inputs) -> tuple[int, int]:
         """Return the passes of the greedy search; one that cannot go is tried once in vain."""
-        trials = _trials(len(blocks_in_scope(model, example, self)), self.drop)
+        candidates = blocks_in_scope(model, example, self, self.pattern)
+        units = len(self._first(model, example, candidates))
+        trials = _trials(units, min(self.drop, units))
+        trials += _trials(len(candidates) - units, max(0, self.drop - units))
         return trials, trials
 
     def milder(self) -> DropBlocks | None:
         """Return it with one block fewer to drop."""
         return dataclasses.replace(self, drop=self.drop - 1) if self.drop > 1 else None
 
+    def _first(self, model: nn.Module, example: Inputs, candidates: list[str]) -> list[str]:
+        """Return the candidates that go before the others; none where the pattern has chosen."""
+        return [] if self.pattern is not None else residual_units(model, example, candidates)
+
     def _check_enough(self, candidates: list[str], notes: list[str]) -> None:
         if self.drop > len(candidates):
             which = "; ".join([", ".join(candidates), *notes])
-            raise ConfigError(f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {which}")
+            hint = "" if self.pattern is not None else "; parts of residual units go where `pattern` names them"
+            raise ConfigError(
+                f"DropBlocks.drop is {self.drop}, but only {len(candidates)} blocks can go: {which}{hint}"
+            )
 
     def reference(self, model: nn.Module, plan: Plan, example: Inputs) -> nn.Module | None:
         """Return the model with each block in its place, and giving back what it was given."""
@@ -120,12 +144,18 @@ class DropBlocks(Method):
         return model
 
 
-def blocks_in_scope(model: nn.Module, example: Inputs, method: Method) -> list[str]:
+def blocks_in_scope(model: nn.Module, example: Inputs, method: Method, pattern: str | None = None) -> list[str]:
     """Return the names of the blocks that ``method`` may remove.
+
+    Args:
+        model: not changed.
+        example: two inputs.
+        method: its ``include`` and ``exclude`` are applied.
+        pattern: of their names, part by part.
 
     Raises:
         ModelError: the model has no block.
-        ConfigError: see :func:`nutlet.graph.scope.in_scope`.
+        ConfigError: no block has a name of ``pattern``; see :func:`nutlet.graph.scope.in_scope` too.
     """
     blocks = droppable(model, example)
     if not blocks:
@@ -137,7 +167,37 @@ def blocks_in_scope(model: nn.Module, example: Inputs, method: Method) -> list[s
     free = set(in_scope(names, method, names))
     # A block goes with all that is inside it.
     whole = [b for b in in_scope(blocks, method, names) if all(n in free for n in names if n.startswith(b + "."))]
-    return _smallest(whole, method.include)
+    if pattern is not None:
+        return _matching(whole, pattern, type(method).__name__)
+    # No part of a residual unit goes alone: it was trained together with the shortcut around it.
+    units = _smallest(residual_units(model, example, whole), method.include)
+    others = [b for b in whole if not any(b == unit or _within(b, unit) or _within(unit, b) for unit in units)]
+    chosen = {*units, *_smallest(others, method.include)}
+    return [block for block in whole if block in chosen]
+
+
+def _within(inner: str, holder: str) -> bool:
+    return inner.startswith(holder + ".")
+
+
+def _matching(blocks: list[str], pattern: str, owner: str) -> list[str]:
+    """Return the blocks whose names fit ``pattern`` part by part.
+
+    >>> _matching(["a.0", "a.0.conv", "a.1"], "a.*", "DropBlocks")
+    ['a.0', 'a.1']
+    """
+    parts = pattern.split(".")
+    fitting = [
+        block
+        for block in blocks
+        if len(block.split(".")) == len(parts) and all(map(fnmatchcase, block.split("."), parts))
+    ]
+    if not fitting:
+        raise ConfigError(
+            f"{owner}.pattern is {pattern!r}, which fits the name of no block that can go; expected one part for each "
+            f"part of a name; {nearest(pattern, blocks)}"
+        )
+    return fitting
 
 
 def droppable(model: nn.Module, example: Inputs) -> list[str]:

@@ -19,6 +19,7 @@ from nutlet.graph.skip_reasons import EXCLUDED, layers_with_values
 from nutlet.graph.trace import trace
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.channel_scores import ChannelCriterion, channel_scores, relative_to_left
+from nutlet.methods.pruning.own_scores import named
 from nutlet.options import BelowOne, Count, UpToOne
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
@@ -45,7 +46,9 @@ class PruneChannels(Method):
             mean size of what the channel gives, as share; ``taylor`` what the loss changes by to first order (Molchanov
             et al. 2019, arXiv:1906.10771); ``second-order`` to second order, with the diagonal of the Fisher
             information. All but the first look at the calibration examples. The last two chose worse than
-            ``magnitude`` on a ResNet-20 whose training data it knew by heart: measure before use.
+            ``magnitude`` on a ResNet-20 whose training data it knew by heart: measure before use. Or a function
+            ``(model, layers, context)`` of your own, with one score for each output channel of each layer
+            (:data:`~nutlet.methods.pruning.own_scores.Scorer`).
         distribution: ``uniform`` takes the same share of every group of coupled channels; ``global`` ranks the channels
             of all groups together, by score for each multiply-accumulate that goes with them, shares relative to those
             of channels that are no weaker (LAMP: Lee et al. 2021, arXiv:2010.07611). Without it, ``global`` for
@@ -117,7 +120,7 @@ class PruneChannels(Method):
             unscored = [group for group in coupling.groups if not group.made]
             held |= {group.tie for group in unscored}
             notes += [
-                f"{group.root}: `criterion: {self.criterion}` scores dense layers and convolutions alone; left alone"
+                f"{group.root}: criterion {named(self.criterion)} is for dense layers and convolutions; left alone"
                 for group in unscored
             ]
         groups = [group for group in coupling.groups if group.tie not in held]

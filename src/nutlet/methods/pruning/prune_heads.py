@@ -22,6 +22,7 @@ from nutlet.graph.skip_reasons import layers_with_values
 from nutlet.graph.statistics import batch_gradients, channels_first, observe
 from nutlet.methods.base import Method, Plan, register
 from nutlet.methods.pruning.criteria import SMALL_BATCH
+from nutlet.methods.pruning.own_scores import OwnCriterion, own_scores
 from nutlet.options import OpenShare
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
@@ -45,7 +46,8 @@ class PruneHeads(Method):
         criterion: ``taylor`` is the change of the loss, to first order, without the head's output, as mean square over
             small batches (Michel et al. 2019, arXiv:1905.10650, equation 2, take the mean size); ``activation`` the
             mean size of that output; ``magnitude`` the norm of the head's weights. The first two look at the
-            calibration examples.
+            calibration examples. Or a function ``(model, layers, context)`` of your own, with one score for each input
+            of the layers that read the heads (:data:`~nutlet.methods.pruning.own_scores.Scorer`).
         distribution: ``uniform`` takes the same share of every attention, ``global`` ranks the heads of all together
             (sizes relative to the mean of their attention; changes of the loss as they are).
 
@@ -62,7 +64,7 @@ class PruneHeads(Method):
     recoverable: ClassVar[bool] = True
 
     ratio: OpenShare
-    criterion: Literal["magnitude", "activation", "taylor"] = "taylor"
+    criterion: Literal["magnitude", "activation", "taylor"] | OwnCriterion = "taylor"
     distribution: Literal["uniform", "global"] = "uniform"
 
     def plan(self, model: nn.Module, context: Context) -> Plan:
@@ -119,6 +121,13 @@ class PruneHeads(Method):
 
             observe(model, readers, note, context.calibration("outputs of heads"))
             return {name: _relative(score) for name, score in scores.items()}
+        if self.criterion != "taylor":
+            layers = {layer: model.get_submodule(layer) for layer in readers}
+            shapes = {n: (constrained_weight(layer).shape[1 - output_axis(layer)],) for n, layer in layers.items()}
+            for layer, score in own_scores(self.criterion, model, layers, shapes, context).items():
+                own, ours = groups[readers[layer]].read[layer]
+                scores[readers[layer]].index_add_(0, torch.tensor(ours), score[own])
+            return scores
         batches = context.calibration("gradients", SMALL_BATCH)
         for gradients in batch_gradients(model, readers, batches, context.loss):
             for layer, gradient in gradients.items():

@@ -29,7 +29,9 @@ class PruneWeights(Sparsifying):
     Args:
         criterion: ``magnitude`` is the size of a weight; ``activation`` the size times the norm of its input (Wanda,
             Sun et al. 2023, arXiv:2306.11695); ``taylor`` the first-order change of the loss (Molchanov et al. 2019,
-            arXiv:1906.10771). The latter two look at the calibration examples.
+            arXiv:1906.10771). The latter two look at the calibration examples. Or a function ``(model, layers,
+            context)`` of your own, with scores of the shape of each weight
+            (:data:`~nutlet.methods.pruning.own_scores.Scorer`).
 
     Raises:
         ConfigError: ``sparsity`` is outside [0, 1) or contradicts the pattern, or no layer can take the pattern.
