@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from nutlet.formats import Format, register_format
     from nutlet.formats.onnx.export import export_onnx
+    from nutlet.formats.onnx.fixed import fix_batch
     from nutlet.loading import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.methods import (
@@ -110,6 +111,7 @@ _HOMES = {
     ),
     "nutlet.formats": ("Format", "register_format"),
     "nutlet.formats.onnx.export": ("export_onnx",),
+    "nutlet.formats.onnx.fixed": ("fix_batch",),
     "nutlet.compression.history": ("Step",),
     "nutlet.loading": ("load_data", "load_model"),
     "nutlet.measurement": ("Measurement", "measure"),
@@ -231,6 +233,7 @@ __all__ = [
     "compress",
     "diagnose",
     "export_onnx",
+    "fix_batch",
     "flip_and_crop",
     "load_data",
     "load_model",

@@ -30,7 +30,7 @@ from nutlet.cli.common import (
     show_result,
 )
 
-__all__ = ["demo", "measure", "report"]
+__all__ = ["demo", "fix_batch", "measure", "report"]
 
 
 @app.command()
@@ -84,6 +84,23 @@ def report(
     elif not quiet:
         typer.echo(verdict(content))
         typer.echo(f"report: {page}")
+
+
+@app.command()
+@reported
+def fix_batch(
+    file: Annotated[Path, typer.Argument(help="An ONNX file that nutlet exported.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the new file goes.")],
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of a batch.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Write an exported file again for batches of one size, as runtimes on phones want it."""
+    with loading():
+        from nutlet.formats.onnx.fixed import fix_batch as fixed
+
+    path = fixed(file, out, batch)
+    if not quiet:
+        typer.echo(f"file for batches of {batch}: {path} ({path.stat().st_size:,} bytes)")
 
 
 @app.command()
