@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from nutlet.formats import Format, register_format
     from nutlet.formats.onnx.export import export_onnx
     from nutlet.formats.onnx.fixed import fix_batch
+    from nutlet.formats.onnx.metadata import describe, described
     from nutlet.loading import load_data, load_model
     from nutlet.measurement import Measurement, measure
     from nutlet.methods import (
@@ -112,6 +113,7 @@ _HOMES = {
     "nutlet.formats": ("Format", "register_format"),
     "nutlet.formats.onnx.export": ("export_onnx",),
     "nutlet.formats.onnx.fixed": ("fix_batch",),
+    "nutlet.formats.onnx.metadata": ("describe", "described"),
     "nutlet.compression.history": ("Step",),
     "nutlet.loading": ("load_data", "load_model"),
     "nutlet.measurement": ("Measurement", "measure"),
@@ -231,6 +233,8 @@ __all__ = [
     "audit_files",
     "check",
     "compress",
+    "describe",
+    "described",
     "diagnose",
     "export_onnx",
     "fix_batch",

@@ -53,6 +53,7 @@ def measure(
 ) -> None:
     """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
     with loading():
+        from nutlet.formats import format_of
         from nutlet.loading import load_examples
         from nutlet.measurement import measure as take_figures
         from nutlet.progress import Progress
@@ -62,6 +63,8 @@ def measure(
     progress = Progress(quiet=quiet or as_json)
     figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, output=output, progress=progress)
     print_found(figures, as_json=as_json, quiet=quiet)
+    if not (as_json or quiet) and (told := format_of(file).described(file)):
+        typer.echo("the file says of its input: " + ", ".join(f"{name} {json.dumps(value)}" for name, value in told.items()))
 
 
 @app.command()

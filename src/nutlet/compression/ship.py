@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nutlet.compression.compressed import Compressed
@@ -63,6 +64,9 @@ def ship(
     with locked(folder, progress):
         shipped = compressed.export(folder / f"model{suffix}", packed=packed)
         reference = form.export(original, folder / f"original{suffix}", compressed.example, output=data.task.output)
+        if form.describe is not None:
+            for file in (shipped, reference):
+                form.describe(file, **_preparation(data))
         compressed.save(folder / "saved")
         check = parity(compressed.model, shipped, data.calibration)
         figures = measure(shipped, data, reference, seconds=seconds, progress=progress)
@@ -99,6 +103,17 @@ def _report(
         "parity": check.to_dict(),
         "warnings": _warnings(compressed, figures, check, data.classes),
     }
+
+
+def _preparation(data: Data) -> dict[str, Any]:
+    """Return what is known of how inputs are prepared: nothing where users do it themselves."""
+    train = data.train
+    x = getattr(train, "x", None)
+    images = isinstance(x, Tensor) and x.ndim == 4
+    bytes_in = images and x is not None and x.dtype == torch.uint8
+    mean, std = getattr(train, "mean", ()), getattr(train, "std", ())
+    known = {"mean": mean, "std": std, "scale": 1 / 255 if bytes_in else None}
+    return known | {"layout": "NCHW" if images and any(known.values()) else ""}
 
 
 def _shapes(example: Inputs) -> dict[str, Any]:
