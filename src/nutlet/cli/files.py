@@ -64,29 +64,29 @@ def measure(
     figures = take_figures(file, examples, against, batches=sizes, seconds=seconds, output=output, progress=progress)
     print_found(figures, as_json=as_json, quiet=quiet)
     if not (as_json or quiet) and (told := format_of(file).described(file)):
-        typer.echo("the file says of its input: " + ", ".join(f"{name} {json.dumps(value)}" for name, value in told.items()))
+        entries = ", ".join(f"{name} {json.dumps(value)}" for name, value in told.items())
+        typer.echo(f"the file says of its input: {entries}")
 
 
 @app.command()
 @reported
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder with a report.json, as `nutlet compress` writes it.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of `nutlet compress`, `nutlet diagnose` or `nutlet audit`, or its .json.")
+    ],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write report.html anew from a report.json, and print its verdict."""
-    from nutlet.report import load_report, render, verdict
-    from nutlet.storage import write_text
+    """Write the page of a report or an audit anew from its data, and print its verdict."""
+    from nutlet.report import rebuilt
 
-    source = folder / "report.json" if folder.is_dir() else folder
-    content = load_report(source)
-    page = source.with_suffix(".html")
-    write_text(page, render(content))
+    content, sentence, pages = rebuilt(folder)
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     elif not quiet:
-        typer.echo(verdict(content))
-        typer.echo(f"report: {page}")
+        typer.echo(sentence)
+        for page in pages:
+            typer.echo(f"{page.stem}: {page}")
 
 
 @app.command()
