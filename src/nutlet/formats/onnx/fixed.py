@@ -124,7 +124,7 @@ def _integer_biases(graph: Any) -> None:
         if factor.shape not in zeros:
             zeros[factor.shape] = store(np.zeros(factor.shape, np.int32), f"{name}/zero")
         inputs = [store(codes.astype(np.int32), f"{name}/codes"), store(factor, f"{name}/scale"), zeros[factor.shape]]
-        options = {"axis": 0} if factor.ndim else {}
+        options: dict[str, Any] = {"axis": 0} if factor.ndim else {}
         made[index] = onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}/bias"], **options)
         node.input[at] = f"{name}/bias"
     nodes = [part for index, node in enumerate(graph.node) for part in (made.get(index), node) if part is not None]
