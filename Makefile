@@ -41,7 +41,7 @@ docs: .venv/.stamp-docs .cache/home  ## build docs/_build/html, warnings are err
 	$(SCRATCH) $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs: docs/_build/html/index.html"
 
-bench: .venv/.stamp-dev  ## measure the main job anew (needs NUTLET_DATA; hours: one case alone takes more than one on two cores) and rewrite README's figures
+bench: .venv/.stamp-dev  ## measure the main job anew (needs NUTLET_DATA; hours: one case alone takes more than one on two cores) and rewrite the pages
 	$(BIN)/python bench/main_job.py
 	$(BIN)/python bench/tables.py
 

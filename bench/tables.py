@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from heatmap import heatmap
+from scatter import Point, scatter
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -82,6 +83,48 @@ def main_job() -> str:
         notes.append(f"- No result yet, so no figure here: {', '.join(waiting)}")
     found = ["Goals set beforehand that these figures miss:", "", *missed] if missed else ["No goal was missed."]
     return "\n".join([*lines, "", *packed, *found, "", "How they were made:", "", *notes])
+
+
+def headline() -> str:
+    """The jobs in one short table, and what it was measured on."""
+    found = cases()
+    lines = ["| job | accuracy | smaller | faster |", "|---|---|---|---|"]
+    for name, rows in found.items():
+        after = 100 - rows["test_error_pct"]["value"]
+        before = after + rows["accuracy_drop_pp"]["value"]
+        lines.append(
+            f"| {TITLES.get(name, name)} | {before:.2f} → {after:.2f} % | "
+            f"{rows['size_ratio']['value']:.1f}x{' (zstd)' * (name in ZSTD)} | "
+            f"{rows['latency_ratio_b1']['value']:.1f}x |"
+        )
+    places = sorted({where(rows["bytes"]) for rows in found.values()})
+    return "\n".join([*lines, "", f"Measured in ONNX Runtime on {'; '.join(places)}, batch 1."])
+
+
+def size_and_accuracy() -> str:
+    """Every file of ResNet-20 on CIFAR-10: those of the jobs by name, those of one method each as rings."""
+    jobs = cases()
+    int8 = {name: row["value"] for name, row in jobs["resnet20-int8"].items()}
+    small = {name: row["value"] for name, row in jobs["resnet20-small"].items()}
+    original = 100 - int8["test_error_pct"] + int8["accuracy_drop_pp"]
+    points = [Point(1.0, original, "original", "original", "above")]
+    for rows in cases("families").values():
+        if rows["size_ratio"]["value"] > 1:
+            kind = "other" if rows["size_ratio"]["case"].endswith(("-brevitas", "-torch-pruning")) else "ours"
+            points.append(Point(rows["size_ratio"]["value"], rows["accuracy_pct"]["value"], kind))
+    points += [
+        Point(int8["ort_size_ratio"], 100 - int8["ort_test_error_pct"], "other", "ONNX Runtime's own", "left"),
+        Point(int8["size_ratio"], 100 - int8["test_error_pct"], "ours", "Quantize", "above"),
+        Point(
+            small["size_ratio"],
+            100 - small["test_error_pct"],
+            "ours",
+            "blocks dropped, 8 bits",
+            "above",
+        ),
+    ]
+    title = "ResNet-20 on CIFAR-10; rings: one method (green) or another tool (grey) each"
+    return scatter(title, points, 86)
 
 
 def ratio(rows: dict[str, dict[str, Any]], metric: str) -> str:
@@ -416,11 +459,13 @@ def suite() -> str:
     return f"The last `make test-all`: {', '.join(counts)}; {minutes} on two busy cores, {where(row)} each."
 
 
-DRAWINGS = {"docs/order-accuracy.svg": order_accuracy, "docs/order-size.svg": order_size}
+DRAWINGS = {"docs/order-accuracy.svg": order_accuracy, "docs/order-size.svg": order_size,
+            "docs/results.svg": size_and_accuracy}  # fmt: skip
 """Files that are drawn whole."""
 
 TABLES = {
-    "main_job": main_job, "quantizers": quantizers, "extraction": extraction, "membership": membership, "theft": theft,
+    "headline": headline, "main_job": main_job,
+    "quantizers": quantizers, "extraction": extraction, "membership": membership, "theft": theft,
     "families": families, "order": order, "pairs": pairs, "suite": suite,
     "zoo": zoo, "channels_vs_peer": channels_vs_peer,
 }  # fmt: skip

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     )
     from nutlet.formats import Format, register_format
     from nutlet.formats.onnx.export import export_onnx
+    from nutlet.formats.onnx.fixed import fix_batch
+    from nutlet.formats.onnx.metadata import describe, described
     from nutlet.loading import load_data, load_model, split
     from nutlet.measurement import Goal, Measurement, measure
     from nutlet.methods import (
@@ -113,6 +115,8 @@ _HOMES = {
     ),
     "nutlet.formats": ("Format", "register_format"),
     "nutlet.formats.onnx.export": ("export_onnx",),
+    "nutlet.formats.onnx.fixed": ("fix_batch",),
+    "nutlet.formats.onnx.metadata": ("describe", "described"),
     "nutlet.compression.history": ("Step",),
     "nutlet.loading": ("load_data", "load_model", "split"),
     "nutlet.measurement": ("Goal", "Measurement", "measure"),
@@ -237,8 +241,11 @@ __all__ = [
     "check",
     "compare",
     "compress",
+    "describe",
+    "described",
     "diagnose",
     "export_onnx",
+    "fix_batch",
     "flip_and_crop",
     "load_data",
     "load_model",

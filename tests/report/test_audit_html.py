@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nutlet.report import exposure, findings, render, render_audit
+from nutlet.errors import StorageError
+from nutlet.report import exposure, findings, rebuilt, render, render_audit, write_audit, write_report
 from nutlet.report.curves import Copy, Roc, extraction, roc
 from report.audit_example import attack, estimate, full_audit, small_audit
 
@@ -293,3 +294,21 @@ def test_roc_curve_that_starts_above_the_axis_begins_at_the_edge():
 def test_estimates_of_the_example_hold_their_own_mean():
     found = estimate(0.5)
     assert found["low"] < min(found["values"]) <= found["value"] <= max(found["values"]) < found["high"]
+
+
+def test_pages_are_rebuilt_from_their_data(report, tmp_path):
+    write_report(report, tmp_path)
+    write_audit(full_audit(), tmp_path)
+    before = {name: (tmp_path / name).read_text() for name in ("report.html", "audit.html")}
+    for name in before:
+        (tmp_path / name).unlink()
+    content, sentence, pages = rebuilt(tmp_path)
+    assert [page.name for page in pages] == list(before)
+    assert {page.name: page.read_text() for page in pages} == before
+    assert "history" in content
+    assert sentence
+    (tmp_path / "report.json").unlink()
+    content, sentence, pages = rebuilt(tmp_path)
+    assert (sentence, pages) == (full_audit()["sentence"], (tmp_path / "audit.html",))
+    with pytest.raises(StorageError, match=r"report\.json"):
+        rebuilt(tmp_path / "nowhere")

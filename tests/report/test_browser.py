@@ -113,6 +113,17 @@ def test_page_in_chromium(browser, report, tmp_path, scheme, width):
     assert min(counts.values()) >= 4
 
 
+def test_the_finding_is_on_the_screen_of_a_phone(browser, report, tmp_path):
+    write_report(report, tmp_path)
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    ends = page.evaluate("[...document.querySelectorAll('.finding')].map(c => c.getBoundingClientRect().right)")
+    assert len(ends) > 5
+    assert max(ends) <= 390
+    page.close()
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("light", 375), ("dark", 375)])
 def test_audit_in_chromium(browser, tmp_path, scheme, width):
     audit = full_audit()

@@ -39,7 +39,7 @@ from nutlet.cli.common import (
     show_result,
 )
 
-__all__ = ["demo", "measure", "report"]
+__all__ = ["demo", "fix_batch", "measure", "report"]
 
 
 @app.command()
@@ -69,6 +69,7 @@ def measure(
     """Measure a shipped file in its runtime: bytes, accuracy, agreement, latency and memory."""
     with loading():
         from nutlet.data.columns import COLUMNS_FILE, Columns
+        from nutlet.formats import format_of
         from nutlet.loading import load_examples
         from nutlet.measurement import measure as take_figures
         from nutlet.progress import Progress
@@ -100,29 +101,48 @@ def measure(
         progress=progress,
     )
     print_found(figures, as_json=as_json, quiet=quiet)
+    if not (as_json or quiet) and (told := format_of(file).described(file)):
+        entries = ", ".join(f"{name} {json.dumps(value)}" for name, value in told.items())
+        typer.echo(f"the file says of its input: {entries}")
     judged_exit(figures)
 
 
 @app.command()
 @reported
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder with a report.json, as `nutlet compress` writes it.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of `nutlet compress`, `nutlet diagnose` or `nutlet audit`, or its .json.")
+    ],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write report.html anew from a report.json, and print its verdict."""
-    from nutlet.report import load_report, render, verdict
-    from nutlet.storage import write_text
+    """Write the page of a report or an audit anew from its data, and print its verdict."""
+    from nutlet.report import rebuilt
 
-    source = folder / "report.json" if folder.is_dir() else folder
-    content = load_report(source)
-    page = source.with_suffix(".html")
-    write_text(page, render(content))
+    content, sentence, pages = rebuilt(folder)
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     elif not quiet:
-        typer.echo(verdict(content))
-        typer.echo(f"report: {page}")
+        typer.echo(sentence)
+        for page in pages:
+            typer.echo(f"{page.stem}: {page}")
+
+
+@app.command()
+@reported
+def fix_batch(
+    file: Annotated[Path, typer.Argument(help="An ONNX file that nutlet exported.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the new file goes.")],
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of a batch.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Write an exported file again for batches of one size, as runtimes on phones want it."""
+    with loading():
+        from nutlet.formats.onnx.fixed import fix_batch as fixed
+
+    path = fixed(file, out, batch)
+    if not quiet:
+        typer.echo(f"file for batches of {batch}: {path} ({path.stat().st_size:,} bytes)")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nutlet.compression.compressed import Compressed
@@ -17,7 +18,7 @@ from nutlet.compression.sanity import look, warn
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, printable
 from nutlet.findings import Finding, distinct
-from nutlet.formats import DEFAULT, format_named
+from nutlet.formats import DEFAULT, Format, format_named
 from nutlet.locks import locked
 from nutlet.measurement import Estimate, Goal, Measurement, environment, measure, wilson
 from nutlet.measurement.parity import Parity, parity
@@ -69,11 +70,10 @@ def ship(
         ExportError: a model cannot be exported.
         StorageError: ``folder`` cannot be written, or another run is writing there.
     """
-    folder, progress, form = Path(folder), progress or Progress(quiet=True), format_named(target)
-    suffix = form.suffixes[0]
+    folder, progress = Path(folder), progress or Progress(quiet=True)
     with locked(folder, progress):
         shipped, check = export_into(compressed, data, folder, target=target, packed=packed)
-        reference = form.export(original, folder / f"original{suffix}", compressed.example, output=data.task.output)
+        reference = export_original(original, data, folder, compressed.example, target=target)
         figures = measure(shipped, data, reference, seconds=seconds, goal=goal, expect=expect, progress=progress)
         findings = write_figures(compressed, original, data, check, figures, folder, command=command, names=names)
         warn(findings, progress)
@@ -84,8 +84,25 @@ def export_into(
     compressed: Compressed, data: Data, folder: Path, *, target: str = DEFAULT.name, packed: bool = True
 ) -> tuple[Path, Parity]:
     """Write the file of a finished chain; return it, and how far it answers as the module."""
-    shipped = compressed.export(folder / f"model{format_named(target).suffixes[0]}", packed=packed)
+    form = format_named(target)
+    shipped = compressed.export(folder / f"model{form.suffixes[0]}", packed=packed)
+    _describe(form, shipped, data)
     return shipped, parity(compressed.model, shipped, data.calibration)
+
+
+def export_original(
+    original: nn.Module, data: Data, folder: Path, example: Inputs, *, target: str = DEFAULT.name
+) -> Path:
+    """Write the file of the model that a chain started from, to compare with; return it."""
+    form = format_named(target)
+    file = form.export(original, folder / f"original{form.suffixes[0]}", example, output=data.task.output)
+    _describe(form, file, data)
+    return file
+
+
+def _describe(form: Format, file: Path, data: Data) -> None:
+    if form.describe is not None:
+        form.describe(file, **_preparation(data))
 
 
 def write_figures(
@@ -167,6 +184,17 @@ def _report(
         "findings": [asdict(finding) for finding in findings],
         "warnings": _warnings(compressed, figures, check, findings),
     }
+
+
+def _preparation(data: Data) -> dict[str, Any]:
+    """Return what is known of how inputs are prepared: nothing where users do it themselves."""
+    train = data.train
+    x = getattr(train, "x", None)
+    images = isinstance(x, Tensor) and x.ndim == 4
+    bytes_in = images and x is not None and x.dtype == torch.uint8
+    mean, std = getattr(train, "mean", ()), getattr(train, "std", ())
+    known = {"mean": mean, "std": std, "scale": 1 / 255 if bytes_in else None}
+    return known | {"layout": "NCHW" if images and any(known.values()) else ""}
 
 
 def _shapes(example: Inputs) -> dict[str, Any]:

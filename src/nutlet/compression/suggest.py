@@ -17,12 +17,11 @@ from nutlet.compression.compressed import MANIFEST, Compressed
 from nutlet.compression.gate import Admitted, admit
 from nutlet.compression.pipeline import compress, step_folders
 from nutlet.compression.recipe import Recipe, dump_recipe, read_steps
-from nutlet.compression.ship import export_into, refuse_other, write_figures
+from nutlet.compression.ship import export_into, export_original, refuse_other, write_figures
 from nutlet.compression.stock import Propose, in_turn, stock_recipes
 from nutlet.compression.time_estimate import Stopwatch
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError, NutletError, StorageError
-from nutlet.formats import DEFAULT
 from nutlet.locks import locked
 from nutlet.measurement import Goal, Measurement
 from nutlet.measurement.goal import GoalVerdict, goal_sentence, judged
@@ -231,9 +230,7 @@ def suggest(
         if not files:
             why = "; ".join(f"{candidate.name}, {candidate.left_out}" for candidate, *_ in made)
             raise ConfigError(f"no recipe was left to measure ({why}); expected one: give more --minutes, or a recipe")
-        original = DEFAULT.export(
-            model, folder / f"original{DEFAULT.suffixes[0]}", trial.example, output=data.task.output
-        )
+        original = export_original(model, data, folder, trial.example)
         figures = iter(measure_all(files, data, original, seconds=seconds, goal=goal, progress=progress))
         candidates = []
         for candidate, result, shipped, check in made:

@@ -237,6 +237,11 @@ def _tells_nothing(model: nn.Module, example: Inputs) -> str:
     return ""
 
 
+def _says_nothing(path: Path) -> dict[str, Any]:
+    """Return no description."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Format:
     """A file format with its runtime.
@@ -254,6 +259,9 @@ class Format:
         export_problem: returns in seconds what would keep a module (with two inputs) from being exported, or nothing.
         bare: a Python file that imports the runtime and nothing of nutlet, with a function ``open_bare(path)`` that
             returns one that runs a batch, its inputs by name: for the measurement of memory. None: memory is not told.
+        describe: writes into a file how its input is prepared, see :func:`nutlet.describe`; None: it has no place for
+            that.
+        described: reads it.
     """
 
     name: str
@@ -267,6 +275,8 @@ class Format:
     kernels: KernelProfile = KERNELS
     export_problem: Callable[[nn.Module, Inputs], str] = _tells_nothing
     bare: Path | None = None
+    describe: Callable[..., Path] | None = None
+    described: Callable[[Path], dict[str, Any]] = _says_nothing
 
     @property
     def file(self) -> str:

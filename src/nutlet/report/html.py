@@ -11,11 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nutlet.report.audit_view import audit_view, summary
 from nutlet.report.diagnosed import diagnosed
 from nutlet.report.figures import clean, percent
-from nutlet.report.load import check, check_audit, check_diagnosis, load_report
+from nutlet.report.load import check, check_audit, check_diagnosis, load_audit, load_report
+from nutlet.report.verdict import verdict
 from nutlet.report.view import view
 from nutlet.storage import write_json, write_text
 
-__all__ = ["render", "render_audit", "write_audit", "write_diagnosis", "write_report"]
+__all__ = ["rebuilt", "render", "render_audit", "write_audit", "write_diagnosis", "write_report"]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -88,6 +89,34 @@ def write_diagnosis(diagnosis: dict[str, Any], folder: Path) -> None:
     write_json(folder / "diagnosis.json", diagnosis)
     if (folder / "report.json").exists():
         write_report({**load_report(folder / "report.json"), "diagnosis": diagnosis}, folder)
+
+
+def rebuilt(source: Path) -> tuple[dict[str, Any], str, tuple[Path, ...]]:
+    """Write the pages of a folder anew from the data that lie in it.
+
+    Args:
+        source: a folder with ``report.json`` or ``audit.json`` or both, or one of the two files.
+
+    Returns:
+        The data of the report, or of the audit where there is no report; its verdict in a sentence; the pages.
+
+    Raises:
+        StorageError: there is neither, one is not what schema.json describes, or the page cannot be written.
+    """
+    names = ("report.json", "audit.json")
+    found = [source / name for name in names if (source / name).exists()] if source.is_dir() else [source]
+    made: list[tuple[dict[str, Any], str]] = []
+    # Where there is neither, the error of reading names the file that was looked for.
+    for path in found or [source / names[0]]:
+        if path.name == names[1]:
+            content = load_audit(path)
+            page, sentence = render_audit(content), clean(content)["sentence"]
+        else:
+            content = load_report(path)
+            page, sentence = render(content), verdict(content)
+        write_text(path.with_suffix(".html"), page)
+        made.append((content, sentence))
+    return *made[0], tuple(path.with_suffix(".html") for path in found)
 
 
 @functools.cache

@@ -291,7 +291,13 @@ def _parity(parity: dict[str, Any] | None) -> dict[str, str] | None:
     if parity is None:
         return None
     expected = percent(PARITY_EXPECTED)
-    doubt = f"They should agree on {expected} or more: trust the figures of the file, not those of the steps."
+    doubt = (
+        f"They should agree on {expected} or more. Cause: the runtime rounds sums and 8-bit values otherwise than the "
+        "simulation, which shows where answers are nearly tied or a layer amplifies small errors. Harm: the accuracy "
+        "that the steps show is not that of the file; the first table was measured on the file: trust that one. "
+        "Remedy: measure on the processor that you ship to, and leave the layers that diagnose names out of Quantize "
+        "(exclude)."
+    )
     difference = parity.get("max_difference")
     return {
         "examples": exact(parity["examples"]),

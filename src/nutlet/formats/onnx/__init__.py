@@ -6,6 +6,7 @@ from nutlet.formats.base import Format
 from nutlet.formats.onnx.export import export_onnx
 from nutlet.formats.onnx.inference import open_onnx, runtime
 from nutlet.formats.onnx.inspect import inspect_onnx
+from nutlet.formats.onnx.metadata import describe, described
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.formats.onnx.trial import export_problem
 from nutlet.graph.kernels import KERNELS
@@ -34,4 +35,6 @@ ONNX = Format(
     kernels=KERNELS,
     export_problem=export_problem,
     bare=Path(__file__).with_name("ort.py"),
+    describe=describe,
+    described=described,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from nutlet.formats.onnx.flat import flat
 from nutlet.formats.onnx.limited import trust
 from nutlet.formats.onnx.optimize import optimize
 from nutlet.formats.onnx.packing import pack_initializers
-from nutlet.formats.onnx.slim import slim
+from nutlet.formats.onnx.slim import slim, strip
 from nutlet.formats.onnx.trial import explain, silence
 from nutlet.graph.finalize import finalize
 from nutlet.memory import release
@@ -85,7 +85,7 @@ def _content(model: nn.Module, example: Inputs, *, packed: bool) -> bytes:
     slim(proto)
     if packed:
         pack_initializers(proto)
-    _strip(proto)
+    strip(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
@@ -130,46 +130,3 @@ def _trace(model: nn.Module, example: Inputs) -> Any:
                 "batch of any size: take it from x.shape[0], and do not compare it with a number"
             )
     return proto
-
-
-def _strip(proto: Any) -> None:
-    """Remove everything a runtime does not need: it is most of the file's overhead and tells how the model was made."""
-    graph = proto.graph
-    for holder in (proto, graph):
-        holder.doc_string = ""
-        del holder.metadata_props[:]
-    proto.producer_name, proto.producer_version, proto.domain, graph.name = "", "", "", "g"
-    del graph.value_info[:]
-    del proto.functions[:]
-    named = {value.name for value in (*graph.input, *graph.output)}
-    short: dict[str, str] = {"": ""} | {name: name for name in named}
-
-    def rename(name: str) -> str:
-        return short.setdefault(name, _short_name(len(short) - 1 - len(named), named))
-
-    for value in (*graph.input, *graph.output):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    for tensor in graph.initializer:
-        tensor.name = rename(tensor.name)
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
-    for node in graph.node:
-        node.name, node.doc_string = "", ""
-        del node.metadata_props[:]
-        node.input[:] = [rename(name) for name in node.input]
-        node.output[:] = [rename(name) for name in node.output]
-    used = {node.domain for node in graph.node}
-    kept = [opset for opset in proto.opset_import if opset.domain in used or opset.domain == ""]
-    del proto.opset_import[:]
-    proto.opset_import.extend(kept)
-
-
-def _short_name(number: int, kept: Collection[str]) -> str:
-    """Return the shortest name not given before: a, b and so on; with an underscore where an input has it."""
-    letters = ""
-    number += 1
-    while number:
-        number, digit = divmod(number - 1, 26)
-        letters = chr(ord("a") + digit) + letters
-    return letters + "_" if letters in kept else letters

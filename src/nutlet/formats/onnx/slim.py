@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
-__all__ = ["slim"]
+__all__ = ["slim", "strip"]
 
 _ASSUMED = {"strides": 1, "dilations": 1, "pads": 0}
 """Attributes of convolutions and pools whose default, this number along every axis, the ONNX schema gives in prose."""
@@ -80,3 +81,46 @@ def _pad_codes(graph: Any) -> None:
         for reader in graph.node:
             reader.input[:] = [chain[0].output[0] if name == last.output[0] else name for name in reader.input]
         graph.node.remove(last)
+
+
+def strip(proto: Any) -> None:
+    """Remove everything a runtime does not need: it is most of the file's overhead and tells how the model was made."""
+    graph = proto.graph
+    for holder in (proto, graph):
+        holder.doc_string = ""
+        del holder.metadata_props[:]
+    proto.producer_name, proto.producer_version, proto.domain, graph.name = "", "", "", "g"
+    del graph.value_info[:]
+    del proto.functions[:]
+    named = {value.name for value in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""} | {name: name for name in named}
+
+    def rename(name: str) -> str:
+        return short.setdefault(name, _short_name(len(short) - 1 - len(named), named))
+
+    for value in (*graph.input, *graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    for tensor in graph.initializer:
+        tensor.name = rename(tensor.name)
+        tensor.doc_string = ""
+        del tensor.metadata_props[:]
+    for node in graph.node:
+        node.name, node.doc_string = "", ""
+        del node.metadata_props[:]
+        node.input[:] = [rename(name) for name in node.input]
+        node.output[:] = [rename(name) for name in node.output]
+    used = {node.domain for node in graph.node}
+    kept = [opset for opset in proto.opset_import if opset.domain in used or opset.domain == ""]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+
+
+def _short_name(number: int, kept: Collection[str]) -> str:
+    """Return the shortest name not given before: a, b and so on; with an underscore where an input has it."""
+    letters = ""
+    number += 1
+    while number:
+        number, digit = divmod(number - 1, 26)
+        letters = chr(ord("a") + digit) + letters
+    return letters + "_" if letters in kept else letters

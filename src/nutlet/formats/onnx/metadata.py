@@ -1,0 +1,92 @@
+"""What whoever runs a file has to know of its inputs and outputs, in the metadata of the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nutlet.errors import ConfigError
+from nutlet.formats.onnx.content import read_onnx
+from nutlet.formats.onnx.limited import trust
+from nutlet.storage import write_atomic
+
+__all__ = ["describe", "described"]
+
+_LONGEST = 1 << 20
+"""Characters of one entry that are read."""
+
+
+def describe(
+    path: Path | str,
+    *,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    scale: float | None = None,
+    layout: str = "",
+    classes: Sequence[str] = (),
+) -> Path:
+    """Write into an ONNX file how its input is prepared and what its outputs are called, and return its path.
+
+    Runtimes hand the entries on as texts (in Python ``session.get_modelmeta().custom_metadata_map``), each of them
+    JSON. What is not given is not written, and an entry that is there already stays. Anybody who has the file can read
+    them.
+
+    Args:
+        path: of the file; it is written aside and renamed.
+        mean: subtracted per channel, after scaling.
+        std: divides per channel, after that.
+        scale: pixels are multiplied by it first, 1/255 for bytes.
+        layout: order of the axes, ``NCHW``.
+        classes: name of each output of a classifier, in order.
+
+    Raises:
+        StorageError: the file cannot be read or written.
+        ConfigError: mean and std are of different numbers of channels.
+
+    >>> describe("model.onnx", mean=(0.5,), std=(0.25,), layout="NCHW")  # doctest: +SKIP
+    PosixPath('model.onnx')
+    """
+    import onnx
+
+    if mean and std and len(mean) != len(std):
+        raise ConfigError(f"mean has {len(mean)} channels, std {len(std)}; expected as many")
+    told = {"mean": list(mean), "std": list(std), "scale": scale, "layout": layout, "classes": list(classes)}
+    given = {name: value for name, value in told.items() if value}
+    if not given:
+        return Path(path)
+    proto = onnx.load_model_from_string(read_onnx(path))
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    entries |= {name: json.dumps(value) for name, value in given.items()}
+    onnx.helper.set_model_props(proto, entries)
+    content = proto.SerializeToString(deterministic=True)
+    write_atomic(Path(path), lambda aside: aside.write_bytes(content))
+    trust(content)
+    return Path(path)
+
+
+def described(path: Path | str) -> dict[str, Any]:
+    """Return what :func:`describe` wrote into a file; nothing where it says nothing.
+
+    Entries of the same names that mean something else, of other tools, are left out.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    import onnx
+
+    entries = {entry.key: entry.value for entry in onnx.load_model_from_string(read_onnx(path)).metadata_props}
+    kinds: dict[str, tuple[type, ...]] = {"scale": (float, int), "layout": (str,)}
+    kinds |= dict.fromkeys(("mean", "std", "classes"), (list,))
+    found = {}
+    for name in kinds.keys() & entries.keys():
+        try:
+            value = json.loads(entries[name][:_LONGEST])
+        except (ValueError, RecursionError):
+            value = None
+        parts = value if isinstance(value, list) else [value]
+        simple = (str,) if name in ("layout", "classes") else (int, float)
+        if isinstance(value, kinds[name]) and all(type(part) in simple for part in parts):
+            found[name] = value
+    return {name: found[name] for name in ("layout", "scale", "mean", "std", "classes") if name in found}
