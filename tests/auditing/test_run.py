@@ -18,7 +18,8 @@ from nutlet.cli import app
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.jobs import Workers
-from nutlet.report import load_audit
+from nutlet.oracle import Disclosure
+from nutlet.report import load_audit, render_audit
 from nutlet.report.load import check_audit
 
 QUICK = nl.Protocol(queries=(16, 48), seeds=2, effort=0.05, shadow_models=4, attacks=("Knockoff", "BaVarIA"))
@@ -187,3 +188,16 @@ def test_an_endpoint_needs_its_owners_word(tmp_path: Path, monkeypatch: pytest.M
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
     assert "--i-own-this-endpoint" in result.output
+
+
+def test_ways_of_answering_stand_side_by_side(files: tuple[Path, Path, nn.Module, Data]) -> None:
+    file, _, _, data = files
+    shown = tuple(Disclosure.parse(text) for text in ("labels", "rounded-2"))
+    protocol = replace(QUICK, seeds=1, attacks=("Knockoff", "ActiveThief"), compare_answers=shown)
+    result = nl.audit(file, data, protocol=protocol)
+    entries = result.value["answers"]
+    assert [entry["answers"] for entry in entries] == ["labels", "rounded-2"]
+    assert all(entry["attack"] in ("Knockoff", "ActiveThief") for entry in entries)
+    page = render_audit(result.value)
+    assert "by what the file shows" in page
+    assert page.count("rounded-2") >= 1

@@ -31,6 +31,7 @@ class Protocol(Validated):
             default three, and where an original is given up to ten, until it is decided whether copying became harder.
         first_seed: the seeds are this and those after it.
         answers: what the victim shows; by default probabilities, or the outputs of a task that has none.
+        compare_answers: other ways of answering, for each of which the best copy is measured too.
         attacks: names of attacks, names with options as ``"RMIA(models=16)"``, or instances; empty for all but the
             costly ones, ``("all",)`` for all.
         effort: scales the training of clones; below 1 an audit is quicker and overstates safety.
@@ -52,6 +53,7 @@ class Protocol(Validated):
     seeds: Annotated[int, Range(1, 100)] | None = None
     first_seed: Seed = 0
     answers: Disclosure | None = None
+    compare_answers: tuple[Disclosure, ...] = ()
     attacks: tuple[str | Attack, ...] = ()
     effort: Annotated[float, Range(0, 1_000, left_open=True, note="1 is a full audit")] = 1.0
     margin: Annotated[float, Range(0, 1, left_open=True, right_open=True, noun="a share")] = 0.02

@@ -15,6 +15,7 @@ from torch import nn
 from nutlet.attacks import known_attacks
 from nutlet.attacks.base import Attack
 from nutlet.attacks.extraction.surrogate import Surrogate
+from nutlet.auditing.answers import by_answers
 from nutlet.auditing.claims import CLAIMS, FEWEST_SEEDS, decided, sentence
 from nutlet.auditing.extraction import extraction
 from nutlet.auditing.membership import Candidates, candidates_of, privacy, scene_of
@@ -123,6 +124,7 @@ def audit(
     found, members = Section(others), None
     if cloning := [attack for attack in chosen if attack.goal == "clone"]:
         found += extraction(cloning, materials)
+    compared = by_answers(cloning, materials)
     if prying := [attack for attack in chosen if attack.goal == "membership"]:
         assert candidates is not None
         again = _trained(recipe) if retrained is None and recipe else retrained
@@ -145,6 +147,7 @@ def audit(
         "artifacts": [_artifact(artifact) for artifact in artifacts],
         "attacks": found.records,
         "claims": claims,
+        "answers": compared,
         "warnings": [*_warnings(materials), *_faults(found.records), *found.warnings],
     }
     exposed = exposure(value)

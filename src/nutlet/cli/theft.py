@@ -84,6 +84,9 @@ def audit(
             help="What is shown: labels, probabilities, logits, values, top-3, rounded-2; what the task usually shows."
         ),
     ] = None,
+    compare_answers: Annotated[
+        str, typer.Option("--compare-answers", help="Ways of answering side by side, as labels,top-1,rounded-2.")
+    ] = "",
     attacks: Annotated[
         str,
         typer.Option(help="Names, with options: Knockoff,RMIA(models=16); a YAML file; all. See `nutlet attacks`."),
@@ -124,6 +127,7 @@ def audit(
         margin=margin / 100,
         first_seed=seed,
         answers=None if answers is None else Disclosure.parse(answers),
+        compare_answers=tuple(Disclosure.parse(shown) for shown in listed(compare_answers)),
         attacks=read_attacks(attacks),
         effort=effort,
         shadow_models=shadow_models,

@@ -107,6 +107,7 @@ def audit_view(audit: dict[str, Any]) -> dict[str, Any]:
         "claims": _claims(audit),
         "tiles": _tiles(audit),
         "exposed": exposed(audit),
+        "shown": [_shown(audit, shown) for shown in audit.get("answers", ())],
         "tried": [_tried(attack) for attack in audit["attacks"] if attack["reason"] != NOT_ASKED],
         "not_asked": [attack["name"] for attack in audit["attacks"] if attack["reason"] == NOT_ASKED],
         "cost": [(attack["name"], rows) for attack in clones if (rows := _cost(audit, attack))],
@@ -211,6 +212,15 @@ def _cost(audit: dict[str, Any], attack: dict[str, Any]) -> list[Pair]:
         cells = {role: cell(side[level]) for role, side in sides.items() if level in side}
         rows.append(_pair(audit, f"To agree on {level_name(level)}", "", cells))
     return rows
+
+
+def _shown(audit: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """Return what a copy comes to under one way of answering."""
+    budget = max(audit["protocol"]["budgets"], default=0)
+    levels = [
+        (level_name(level), reached(reach, budget)) for level, reach in sorted((shown["queries_to"] or {}).items())
+    ]
+    return {**shown, "agreement": _estimate(shown["agreement"]), "levels": levels}
 
 
 def _money(asked: float, price: dict[str, Any] | None) -> str:
