@@ -126,13 +126,17 @@ def test_options_are_plain(name: str) -> None:
 def test_says_what_is_missing(name: str) -> None:
     case = CASES[name]
     world, shown = case.real(), SHOWN[case.attack.access]
-    assert case.attack.obstacle(world.oracle(shown), world.knowledge) is None
+    knowledge = world.knowledge
+    if case.attack.of_images:
+        assert "are no images" in (case.attack.obstacle(world.oracle(shown), replace(knowledge, shape=(10,))) or "")
+        knowledge = replace(knowledge, shape=(1, 2, 5))
+    assert case.attack.obstacle(world.oracle(shown), knowledge) is None
     for need in case.attack.needs:
-        empty: object = () if isinstance(getattr(world.knowledge, need), tuple) else None
-        bare = replace(world.knowledge, **{need: empty})
+        empty: object = () if isinstance(getattr(knowledge, need), tuple) else None
+        bare = replace(knowledge, **{need: empty})
         assert "needs" in (case.attack.obstacle(world.oracle(shown), bare) or ""), need
     for less in ACCESS[: ACCESS.index(case.attack.access)] if case.attack.access != "file" else ():
-        found = case.attack.obstacle(world.oracle(SHOWN[less]), world.knowledge)
+        found = case.attack.obstacle(world.oracle(SHOWN[less]), knowledge)
         assert found is not None
         assert case.attack.access in found
         assert less in found

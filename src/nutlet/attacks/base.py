@@ -45,6 +45,9 @@ ShadowModels = Callable[[int], tuple[Tensor, Tensor]]
 classifiers logits), and which half each saw, ``(count, N)`` bool; models come in pairs that saw the two halves of one
 draw."""
 
+_IMAGE_DIMS = 3
+"""Channels, height, width."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttackerKnowledge:
@@ -125,6 +128,8 @@ class Attack(Validated):
     """Fields of :class:`AttackerKnowledge` that must not be None or empty."""
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     """Names of the tasks that it is for; :data:`EVERY_TASK` where it goes through the task alone."""
+    of_images: ClassVar[bool] = False
+    """Whether what it brings is to be looked at, so that of other inputs it says nothing."""
     source: ClassVar[str] = ""
     """Paper and year."""
     measure: ClassVar[str] = "found of what was looked for"
@@ -146,6 +151,8 @@ class Attack(Validated):
         """Return why the attack cannot run here, or None where it can."""
         if self.tasks and knowledge.task.name not in self.tasks:
             return f"for {_listed(self.tasks)} only; the victim does {knowledge.task.name}"
+        if self.of_images and len(knowledge.shape) != _IMAGE_DIMS:
+            return f"shows what inputs look like, and inputs of shape {tuple(knowledge.shape)} are no images"
         if self.access != "file" and ACCESS.index(oracle.answers.access) < ACCESS.index(self.access):
             return f"needs {self.access}; the victim shows {oracle.answers}"
         for name in self.needs:

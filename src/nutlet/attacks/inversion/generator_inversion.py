@@ -47,6 +47,7 @@ class GeneratorInversion(Attack):
 
     use_when: ClassVar[str] = "answers only, and inputs of the same kind at hand: what each class looks like"
     goal: ClassVar[Goal] = "inversion"
+    of_images: ClassVar[bool] = True
     access: ClassVar[Access] = "probabilities"
     needs: ClassVar[tuple[str, ...]] = ("transfer",)
     measure: ClassVar[str] = "reconstructed classes that are recognised"

@@ -46,6 +46,7 @@ class MIFace(Attack):
 
     use_when: ClassVar[str] = "the file in his hands, and classes that are people or things worth seeing"
     goal: ClassVar[Goal] = "inversion"
+    of_images: ClassVar[bool] = True
     access: ClassVar[Access] = "file"
     needs: ClassVar[tuple[str, ...]] = ("white_box",)
     measure: ClassVar[str] = "reconstructed classes that are recognised"
