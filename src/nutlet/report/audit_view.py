@@ -137,7 +137,8 @@ def exposed(audit: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _claims(audit: dict[str, Any]) -> list[tuple[str, list[Measure]]]:
     files = names(audit)
-    return [(claim["claim"], [_measure(row, files) for row in claim["rows"]]) for claim in audit["claims"]]
+    first = [(claim["claim"], sorted(claim["rows"], key=lambda row: not row["primary"])) for claim in audit["claims"]]
+    return [(claim, [_measure(row, files) for row in rows]) for claim, rows in first]
 
 
 def _measure(row: dict[str, Any], files: dict[str, str]) -> Measure:
