@@ -298,6 +298,7 @@ steps:
     report = json.loads((job.out / "report.json").read_text())
     jsonschema.validate(report, schema())
     assert report["diagnosis"] == content
+    assert ["sentence" in step for step in report["history"]] == [False, True, True, True]
     page = (job.out / "report.html").read_text()
     assert "Which step and which layer lost it?" in page
     assert invoke("report", job.out).exit_code == 0
