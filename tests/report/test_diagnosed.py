@@ -94,4 +94,5 @@ def test_what_came_back_is_a_table(report, diagnosis):
         {"name": "Distill", "accuracy": 0.875, "lost": 0.0, "won_back": 0.0},
     ]
     text = text_of(render({**report, "diagnosis": {**diagnosis, "accuracies": steps}}))
-    assert "1 PruneChannels 80.00 % 10.0 points 7.5 points 2.5 points" in text
+    assert "PruneChannels step 1, 80.00 % after it 10.0 7.5 2.5" in text
+    assert "What steps lost, in percentage points" in text

@@ -35,6 +35,7 @@ def diagnosed(diagnosis: dict[str, Any], file: str = "report.json") -> dict[str,
     return {
         "file": file,
         "metric": titled(metric),
+        "unit": "percentage points" if metric.unit == "%" else metric.unit,
         "step": f"{diagnosis['step']}, {diagnosis['method']}",
         "steps": _recovery(diagnosis["accuracies"], metric),
         "words": [_marked(sentence) for sentence in diagnosis["words"]],
@@ -62,14 +63,13 @@ def _recovery(steps: list[dict[str, Any]], metric: Metric) -> list[dict[str, Any
     rows = []
     for index, step in enumerate(steps):
         lost, back = step.get("lost", 0.0), step.get("won_back", 0.0)
-        rows.append({
-            "index": index,
-            "name": step["name"],
-            "accuracy": score_text(metric, step["accuracy"]),
-            "lost": metric.amount(lost) if lost else "",
-            "won_back": metric.amount(back) if lost else "",
-            "left": metric.amount(lost - back) if lost else "",
-        })  # fmt: skip
+        if lost:
+            # The unit stands above: on a phone there is no room for it in each cell.
+            told = (metric.amount(amount).split()[0] for amount in (lost, back, lost - back))
+            figures = dict(zip(("lost", "won_back", "left"), told, strict=True))
+            rows.append(
+                {"index": index, "name": step["name"], "accuracy": score_text(metric, step["accuracy"]), **figures}
+            )
     return rows
 
 
