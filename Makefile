@@ -46,7 +46,7 @@ bench: .venv/.stamp-dev  ## measure the main job anew (needs NUTLET_DATA; hours:
 	$(BIN)/python bench/tables.py
 
 clean:  ## remove the environment and everything that was made
-	rm -rf .venv .cache out build dist docs/_build docs/generated .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf .venv .cache out build dist docs/_build .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 
 .cache/home:
 	mkdir -p $@

@@ -1,14 +1,26 @@
-"""Reference pages made from what the code says of itself: commands, methods, public names, the schema of a report."""
+"""Reference pages made from what the code says of itself: commands, methods, public names, the schema of a report.
+
+Usage::
+
+    python docs/generate.py            write the text anew between the markers of the pages
+    python docs/generate.py --check    exit with 1 where a page is out of date
+
+A page holds ``<!-- generated: NAME -->`` and ``<!-- end -->``; NAME is one of the functions in PARTS. The text stands
+in the pages themselves, for GitHub shows no includes.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
+from docstrings import cell, inline, markdown, signature  # it lies beside this file
 
 import nutlet
 from nutlet.attacks import known_attacks
@@ -18,22 +30,27 @@ from nutlet.methods.base import Method
 from nutlet.options import Validated, options_of
 from nutlet.report.load import schema
 
+ROOT = Path(__file__).resolve().parents[1]
+MARKED = re.compile(r"(<!-- generated: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
-def write(folder: Path) -> None:
-    """Write every generated page into ``folder``; pages that did not change keep their time."""
-    folder.mkdir(exist_ok=True)
-    for name, lines in {
-        "methods.md": methods(),
-        "options.md": method_options(),
-        "attacks.md": attacks(),
-        "cli.md": commands(),
-        "api.md": public_names(),
-        "report.md": report_fields(),
-    }.items():
-        text = "\n".join(lines) + "\n"
-        path = folder / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+
+def render(text: str) -> str:
+    """Return a page with what stands between its markers made anew."""
+    # As no docstring looks from outside: no empty line too many, and none at the end of a line.
+    made = {name: re.sub(r"\n{3,}", "\n\n", "\n".join(PARTS[name]())).strip() for _, name, *_ in MARKED.findall(text)}
+    return MARKED.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n\n{found[4]}", text)
+
+
+def pages() -> list[Path]:
+    """Return the pages that hold such a part."""
+    everything = sorted((ROOT / "docs").rglob("*.md"))
+    return [page for page in everything if MARKED.search(page.read_text(encoding="utf-8"))]
+
+
+def stale() -> dict[Path, str]:
+    """Return the pages that are not what the code says, as they should be."""
+    wanted = {page: render(page.read_text(encoding="utf-8")) for page in pages()}
+    return {page: text for page, text in wanted.items() if page.read_text(encoding="utf-8") != text}
 
 
 def ours() -> dict[str, type[Method]]:
@@ -53,7 +70,7 @@ def method_options() -> Iterator[str]:
     """Yield every method with its docstring and its options."""
     for name in ours():
         yield f"## {name}\n"
-        yield f"```{{eval-rst}}\n.. autoclass:: nutlet.{name}\n```\n"
+        yield from markdown(ours()[name].__doc__ or "", without=("Args",))
         yield from options(ours()[name])
 
 
@@ -76,7 +93,7 @@ def meanings(kind: type) -> dict[str, str]:
     for base in reversed(kind.__mro__):
         section = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", inspect.cleandoc(base.__dict__.get("__doc__") or ""), re.M)
         for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.M):
-            found[name] = text.replace("``", "`")
+            found[name] = inline(text)
     return found
 
 
@@ -86,7 +103,7 @@ def attacks() -> Iterator[str]:
         if not kind.__module__.startswith("nutlet."):
             continue
         yield f"## {name}\n"
-        yield f"```{{eval-rst}}\n.. autoclass:: {kind.__module__}.{name}\n   :no-members:\n```\n"
+        yield from markdown(kind.__doc__ or "", without=("Args",))
         needs = ", ".join(f"`{need}`" for need in kind.needs) or "nothing"
         costly = "; only when asked for" if kind.costly else ""
         tasks = ", ".join(kind.tasks).replace("_", " ") or "every one"
@@ -125,17 +142,31 @@ def public_names() -> Iterator[str]:
         if name in left_out:
             continue
         value = getattr(nutlet, name)
-        kind = "autofunction" if inspect.isfunction(value) else "autoclass"
-        if inspect.isclass(value) and issubclass(value, Exception):
-            kind = "autoexception"
+        optional = inspect.isclass(value) and issubclass(value, Validated)
         yield f"## {name}\n"
-        yield "```{eval-rst}"
-        yield f".. {kind}:: nutlet.{name}"
-        if kind == "autoclass":
-            yield "   :members:"
-        yield "```\n"
-        if inspect.isclass(value) and issubclass(value, Validated):
+        if not optional and not (inspect.isclass(value) and issubclass(value, Exception)):
+            yield f"```text\n{signature(name, value)}\n```\n"
+        yield from markdown(value.__doc__ or "", without=("Args",) if optional else ())
+        if optional:
             yield from options(value)
+        if inspect.isclass(value):
+            yield from members(name, value)
+
+
+def members(name: str, kind: type) -> Iterator[str]:
+    """Yield the public methods and properties that a class has of its own, with their docstrings."""
+    for member, value in vars(kind).items():
+        function = getattr(value, "__func__", value)
+        if member.startswith("_") or not getattr(value, "__doc__", None):
+            continue
+        if inspect.isfunction(function):
+            yield f"### {name}.{member}\n"
+            yield f"```text\n{signature(member, function)}\n```\n"
+        elif isinstance(value, (property, functools.cached_property)):
+            yield f"### {name}.{member}\n"
+        else:
+            continue
+        yield from markdown(value.__doc__)
 
 
 def report_fields() -> Iterator[str]:
@@ -172,10 +203,21 @@ def kind_of(rule: dict[str, Any]) -> str:
     return text
 
 
-def cell(text: str) -> str:
-    """Make text fit for a cell of a table."""
-    return " ".join(text.replace("|", "\\|").split())
+PARTS: dict[str, Callable[[], Iterator[str]]] = {
+    "methods": methods,
+    "options": method_options,
+    "attacks": attacks,
+    "cli": commands,
+    "api": public_names,
+    "report": report_fields,
+}
+"""What a marker may name."""
 
 
 if __name__ == "__main__":
-    write(Path(__file__).parent / "generated")
+    old = stale()
+    if "--check" in sys.argv[1:] and old:
+        sys.exit(f"out of date, run python docs/generate.py: {', '.join(str(page.relative_to(ROOT)) for page in old)}")
+    for page, text in old.items():
+        page.write_text(text, encoding="utf-8")
+        print(f"rewrote {page.relative_to(ROOT)}")

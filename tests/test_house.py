@@ -50,8 +50,11 @@ PROGRAMS = {"nutlet.__main__", "nutlet.formats.onnx.attempt", "nutlet.measuremen
 """Modules that are run and not imported: they have no public names."""
 LONG: dict[str, str] = {}
 """Files of more than 400 lines, and why they are not split."""
-PAGES = "\n".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-                  if "generated" not in page.parts)  # fmt: skip
+PAGES = "\n".join(
+    re.sub(r"(?s)<!-- generated: .*?<!-- end -->", "", page.read_text())
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+)
+"""What people wrote; what is made from docstrings names everything anyway."""
 
 
 def module_name(path: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 
@@ -12,7 +14,7 @@ from nutlet.attacks import RMIA
 from nutlet.errors import ConfigError
 from nutlet.methods import base as method
 from nutlet.methods import known_methods, method_from_dict
-from nutlet.methods.base import Method
+from nutlet.methods.base import Method, register, sentence_of
 
 
 @pytest.fixture
@@ -91,3 +93,27 @@ def test_a_misspelt_name_is_told() -> None:
         nl.Quantise  # noqa: B018
     with pytest.raises(AttributeError, match=r"has no attribute 'zzz'$"):
         nl.zzz  # noqa: B018
+
+
+def test_a_method_is_told_in_one_sentence(registry: dict[str, type[Method]]) -> None:
+    @register
+    @dataclass(frozen=True, kw_only=True)
+    class Silent(Method):
+        use_when: ClassVar[str] = "nothing else helps"
+
+    @register
+    @dataclass(frozen=True, kw_only=True)
+    class Told(Method):
+        """Round ``x`` for :class:`~nutlet.Quantize` (twice,
+        Nobody et al. 2020, arXiv:1).
+
+        More.
+        """
+
+    assert sentence_of(Silent) == "nothing else helps"
+    assert sentence_of(Told) == "Round x for Quantize."
+    assert sentence_of(Method).endswith("YAML.")
+    for kind in registry.values():
+        if kind.__module__.startswith("nutlet."):
+            assert sentence_of(kind).endswith("."), kind
+            assert not re.search(r"`|arXiv|\n", sentence_of(kind)), kind

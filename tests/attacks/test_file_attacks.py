@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -17,6 +18,7 @@ from nutlet.attacks.base import Attack, AttackerKnowledge, AttackResult
 from nutlet.attacks.extraction.surrogate import fresh
 from nutlet.errors import StorageError
 from nutlet.formats.onnx.export import export_onnx
+from nutlet.formats.onnx.metadata import describe
 from nutlet.formats.onnx.reader import load_onnx
 from nutlet.oracle import Oracle, source_of
 
@@ -94,6 +96,29 @@ def test_each_item_is_found_where_it_stands(tmp_path: Path, item: str, place: st
     assert text in example(facts, item)
     assert {"doc strings"} & found(facts) == ({"doc strings"} if place == "doc" else set())
     assert "producer" not in found(facts)
+
+
+def test_how_inputs_are_prepared_is_no_leak_but_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(file_world.dense(torch.ones(8, 4), "w").SerializeToString())
+    before = leaks(path)
+    assert "input" not in before
+    classes = ["Dataset", "St.Bernard", *(f"class {k}" for k in range(200))]
+    describe(path, mean=[0.5], std=[0.25], scale=1 / 255, layout="NCHW", classes=classes)
+    told = leaks(path)
+    assert found(told) == found(before) == {"architecture", "weights"}
+    assert "mean [0.5]" in told["input"]
+    assert len(told["input"]) == 5
+    # Under the same names something else, and a path among the classes, are leaks.
+    describe(path, classes=["/data/me/train.py"])
+    model = onnx.load(path)
+    model.metadata_props.add(key="mean", value="loss after 90 epochs")
+    model.metadata_props.add(key="author", value="somebody")
+    path.write_bytes(model.SerializeToString())
+    more = leaks(path)
+    assert example(more, "file paths") == "/data/me/train.py"
+    assert "90 epochs" in example(more, "training traces")
+    assert "class names, stack traces, metadata" in found(more)
 
 
 def test_plain_short_names_give_nothing_away(tmp_path: Path) -> None:

@@ -18,10 +18,13 @@ import tiny
 from job import Job, invoke
 from nutlet.compression.compressed import Compressed
 from nutlet.compression.diagnose import diagnose
+from nutlet.compression.history import Size, Step
 from nutlet.compression.pipeline import compress
+from nutlet.compression.won_back import accounts, recovery
 from nutlet.data.examples import Data
 from nutlet.errors import ConfigError
 from nutlet.graph.diff import activation_errors, bare, changed_places, with_places
+from nutlet.measurement.results import ACCURACY
 from nutlet.methods import (
     Distill,
     DropBlocks,
@@ -148,6 +151,40 @@ def test_no_loss_is_said_and_unknown_steps_are_refused(cnn: tuple[nn.Module, Dat
         diagnose(Compressed(model, result.steps[:1], 0, result.example), model, data)
 
 
+def test_later_training_wins_losses_back() -> None:
+    size = Size(1, 4, 4, 1, 1, ())
+    chain = [
+        ({}, 0.9), ({"PruneChannels": {"ratio": 0.5}}, 0.8), ({"PruneWeights": {"sparsity": 0.5}}, 0.75),
+        ({"FineTune": {}}, 0.82), ({"Quantize": {}}, 0.79), ({"CorrectBias": {}}, 0.8), ({"Distill": {}}, 0.95),
+    ]  # fmt: skip
+    found = accounts([Step(method, {}, accuracy, size, 0.0) for method, accuracy in chain])
+    assert [step.lost for step in found] == pytest.approx([0, 0.1, 0.05, 0, 0.03, 0, 0])
+    # Of the 7 points of FineTune 5 go to the step just before it; what comes without training is nobody's.
+    assert [step.won_back for step in found] == pytest.approx([0, 0.1, 0.05, 0, 0.03, 0, 0])
+    earlier = accounts([Step(method, {}, accuracy, size, 0.0) for method, accuracy in chain[:-1]])
+    assert [step.won_back for step in earlier] == pytest.approx([0, 0.02, 0.05, 0, 0, 0])
+    assert list(recovery(earlier, ACCURACY)) == [
+        "Step 1, PruneChannels, lost 10.0 points; later training won back 2.0 points of it.",
+        "Step 2, PruneWeights, lost 5.0 points; later training won back 5.0 points of it.",
+        "Step 4, Quantize, lost 3.0 points; later training won back nothing of it.",
+    ]
+    untrained = accounts([Step(method, {}, accuracy, size, 0.0) for method, accuracy in chain[:3]])
+    assert list(recovery(untrained, ACCURACY)) == []
+
+
+def test_the_step_whose_loss_stayed_is_looked_into(cnn: tuple[nn.Module, Data]) -> None:
+    model, data = cnn
+    result = compress(model, [GENTLE, FineTune(epochs=1, batch_size=16, lr=0.001), Quantize()], data)
+    told = [0.95, 0.5, 0.94, 0.7]
+    steps = tuple(dataclasses.replace(step, accuracy=a) for step, a in zip(result.steps, told, strict=True))
+    first = dataclasses.replace(steps[0], accuracy=result.steps[0].accuracy)
+    found = diagnose(Compressed(result.model, (first, *steps[1:]), 0, result.example), model, data)
+    assert found.step == 3
+    assert found.to_dict()["accuracies"][1]["won_back"] == pytest.approx(0.44)
+    assert "PruneWeights, lost" in str(found)
+    assert "won back 44.0 points" in str(found)
+
+
 def test_the_folder_of_the_run_saves_the_work(cnn: tuple[nn.Module, Data], tmp_path: Path) -> None:
     model, data = cnn
     chain = [FineTune(epochs=1, batch_size=16), ruin("fc"), Quantize()]
@@ -261,6 +298,7 @@ steps:
     report = json.loads((job.out / "report.json").read_text())
     jsonschema.validate(report, schema())
     assert report["diagnosis"] == content
+    assert ["sentence" in step for step in report["history"]] == [False, True, True, True]
     page = (job.out / "report.html").read_text()
     assert "Which step and which layer lost it?" in page
     assert invoke("report", job.out).exit_code == 0

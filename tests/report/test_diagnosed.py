@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from nutlet.errors import StorageError
-from nutlet.report import load_report, render, write_diagnosis, write_report
+from nutlet.report import load_report, rebuilt, render, write_diagnosis, write_report
 from nutlet.report.diagnosed import DOTS, ROWS, diagnosed
 from nutlet.report.load import check_diagnosis, schema
 
@@ -51,7 +51,7 @@ def test_much_is_cut_and_little_is_enough(report, diagnosis):
 
 def test_it_goes_into_the_report_beside_it(report, diagnosis, tmp_path):
     write_diagnosis(diagnosis, tmp_path / "alone")
-    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["diagnosis.json"]
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == {"diagnosis.json", "diagnosis.html"}
     write_report(report, tmp_path)
     write_diagnosis(diagnosis, tmp_path)
     assert json.loads((tmp_path / "diagnosis.json").read_text()) == diagnosis
@@ -66,3 +66,33 @@ def test_a_wrong_field_is_named(diagnosis, field, value):
     del diagnosis[field]
     with pytest.raises(StorageError, match=f"'{field}' is missing"):
         check_diagnosis(diagnosis)
+
+
+def test_without_a_report_it_has_a_page_of_its_own(report, diagnosis, tmp_path):
+    write_diagnosis(diagnosis, tmp_path)
+    page = tmp_path / "diagnosis.html"
+    text = page.read_text()
+    assert "20 more layers are in diagnosis.json" in text_of(text)
+    assert "report.json" not in text
+    page.unlink()
+    assert rebuilt(tmp_path) == (diagnosis, " ".join(diagnosis["words"]), (page,))
+    assert page.read_text() == text
+    assert rebuilt(tmp_path / "diagnosis.json")[2] == (page,)
+    write_report(report, tmp_path)
+    assert rebuilt(tmp_path)[2] == (tmp_path / "report.html",)
+    (tmp_path / "report.json").unlink()
+    (tmp_path / "diagnosis.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"diagnosis\.json.* is missing"):
+        rebuilt(tmp_path)
+
+
+def test_what_came_back_is_a_table(report, diagnosis):
+    assert "Won back" not in text_of(render({**report, "diagnosis": diagnosis}))
+    steps = [
+        {"name": "original", "accuracy": 0.9, "lost": 0.0, "won_back": 0.0},
+        {"name": "PruneChannels", "accuracy": 0.8, "lost": 0.1, "won_back": 0.075},
+        {"name": "Distill", "accuracy": 0.875, "lost": 0.0, "won_back": 0.0},
+    ]
+    text = text_of(render({**report, "diagnosis": {**diagnosis, "accuracies": steps}}))
+    assert "PruneChannels step 1, 80.00 % after it 10.0 7.5 2.5" in text
+    assert "What steps lost, in percentage points" in text

@@ -173,3 +173,12 @@ def test_original_in_memory_is_said(report):
     text = text_of(render(report))
     assert "a module in memory, not a file" in text
     assert "Size not compared, speed not compared, 0.9 points less accurate" in text
+
+
+def test_each_method_is_told_once_in_a_sentence(report):
+    for step in (*report["history"][1:], report["history"][1]):
+        step["sentence"] = f"What {next(iter(step['method']))} does, <b>told</b>."
+    page = render({**report, "history": [*report["history"], report["history"][1]]})
+    assert page.count("<li><strong>PruneChannels</strong>: What PruneChannels does, &lt;b&gt;told&lt;/b&gt;.</li>") == 1
+    del report["history"][1]["sentence"]  # of an older version
+    assert "What PruneChannels does" not in render(report)

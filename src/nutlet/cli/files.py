@@ -116,7 +116,7 @@ def report(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the page of a report or an audit anew from its data, and print its verdict."""
+    """Write the page of a report, an audit or a diagnosis anew from its data, and print its verdict."""
     from nutlet.report import rebuilt
 
     content, sentence, pages = rebuilt(folder)

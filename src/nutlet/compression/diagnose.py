@@ -18,10 +18,10 @@ from torch import nn
 
 from nutlet.compression.compressed import Compressed
 from nutlet.compression.gate import ready_copy
-from nutlet.compression.history import Step
 from nutlet.compression.order_rules import advise
 from nutlet.compression.pipeline import compress
 from nutlet.compression.teacher import Teacher
+from nutlet.compression.won_back import StepAccuracy, accounts, recovery, trains
 from nutlet.data.examples import Data, Examples
 from nutlet.errors import ConfigError, first_line, nearest
 from nutlet.graph.diff import SiteError, activation_errors, bare, changed_places, with_places
@@ -36,25 +36,12 @@ from nutlet.tasks import Task
 from nutlet.tasks.base import Scores
 from nutlet.tasks.predict import answered, evaluate
 
-__all__ = ["Diagnosis", "LayerLoss", "StepAccuracy", "diagnose"]
+__all__ = ["Diagnosis", "LayerLoss", "diagnose"]
 
 BROKEN, BROKEN_LOSS = -1e6, 1e6
 """Score, where it is no share, and loss of outputs that are no numbers."""
 WATCHED = 32
 """Examples on which results inside the model are compared; they are all held at once."""
-
-
-@dataclass(frozen=True)
-class StepAccuracy:
-    """What the history says of one step.
-
-    Args:
-        name: name of the method, or ``original``.
-        accuracy: top-1 on the validation examples, 0 to 1.
-    """
-
-    name: str
-    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ class Diagnosis(Tabled):
     Args:
         step: number of the step that was looked into; 0 is the original.
         method: its name.
-        accuracies: validation accuracy after every step, from the history.
+        accuracies: validation accuracy after every step, from the history, and what of each loss was won back.
         examples: validation examples that layers were measured on.
         before: accuracy on them before the step, without activation quantizers.
         loss: cross entropy before the step, likewise.
@@ -145,7 +132,7 @@ class Diagnosis(Tabled):
         columns = ("this layer's change alone", self.metric.name, "points", "loss", "change")
         before, after = self.metric.text(self.before, 2), self.metric.text(self.after, 2)
         title = f"Step {self.step}, {self.method}: {before} before, {after} after"
-        return Table(title, columns, rows, (*self.words, *self.notes))
+        return Table(title, columns, rows, (*self.words, *recovery(self.accuracies, self.metric), *self.notes))
 
 
 def diagnose(
@@ -169,7 +156,8 @@ def diagnose(
         compressed: what :func:`nutlet.compress` returned, or the folder it was saved in.
         original: the model it started from.
         data: the data of that run.
-        step: number or name of the step to look into; by default the one that lost most.
+        step: number or name of the step to look into; by default the one of whose loss most is left, after what later
+            training won back.
         examples: validation examples to measure layers on, at most.
         teacher: that of the run, where it had one.
         workdir: that of the run.
@@ -184,7 +172,8 @@ def diagnose(
     original, _ = ready_copy(original, data)
     if not isinstance(compressed, Compressed):
         compressed = Compressed.load(compressed, original)
-    number = _number(compressed.steps, step)
+    history = accounts(compressed.steps)
+    number = _number(history, step)
     if examples < 1:
         raise ConfigError(f"examples is {examples}; expected 1 or more")
     notes: list[str] = []
@@ -214,7 +203,7 @@ def diagnose(
     found = Diagnosis(
         step=number,
         method=compressed.steps[number].name,
-        accuracies=tuple(StepAccuracy(step.name, step.accuracy) for step in compressed.steps),
+        accuracies=history,
         examples=len(measured),
         before=float(scores.mean()),
         loss=loss,
@@ -231,14 +220,14 @@ def diagnose(
     return replace(found, words=tuple(_words(found, compressed, counted, chance)))
 
 
-def _number(steps: tuple[Step, ...], step: int | str | None) -> int:
-    lost = {k: steps[k - 1].accuracy - steps[k].accuracy for k in range(1, len(steps))}
-    named = [k for k in lost if step is None or step in (k, steps[k].name)]
+def _number(steps: tuple[StepAccuracy, ...], step: int | str | None) -> int:
+    named = [k for k in range(1, len(steps)) if step is None or step in (k, steps[k].name)]
     if not named:
-        names = [f"{k} {steps[k].name}" for k in lost]
+        names = [f"{k} {steps[k].name}" for k in range(1, len(steps))]
         hint = nearest(str(step), names) if names else "the chain has no step but the original"
         raise ConfigError(f"there is no step {step!r}; expected the number or the name of one: {hint}")
-    return max(named, key=lambda k: lost[k])
+    # Where all came back, or nothing was lost, the step that moved down most, or up least.
+    return max(named, key=lambda k: (steps[k].left, steps[k].lost, steps[k - 1].accuracy - steps[k].accuracy))
 
 
 def _differ(found: float, then: float, data: Data) -> bool:
@@ -386,8 +375,8 @@ def _words(found: Diagnosis, compressed: Compressed, counted: int, chance: float
         yield f"Or a milder setting: `{_recipe_line(milder)}`."
     elif method.effect == "training":
         yield "Training made it worse: a lower `lr`, or `patience`, which keeps the best epoch."
-    following = compressed.recipe[found.step : found.step + 1]
-    if method.recoverable and not any(type(other).train is not Method.train for other in following):
+    following = compressed.recipe[found.step :]
+    if method.recoverable and not any(trains(other) for other in following):
         yield f"No training follows it: `recover: Distill` wins back what {step.name} loses."
     for advice in advise(compressed.recipe):
         if advice.step == found.step:

@@ -24,7 +24,7 @@ from nutlet.measurement import Estimate, Goal, Measurement, environment, measure
 from nutlet.measurement.parity import Parity, parity
 from nutlet.measurement.results import Metric
 from nutlet.measurement.sanity import above_test
-from nutlet.methods.base import Method
+from nutlet.methods.base import Method, sentence_of
 from nutlet.progress import Progress
 from nutlet.report import load_report, write_report
 from nutlet.report.verdict import PARITY_EXPECTED, SAME_SIZE, SAME_SPEED
@@ -178,12 +178,19 @@ def _report(
         },
         "recipe": [method.to_dict() for method in compressed.recipe],
         "seed": compressed.seed,
-        "history": [step.to_dict() for step in compressed.steps],
+        "history": _history(compressed),
         "measurement": figures.to_dict(),
         "parity": check.to_dict(),
         "findings": [asdict(finding) for finding in findings],
         "warnings": _warnings(compressed, figures, check, findings),
     }
+
+
+def _history(compressed: Compressed) -> list[dict[str, Any]]:
+    """Return the steps, each with what its method does: whoever lays out a report does not know the methods."""
+    first, *others = (step.to_dict() for step in compressed.steps)
+    told = zip(others, compressed.recipe, strict=True)
+    return [first, *({**step, "sentence": sentence_of(type(method))} for step, method in told)]
 
 
 def _preparation(data: Data) -> dict[str, Any]:

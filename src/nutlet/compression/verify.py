@@ -152,7 +152,7 @@ class _Step:
         ):
             return None
         self.calibrated = True
-        self.notes = ["activation quantizers were placed and calibrated anew"]
+        self.notes = ["the ranges of quantized activations were measured anew, for layers have changed"]
         return calibrate(model, now, self.context.calibration("ranges of activations"), grid_of(earlier))
 
     def check_new(self, problems: Collection[str], gone: Collection[str]) -> None:

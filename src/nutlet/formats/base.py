@@ -167,11 +167,12 @@ class Text:
     """A text in a file.
 
     Args:
-        kind: what it stands there for.
+        kind: what it stands there for; ``input`` is what whoever runs the file has to know: how inputs are prepared,
+            what outputs are called.
         text: it, cut where it is long.
     """
 
-    kind: Literal["name", "doc", "metadata", "other"]
+    kind: Literal["name", "doc", "metadata", "input", "other"]
     text: str
 
 

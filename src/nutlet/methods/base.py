@@ -11,6 +11,8 @@ Splitting deciding from doing is what lets a compressed model be rebuilt from JS
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -29,7 +31,7 @@ from nutlet.tasks.forward import carry_adapter
 from nutlet.tasks.inputs import Inputs
 from nutlet.training.context import Context
 
-__all__ = ["REGISTRY", "Method", "Plan", "apply_plan", "register"]
+__all__ = ["REGISTRY", "Method", "Plan", "apply_plan", "register", "sentence_of"]
 
 Plan = dict[str, Any]
 """What a method decided, as plain JSON.
@@ -41,6 +43,10 @@ the state dict of the executed model, written into it after :meth:`Method.apply`
 EFFECTS = ("depth", "width", "rank", "mask", "grid", "shared values", "values", "training", "student")
 """What methods do: remove whole blocks, channels, ranks; mask weights; put values on a grid or share them; change
 values alone, from statistics or by training; replace the model."""
+
+
+_MARKUP = re.compile(r"(?::\w+:)?`+~?(?:\w+\.)*([^`]*?)`+")
+_PAPER = re.compile(r" \([^()]*\b(?:19|20)\d\d\b[^()]*\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,3 +229,18 @@ def apply_plan(
 
 def _part(entry: str | list[str]) -> str:
     return entry if isinstance(entry, str) else entry[-1]
+
+
+def sentence_of(kind: type[Method]) -> str:
+    """Return what a method does in one plain sentence: the first of its docstring, without the paper it is from.
+
+    A class without a docstring of its own is told by ``use_when``.
+
+    >>> sentence_of(Method)
+    'Base of all methods: validated data that round-trips through JSON and YAML.'
+    """
+    own = inspect.cleandoc(kind.__dict__.get("__doc__") or "")
+    if own.startswith(f"{kind.__name__}("):  # which dataclasses write where nobody did
+        own = ""
+    text = own.partition("\n\n")[0] or kind.use_when
+    return _PAPER.sub("", _MARKUP.sub(r"\1", " ".join(text.split())))

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from nutlet.measurement.results import Metric
 from nutlet.report import charts
 from nutlet.report.audit_charts import Chart
 from nutlet.report.charts import Bar
@@ -23,15 +24,20 @@ FARTHEST = 10.0
 """Relative error above which the curve is cut: a scale to a million shows nothing of the way there."""
 
 
-def diagnosed(diagnosis: dict[str, Any]) -> dict[str, Any]:
+def diagnosed(diagnosis: dict[str, Any], file: str = "report.json") -> dict[str, Any]:
     """Return what the section shows.
 
     Args:
         diagnosis: what ``diagnosis`` in schema.json describes.
+        file: name of the file that it stands in as data.
     """
     metric = metric_in(diagnosis, "metric")
     return {
+        "file": file,
+        "metric": titled(metric),
+        "unit": "percentage points" if metric.unit == "%" else metric.unit,
         "step": f"{diagnosis['step']}, {diagnosis['method']}",
+        "steps": _recovery(diagnosis["accuracies"], metric),
         "words": [_marked(sentence) for sentence in diagnosis["words"]],
         "notes": diagnosis["notes"],
         "examples": f"{diagnosis['examples']:,}",
@@ -48,6 +54,23 @@ def diagnosed(diagnosis: dict[str, Any]) -> dict[str, Any]:
         ],
         "hidden": max(len(diagnosis["layers"]) - ROWS, 0),
     }
+
+
+def _recovery(steps: list[dict[str, Any]], metric: Metric) -> list[dict[str, Any]]:
+    """Return what each step lost and won back; nothing where no training won anything back, or nobody counted."""
+    if not any(step.get("won_back") for step in steps):
+        return []
+    rows = []
+    for index, step in enumerate(steps):
+        lost, back = step.get("lost", 0.0), step.get("won_back", 0.0)
+        if lost:
+            # The unit stands above: on a phone there is no room for it in each cell.
+            told = (metric.amount(amount).split()[0] for amount in (lost, back, lost - back))
+            figures = dict(zip(("lost", "won_back", "left"), told, strict=True))
+            rows.append(
+                {"index": index, "name": step["name"], "accuracy": score_text(metric, step["accuracy"]), **figures}
+            )
+    return rows
 
 
 def _marked(sentence: str) -> Markup:

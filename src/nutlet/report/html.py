@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from nutlet.report.audit_view import audit_view, summary
 from nutlet.report.diagnosed import diagnosed
 from nutlet.report.figures import clean, percent
-from nutlet.report.load import check, check_audit, check_diagnosis, load_audit, load_report
+from nutlet.report.load import check, check_audit, check_diagnosis, load_audit, load_diagnosis, load_report
 from nutlet.report.verdict import verdict
 from nutlet.report.view import view
 from nutlet.storage import write_json, write_text
 
-__all__ = ["rebuilt", "render", "render_audit", "write_audit", "write_diagnosis", "write_report"]
+__all__ = ["rebuilt", "render", "render_audit", "render_diagnosis", "write_audit", "write_diagnosis", "write_report"]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -53,6 +53,20 @@ def render_audit(audit: dict[str, Any]) -> str:
     return _environment().get_template("audit.html").render(audit=safe, **audit_view(safe)) + "\n"
 
 
+def render_diagnosis(diagnosis: dict[str, Any]) -> str:
+    """Return a diagnosis as one self-contained HTML page, for where no report lies beside it.
+
+    Args:
+        diagnosis: what ``diagnosis`` in schema.json describes, as plain data.
+
+    Raises:
+        StorageError: the diagnosis lacks a field or a field has the wrong type; the message names it.
+    """
+    check_diagnosis(diagnosis)
+    shown = diagnosed(clean(diagnosis), "diagnosis.json")
+    return _environment().get_template("diagnosis.html").render(diagnosis=shown) + "\n"
+
+
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """Write ``report.json`` and ``report.html`` into ``folder``, each aside and renamed.
 
@@ -79,7 +93,7 @@ def write_audit(audit: dict[str, Any], folder: Path) -> None:
 
 
 def write_diagnosis(diagnosis: dict[str, Any], folder: Path) -> None:
-    """Write ``diagnosis.json`` into ``folder``, and put the diagnosis into a report that lies there.
+    """Write ``diagnosis.json`` into ``folder``, and put the diagnosis into a report that lies there, or on a page.
 
     Raises:
         StorageError: the diagnosis is not what schema.json describes, the folder cannot be written, or ``report.json``
@@ -89,34 +103,46 @@ def write_diagnosis(diagnosis: dict[str, Any], folder: Path) -> None:
     write_json(folder / "diagnosis.json", diagnosis)
     if (folder / "report.json").exists():
         write_report({**load_report(folder / "report.json"), "diagnosis": diagnosis}, folder)
+    else:
+        write_text(folder / "diagnosis.html", render_diagnosis(diagnosis))
 
 
 def rebuilt(source: Path) -> tuple[dict[str, Any], str, tuple[Path, ...]]:
     """Write the pages of a folder anew from the data that lie in it.
 
     Args:
-        source: a folder with ``report.json`` or ``audit.json`` or both, or one of the two files.
+        source: a folder with ``report.json``, ``audit.json`` or ``diagnosis.json``, or one of these files. A diagnosis
+            is a part of the report, and has a page of its own only where there is none.
 
     Returns:
-        The data of the report, or of the audit where there is no report; its verdict in a sentence; the pages.
+        The data of the first of these that is there; its verdict in a sentence; the pages.
 
     Raises:
-        StorageError: there is neither, one is not what schema.json describes, or the page cannot be written.
+        StorageError: there is none, one is not what schema.json describes, or the page cannot be written.
     """
-    names = ("report.json", "audit.json")
-    found = [source / name for name in names if (source / name).exists()] if source.is_dir() else [source]
-    made: list[tuple[dict[str, Any], str]] = []
-    # Where there is neither, the error of reading names the file that was looked for.
-    for path in found or [source / names[0]]:
-        if path.name == names[1]:
-            content = load_audit(path)
-            page, sentence = render_audit(content), clean(content)["sentence"]
-        else:
-            content = load_report(path)
-            page, sentence = render(content), verdict(content)
+    paths = [source]
+    if source.is_dir():
+        there = [source / name for name in ("report.json", "audit.json", "diagnosis.json") if (source / name).exists()]
+        alone = [path for path in there if path.name != "diagnosis.json" or there[0].name != "report.json"]
+        # Where there is none, the error of reading names the file that was looked for.
+        paths = alone or [source / "report.json"]
+    made = [_page(path) for path in paths]
+    for path, (_, page, _) in zip(paths, made, strict=True):
         write_text(path.with_suffix(".html"), page)
-        made.append((content, sentence))
-    return *made[0], tuple(path.with_suffix(".html") for path in found)
+    content, _, sentence = made[0]
+    return content, sentence, tuple(path.with_suffix(".html") for path in paths)
+
+
+def _page(path: Path) -> tuple[dict[str, Any], str, str]:
+    """Return the data in a file, their page, and what it comes to in a sentence."""
+    if path.name == "audit.json":
+        content = load_audit(path)
+        return content, render_audit(content), clean(content)["sentence"]
+    if path.name == "diagnosis.json":
+        content = load_diagnosis(path)
+        return content, render_diagnosis(content), " ".join(clean(content)["words"])
+    content = load_report(path)
+    return content, render(content), verdict(content)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Reading ``report.json`` and ``audit.json`` back: bounded, and checked against the schema before any use."""
+"""Reading reports, audits and diagnoses back from JSON: bounded, and checked against the schema before any use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any, NoReturn
 
 from nutlet.errors import StorageError
 
-__all__ = ["LARGEST", "check", "check_audit", "check_diagnosis", "load_audit", "load_report", "schema"]
+__all__ = [
+    "LARGEST",
+    "check",
+    "check_audit",
+    "check_diagnosis",
+    "load_audit",
+    "load_diagnosis",
+    "load_report",
+    "schema",
+]
 
 LARGEST = 32 * 2**20
 """Bytes above which a file is not read: a report of a thousand layers and ten steps has about 2 MiB."""
@@ -47,6 +56,18 @@ def load_audit(path: Path) -> dict[str, Any]:
     """
     value = _read(path, "audit.json")
     check_audit(value, where=str(path))
+    assert isinstance(value, dict)
+    return value
+
+
+def load_diagnosis(path: Path) -> dict[str, Any]:
+    """Read and check a ``diagnosis.json``.
+
+    Raises:
+        StorageError: the file is missing, empty, too big, not JSON, or not a diagnosis; the message names the field.
+    """
+    value = _read(path, "diagnosis.json")
+    check_diagnosis(value, where=str(path))
     assert isinstance(value, dict)
     return value
 

@@ -69,6 +69,11 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
         "metric": titled(metric_in(report)),
         "unit": metric_in(report).unit,
         "steps": _steps(report["history"], metric_in(report)),
+        "sentences": {
+            next(iter(step["method"])): step["sentence"]
+            for step in report["history"]
+            if step["method"] and step.get("sentence")
+        },
         "accuracy_chart": _accuracy_chart(report["history"], metric_in(report)),
         "size_chart": _size_chart(report["history"]),
         **_layers(report["history"]),

@@ -131,8 +131,8 @@ def test_constraints_go_over_to_the_factors_or_are_dissolved(kind: str, cnn: Mod
     steps = [nl.PruneWeights(sparsity=0.3), nl.Quantize(), nl.Factorize(**options(kind), rank=2)]
     result = nl.compress(cnn[0], steps, cnn[1])
     notes = result.steps[-1].notes
-    assert "mix: Mask dissolved: the factors are free of it" in notes
-    assert "mix: WeightQuantizer fitted anew to the factors" in notes
+    assert "mix: Mask does not hold for the thinner layers" in notes
+    assert "mix: WeightQuantizer holds for the thinner layers, fitted anew" in notes
     stacks = {name: layer for name, layer in constrained_layers(result.model.model) if name.startswith("mix.")}
     assert len(stacks) == len(result.model.model.mix)
     for layer in stacks.values():

@@ -42,7 +42,8 @@ class FileLeaks(Attack):
 
     The facts hold ``items``, one per entry of the list with ``found`` and an example, and what the
     stored weights come to: ``parameters``, ``bits_per_parameter``, the share of ``zeros``, and ``bytes_zstd`` of the
-    whole file. Of packed weights it is what they unpack to.
+    whole file. Of packed weights it is what they unpack to. What the file says on purpose, how inputs are prepared and
+    what classes are called, is no leak: it is told apart, as ``input``, where there is any.
     """
 
     use_when: ClassVar[str] = "the first thing anybody does who has the file: look into it"
@@ -72,6 +73,8 @@ class FileLeaks(Attack):
             "zeros": sum(int((t.values == t.zero).sum()) for t in contents.tensors) / max(1, parameters),
             "bytes_zstd": packed_size(form.read(knowledge.file)),
         }
+        if told := [_short(text.text) for text in contents.texts if text.kind == "input"]:
+            facts["input"] = told
         found = sum(item["found"] for item in items) / len(items)
         yield AttackResult(queries=oracle.queries, share=found, facts=facts)
 
@@ -82,7 +85,8 @@ def _items(contents: Contents, parameters: int) -> list[dict[str, Any]]:
     def of(kind: str) -> list[str]:
         return [text.text for text in contents.texts if text.kind == kind]
 
-    everything = [text.text for text in contents.texts]
+    # Classes may be called anything, Dataset or St.Bernard too; a path of a file is one wherever it stands.
+    everything = [text.text for text in contents.texts if text.kind != "input"]
     layers = contents.operators
     found: dict[str, list[str]] = {
         "architecture": [f"{len(layers)} layers: {', '.join(layers[:8])}"] if layers else [],
@@ -91,7 +95,7 @@ def _items(contents: Contents, parameters: int) -> list[dict[str, Any]]:
         "class names, stack traces, metadata": of("metadata")
         or [text for text in everything if _CLASS_OR_TRACE.search(text)],
         "doc strings": of("doc"),
-        "file paths": [match[0] for text in everything if (match := _FILE_PATH.search(text))],
+        "file paths": [match[0] for text in contents.texts if (match := _FILE_PATH.search(text.text))],
         "producer": [contents.producer] if contents.producer else [],
         "training traces": [*contents.training, *(text for text in everything if _TRAINING.search(text))],
     }

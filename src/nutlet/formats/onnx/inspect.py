@@ -11,6 +11,7 @@ import numpy as np
 
 from nutlet.formats.base import Contents, StoredTensor, Text
 from nutlet.formats.onnx.content import read_onnx
+from nutlet.formats.onnx.metadata import meant
 from nutlet.formats.onnx.packing import load_unpacked
 
 if TYPE_CHECKING:
@@ -46,8 +47,18 @@ def inspect_onnx(path: Path | str) -> Contents:
         if node.op_type == "Constant" and node.output and attribute.name == "value"
     }
     training = len(model.training_info)
+    told, other = {}, []
+    for entry in model.metadata_props:
+        if entry.key not in told and meant(entry.key, entry.value) is not None:
+            told[entry.key] = entry.value[:_LONGEST_TEXT]
+        else:
+            other.append(entry)
+    inputs = [Text("input", f"{name} {value}") for name, value in told.items()]
+    del model.metadata_props[:]
+    model.metadata_props.extend(other)
+    texts = [Text(_kind(place), text) for place, text in islice(_texts(model, ""), _MOST_TEXTS - len(inputs))]
     return Contents(
-        texts=tuple(Text(_kind(place), text) for place, text in islice(_texts(model, ""), _MOST_TEXTS)),
+        texts=(*inputs, *texts),
         tensors=tuple(_trained(list(model.graph.node), stored)),
         operators=tuple(_operators(list(model.graph.node), stored)),
         producer=f"{model.producer_name} {model.producer_version}".strip(),

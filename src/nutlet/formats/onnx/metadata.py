@@ -12,10 +12,19 @@ from nutlet.formats.onnx.content import read_onnx
 from nutlet.formats.onnx.limited import trust
 from nutlet.storage import write_atomic
 
-__all__ = ["describe", "described"]
+__all__ = ["describe", "described", "meant"]
 
 _LONGEST = 1 << 20
 """Characters of one entry that are read."""
+_NUMBERS = (int, float)
+_KINDS: dict[str, tuple[type | tuple[type, ...], tuple[type, ...]]] = {
+    "layout": (str, (str,)),
+    "scale": (_NUMBERS, _NUMBERS),
+    "mean": (list, _NUMBERS),
+    "std": (list, _NUMBERS),
+    "classes": (list, (str,)),
+}
+"""What each entry is, and of what its parts are."""
 
 
 def describe(
@@ -77,16 +86,21 @@ def described(path: Path | str) -> dict[str, Any]:
     import onnx
 
     entries = {entry.key: entry.value for entry in onnx.load_model_from_string(read_onnx(path)).metadata_props}
-    kinds: dict[str, tuple[type, ...]] = {"scale": (float, int), "layout": (str,)}
-    kinds |= dict.fromkeys(("mean", "std", "classes"), (list,))
-    found = {}
-    for name in kinds.keys() & entries.keys():
-        try:
-            value = json.loads(entries[name][:_LONGEST])
-        except (ValueError, RecursionError):
-            value = None
-        parts = value if isinstance(value, list) else [value]
-        simple = (str,) if name in ("layout", "classes") else (int, float)
-        if isinstance(value, kinds[name]) and all(type(part) in simple for part in parts):
-            found[name] = value
-    return {name: found[name] for name in ("layout", "scale", "mean", "std", "classes") if name in found}
+    return {name: value for name in _KINDS if (value := meant(name, entries.get(name, ""))) is not None}
+
+
+def meant(name: str, text: str) -> Any:
+    """Return what an entry of a file says of inputs or outputs; None where it is none that :func:`describe` writes.
+
+    >>> meant("mean", "[0.5, 0.5]"), meant("mean", "of what?"), meant("author", "[0.5]")
+    ([0.5, 0.5], None, None)
+    """
+    if name not in _KINDS:
+        return None
+    kind, parts = _KINDS[name]
+    try:
+        value = json.loads(text[:_LONGEST])
+    except (ValueError, RecursionError):
+        return None
+    inner = value if isinstance(value, list) else [value]
+    return value if isinstance(value, kind) and all(type(part) in parts for part in inner) else None

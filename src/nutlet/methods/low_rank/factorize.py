@@ -141,7 +141,9 @@ class Factorize(Method):
             for constraint in constraints(layer):
                 kinds = [{type(c) for c in constraints(factor)} for factor in factors]
                 follows = all(type(constraint) in found for found in kinds)
-                what = "fitted anew to the factors" if follows else "dissolved: the factors are free of it"
+                what = (
+                    "holds for the thinner layers, fitted anew" if follows else "does not hold for the thinner layers"
+                )
                 notes.append(f"{name}: {type(constraint).__name__} {what}")
         if not chosen:
             notes.append("nothing factorized: no layer in scope would have become smaller")

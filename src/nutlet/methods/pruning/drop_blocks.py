@@ -33,7 +33,7 @@ __all__ = ["DropBlocks", "blocks_in_scope"]
 @register
 @dataclass(frozen=True, kw_only=True)
 class DropBlocks(Method):
-    """Replace blocks whose output has the shape of their input by the identity, the least missed first.
+    """Take out blocks that can be skipped, for their output has the shape of their input, the least missed first.
 
     A block is a submodule with weighted layers inside it. Residual units, with an identity shortcut from input to
     output, go before all others, and no part of one goes alone; of blocks within blocks the smallest in scope, or the

@@ -10,7 +10,7 @@ from nutlet.constraints.stack import Mask, constrain, constrained_weight, constr
 
 __all__ = ["DENSE", "mask_values", "put_masks"]
 
-DENSE = "a mask over dense zeros: the exported file is no smaller, after zstd it is, and so is the saved model"
+DENSE = "zeros are stored like other weights: only after zstd, and as a saved model, the file is smaller"
 """What the history says of every mask."""
 
 

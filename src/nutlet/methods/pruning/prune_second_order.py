@@ -87,7 +87,7 @@ class PruneSecondOrder(Sparsifying):
             for name, factor in factors.items():
                 mask = _prune(trial, name, factor, self.positions, kept[name])
                 if _grids(layers[name]):
-                    notes.append(f"{name}: its weights stay on the grid that they were on")
+                    notes.append(f"{name}: its weights keep to the values that quantization allows")
                 elif _work(mask) > MOST_WORK:
                     notes.append(f"{name}: too large to solve for the weights that stay, made up for by columns alone")
                 else:

@@ -159,7 +159,9 @@ class Quantize(OnIntegers):
         if self._tolerance is not None:
             plan = keep_sensitive_in_float(model, plan, context, self._tolerance, activations)
         if plan["fold"]:
-            notes.append("batch norms are folded: train at a learning rate below 1e-3 from here, or set fold: false")
+            notes.append(
+                "batch norms are part of layers now: train at a learning rate below 1e-3 from here, or set fold: false"
+            )
         return {**plan, "notes": notes + plan["notes"]}
 
     def _check_groups(self, layers: Mapping[str, nn.Module]) -> None:
