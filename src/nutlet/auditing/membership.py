@@ -284,6 +284,7 @@ def _members(m: Materials, candidates: Candidates, models: int | None, retrained
     return {
         "members": int(members.sum()),
         "non_members": int((~members).sum()),
+        "split_by_us": isinstance(m.data, Data) and m.data.test is None,
         "smallest_fpr": min(claimable, default=None),
         "training_data_used_again": retrained,
         "shadow_models": models,

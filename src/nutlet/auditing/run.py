@@ -264,10 +264,6 @@ def _artifact(artifact: Artifact) -> dict[str, Any]:
 def _warnings(m: Materials) -> list[str]:
     """Say what a reader should not have to find out alone."""
     warnings = []
-    if m.transfer.removed:
-        warnings.append(
-            f"{m.transfer.removed} inputs of the transfer set were in the evaluation set and were left out."
-        )
     if m.transfer.name == "training inputs":
         warnings.append(
             "The thief asks with the victim's own training inputs, the best that he could hold. With other inputs he "
@@ -275,6 +271,11 @@ def _warnings(m: Materials) -> list[str]:
         )
     if len(m.protocol.seed_numbers) < FEWEST_SEEDS:
         warnings.append(f"Fewer than {FEWEST_SEEDS} seeds: how far clones differ from each other is hardly known.")
+    if isinstance(m.data, Data) and m.data.test is None:
+        warnings.append(
+            "Nobody said which examples the model was trained on: members and others were taken from the data given. "
+            "Name examples that it never saw (--test) for a verdict on members."
+        )
     if m.protocol.effort < 1:
         warnings.append(
             f"Effort {m.protocol.effort:g}: clones were trained shorter than in a full audit, safety is overstated."
@@ -285,4 +286,8 @@ def _warnings(m: Materials) -> list[str]:
         )
     if m.file.path is None:
         warnings.append("The victim was no file: what a shipped file gives away was not measured.")
+    if m.transfer.removed:
+        warnings.append(
+            f"{m.transfer.removed} inputs of the transfer set were in the evaluation set and were left out."
+        )
     return warnings

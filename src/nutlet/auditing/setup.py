@@ -22,7 +22,9 @@ from nutlet.jobs import Workers
 from nutlet.measurement import Estimate
 from nutlet.measurement.scores import mean_score
 from nutlet.oracle import (
+    CachedSource,
     Disclosure,
+    Endpoint,
     FileSource,
     Ledger,
     Oracle,
@@ -120,7 +122,10 @@ def open_artifact(
     metric = _metric(outputs, evaluation)
     if not isinstance(source, FileSource):
         name = {"before": "original", "after": "victim"}[role]
-        return Artifact(name, role, oracle, None, None, None, outputs, metric)
+        asked = source.source if isinstance(source, CachedSource) else source
+        return Artifact(
+            asked.where if isinstance(asked, Endpoint) else name, role, oracle, None, None, None, outputs, metric
+        )
     content = source.content
     sha256 = hashlib.sha256(content).hexdigest()
     size, output = len(content), source.output

@@ -108,7 +108,10 @@ def audit_view(audit: dict[str, Any]) -> dict[str, Any]:
         "tiles": _tiles(audit),
         "exposed": exposed(audit),
         "shown": [_shown(audit, shown) for shown in audit.get("answers", ())],
-        "tried": [_tried(attack) for attack in audit["attacks"] if attack["reason"] != NOT_ASKED],
+        "tried": sorted(
+            (_tried(attack) for attack in audit["attacks"] if attack["reason"] != NOT_ASKED),
+            key=lambda entry: not entry["ran"],
+        ),
         "not_asked": [attack["name"] for attack in audit["attacks"] if attack["reason"] == NOT_ASKED],
         "cost": [(attack["name"], rows) for attack in clones if (rows := _cost(audit, attack))],
         "extraction_charts": [extraction_chart(audit, a, i) for i, a in enumerate(clones, 1)],
@@ -167,7 +170,7 @@ def _difference(row: dict[str, Any]) -> Cell:
 def _tiles(audit: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return what the page is about, in a few words each: the claims, or of a file alone what it is exposed to."""
     if "before" not in names(audit):
-        return [(f"exposed to {entry['question']}", entry["grade"], entry["answer"]) for entry in exposed(audit)]
+        return [(f"risk of {entry['question']}", entry["grade"], entry["answer"]) for entry in exposed(audit)]
     return [(claim["claim"], *_deciding(claim)) for claim in audit["claims"] if claim["rows"]]
 
 
@@ -340,7 +343,10 @@ def _short(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _short(item) for key, item in value.items()}
     if isinstance(value, list):
-        shown = [" ".join(f"{k} {v}" for k, v in flat({"": item}).items()).strip() for item in value[:ENTRIES_SHOWN]]
+        shown = [
+            " ".join(f"{k} {v}" for k, v in flat(item if isinstance(item, dict) else {"": item}).items()).strip()
+            for item in value[:ENTRIES_SHOWN]
+        ]
         return shown if len(value) <= ENTRIES_SHOWN else [*shown, f"and {len(value) - ENTRIES_SHOWN} more"]
     return value
 

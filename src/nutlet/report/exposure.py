@@ -10,7 +10,7 @@ from nutlet.report.figures import exact, interval, percent, rate
 
 __all__ = ["exposure", "level_name", "reached", "summed_up"]
 
-Grade = Literal["high", "medium", "low"]
+Grade = Literal["high", "medium", "low", "cannot tell"]
 CHEAP = 1_000
 """Answers that nobody notices: a copy that takes no more is for the asking."""
 
@@ -35,17 +35,22 @@ def exposure(audit: dict[str, Any]) -> list[dict[str, Any]]:
 def summed_up(exposed: list[dict[str, Any]], name: str) -> str:
     """Return the verdict of a file that was audited alone, in one sentence.
 
-    >>> summed_up([{"question": "copying it by asking", "grade": "high", "answer": "a few answers do"}], "model.onnx")
-    'Model.onnx is highly exposed to copying it by asking: a few answers do.'
+    >>> summed_up([{"question": "copying by asking", "grade": "high", "answer": "a few answers do"}], "model.onnx")
+    'High risk of copying by asking: a few answers do (model.onnx).'
     """
     if not exposed:
         return "Nothing was measured."
     parts = []
-    for grade, words in (("high", "highly"), ("medium", "somewhat"), ("low", "hardly")):
-        asked = [entry for entry in exposed if entry["grade"] == grade]
+    for grade in ("high", "medium", "low", "cannot tell"):
+        asked = [entry["question"] for entry in exposed if entry["grade"] == grade]
         if asked:
-            parts.append(f"{words} exposed to {' and to '.join(entry['question'] for entry in asked)}")
-    text = f"{name} is {', '.join(parts)}: {exposed[0]['answer']}."
+            risk = f"{grade} risk of" if grade != "cannot tell" else "no verdict on"
+            parts.append(f"{risk} {', '.join(asked)}")
+    text = (
+        f"{'; '.join(parts)}: {exposed[0]['answer']} ({name})."
+        if len(parts) == 1
+        else (f"{'; '.join(parts)}. {exposed[0]['answer'][:1].upper()}{exposed[0]['answer'][1:]} ({name}).")
+    )
     return text[0].upper() + text[1:]
 
 
@@ -65,7 +70,7 @@ def reached(reach: dict[str, Any] | None, largest: int) -> str:
     assert value is not None
     if value == low == high:
         return exact(value)
-    below = "less" if low is None else exact(low)
+    below = "fewer" if low is None else exact(low)
     return f"{exact(value)} ({below} to {f'more than {exact(largest)}' if high is None else exact(high)})"
 
 
@@ -81,6 +86,13 @@ def level_name(text: str) -> str:
         return text
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("inf")
+
+
 def _two_digits(value: float) -> int:
     return round(float(f"{value:.1e}"))
 
@@ -92,7 +104,11 @@ def _copying(audit: dict[str, Any]) -> tuple[Grade, str] | None:
     victim = victims(audit, attack)["after"]
     largest, price = max(audit["protocol"]["budgets"], default=0), audit["protocol"]["price"]
     parts = []
+    free = ((last(victim) or {}).get("baseline_agreement") or {}).get("value", 0.0)
     for level, reach in sorted((victim.get("queries_to") or {}).items()):
+        if _number(level) <= free:
+            parts.append(f"a copy that agrees on {level_name(level)} takes no answer at all, only inputs and labels")
+            continue
         money = ""
         if reach is not None and price is not None:
             spent = price["per_query"] * reach["value"]
@@ -123,6 +139,8 @@ def _members(audit: dict[str, Any]) -> tuple[Grade, str] | None:
     auc = victims(audit, attack)["after"].get("auc") if attack else None
     if attack is None or not auc:
         return None
+    if (audit["protocol"]["members"] or {}).get("split_by_us"):
+        return "cannot tell", "nobody said which examples the model was trained on: name others with --test"
     surely = auc["value"] if auc["low"] is None else auc["low"]
     grade: Grade = "high" if surely > 0.6 else "medium" if surely > 0.5 else "low"
     ends = "" if auc["low"] is None else f" ({auc['low']:.3f} to {auc['high']:.3f})"
@@ -138,6 +156,14 @@ def _reading(audit: dict[str, Any]) -> tuple[Grade, str] | None:
     if not shares:
         return None
     value, name = max(shares)
+    items = {
+        item["item"]: item["found"]
+        for attack in ran(audit, "file")
+        for item in (victims(audit, attack)["after"].get("facts") or {}).get("items") or []
+        if isinstance(item, dict) and {"item", "found"} <= set(item)
+    }
+    if items.get("weights") and items.get("architecture"):
+        return "high", f"layers and weights lie open, so whoever has the file has the model ({name})"
     grade: Grade = "high" if value >= 0.5 else "medium" if value > 0.1 else "low"
     return grade, f"of what a file may give away, {percent(value)} can be read in this one ({name})"
 
@@ -162,23 +188,27 @@ def _share(estimate: dict[str, Any]) -> str:
 
 _QUESTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], tuple[Grade, str] | None]], ...] = (
     (
-        "copying it by asking",
+        "copying by asking",
         f"high: {CHEAP:,} answers or fewer buy a copy that agrees on 90 %; low: the largest budget does not",
         _copying,
     ),
     (
-        "being matched without asking",
+        "copying without asking",
         "high: a thief who never asks agrees on 90 %; low: on less than 70 %",
         _without_asking,
     ),
     (
-        "telling who was in its training data",
-        "high: the interval of the AUC lies above 0.6; low: it holds 0.5, which is guessing",
+        "telling who was in the training data",
+        "high: the interval of the AUC (0.5 is guessing) lies above 0.6; low: it holds 0.5",
         _members,
     ),
-    ("being read", "high: half of a fixed list can be read in the file; low: a tenth or less", _reading),
     (
-        "use as a start for another task",
+        "reading the file",
+        "high: layers and weights lie open, or half of a fixed list can be read in the file; low: a tenth or less",
+        _reading,
+    ),
+    (
+        "reuse for another task",
         "high: 10 points better than from nothing; low: less than 3 points",
         _start,
     ),
