@@ -32,6 +32,17 @@ def test_worse_in_everything_is_said_plainly():
     )
 
 
+def test_speed_goes_by_the_rounds_in_which_both_were_timed():
+    def rounds(low, high):
+        return [{"batch": batch, "threads": 1, "ratio": 0.9, "low": low, "high": high} for batch in (1, 32)]
+
+    # The medians say 2.0x slower: taken one after the other, on a busy machine.
+    assert "1.1x slower at batch 1" in say(file(), file(200, ms=2.0), speedups=rounds(0.85, 0.95))
+    unclear = say(file(), file(200, ms=2.0), speedups=rounds(0.5, 1.4))
+    assert "no faster at batch 1" in unclear
+    assert "slower" not in unclear
+
+
 def test_an_interval_that_holds_zero_shows_no_loss():
     assert "no measurable loss of accuracy (-0.4 points, 95 % interval -1.6 to +0.8)" in say(
         file(), file(accuracy=0.896)

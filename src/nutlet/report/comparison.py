@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,7 @@ def _row(name: str, report: dict[str, Any]) -> dict[str, Any]:
         "model": report["model"]["name"],
         "data": report["data"]["name"],
         "recipe": _steps(report),
+        "options": json.dumps(report["recipe"]),
         "seed": report["seed"],
         "cpu": report["environment"].get("cpu"),
         **row_of(report["measurement"] or {}),

@@ -159,17 +159,28 @@ def _size(before: int | None, after: int | None) -> str:
     return "no smaller" if words == "no change" else words
 
 
-def _ratio(pair: tuple[dict[str, Any] | None, dict[str, Any] | None]) -> str | None:
-    """Return the change of the median, or None where it cannot be told."""
+def _ratio(measurement: dict[str, Any], pair: tuple[dict[str, Any] | None, dict[str, Any] | None]) -> str | None:
+    """Return the change of the time of a call, or None where it cannot be told.
+
+    It goes by the rounds in which both files were timed in turn, where there are any: on a busy machine medians taken
+    one after the other mislead.
+    """
     before, after = (row.get("median_ms") if row else None for row in pair)
-    if not before or not after:
+    if not before or not after or pair[1] is None:
         return None
+    setting = pair[1]["batch"], pair[1]["threads"]
+    for paired in measurement.get("speedups") or ():
+        if (paired["batch"], paired["threads"]) == setting and paired.get("ratio"):
+            low, high = paired.get("low"), paired.get("high")
+            if low is not None and high is not None and low < 1 < high:
+                return "no change"
+            before, after = paired["ratio"], 1.0
     return change(before, after, "faster", "slower", same=SAME_SPEED)
 
 
 def _speed(measurement: dict[str, Any]) -> str:
     for pair in paired_latency(measurement):
-        words = _ratio(pair)
+        words = _ratio(measurement, pair)
         if words is not None and pair[0] is not None:
             return f"{'no faster' if words == 'no change' else words} at batch {pair[0]['batch']}"
     return "speed not compared" if measurement["compressed"].get("latency") else "speed not measured"
@@ -184,7 +195,7 @@ def _reservations(measurement: dict[str, Any], accuracy: AccuracyChange | None) 
         smaller = _size(*packed)
         if smaller.endswith("x smaller"):
             found.append(f"only after zstd is it smaller, by {smaller.removesuffix(' smaller')}")
-    told = [(pair[1] or {}, words) for pair in paired_latency(measurement) if (words := _ratio(pair))]
+    told = [(pair[1] or {}, words) for pair in paired_latency(measurement) if (words := _ratio(measurement, pair))]
     slower = [
         f"{words} at batch {row['batch']} with {row['threads']} thread{'s' * (row['threads'] != 1)}"
         for row, words in told[1:]
