@@ -18,7 +18,7 @@ from nutlet.report.audited import (
     task_of,
     victims,
 )
-from nutlet.report.exposure import exposure, level_name, reached
+from nutlet.report.exposure import exposed, level_name, reached
 from nutlet.report.figures import NOT_MEASURED, amount, exact, interval, percent, rate, seconds, size
 from nutlet.report.standards import ANALOGY, VERSIONS
 from nutlet.report.view import Cell, flat
@@ -130,12 +130,6 @@ def audit_view(audit: dict[str, Any]) -> dict[str, Any]:
         "protocol": _protocol(audit),
         "environment": flat(audit["environment"]),
     }
-
-
-def exposed(audit: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return how exposed the file is by itself; audits of before that was asked have it worked out here."""
-    found: list[dict[str, Any]] = audit["exposure"] if "exposure" in audit else exposure(audit)
-    return found
 
 
 def _claims(audit: dict[str, Any]) -> list[tuple[str, list[Measure]]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from nutlet.report.audited import best_clone, best_membership, last, ran, victims
 from nutlet.report.figures import exact, interval, percent, rate
 
-__all__ = ["exposure", "level_name", "reached", "summed_up"]
+__all__ = ["exposed", "exposure", "level_name", "reached", "summed_up"]
 
 Grade = Literal["high", "medium", "low", "cannot tell"]
 CHEAP = 1_000
@@ -29,6 +29,12 @@ def exposure(audit: dict[str, Any]) -> list[dict[str, Any]]:
         if told is not None:
             grade, text = told
             found.append({"question": question, "grade": grade, "answer": text, "rule": rule})
+    return found
+
+
+def exposed(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return how exposed the file is by itself; audits of before that was asked have it worked out here."""
+    found: list[dict[str, Any]] = audit["exposure"] if "exposure" in audit else exposure(audit)
     return found
 
 
