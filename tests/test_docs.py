@@ -96,6 +96,7 @@ def test_page_runs(page: Path, namespace: types.ModuleType, monkeypatch: pytest.
             # As many lines before as on the page, so that a traceback names its line.
             code = compile("\n" * block.line + block.text, str(page), "exec")
             if block.run:
+                monkeypatch.delitem(sys.modules, "net", raising=False)  # the reader's, not that of another page or test
                 exec(code, vars(namespace))
         elif block.language == "bash":
             for words in commands(block.text):

@@ -72,8 +72,8 @@ def ship(
     """
     folder, progress = Path(folder), progress or Progress(quiet=True)
     with locked(folder, progress):
-        shipped, check = export_into(compressed, data, folder, target=target, packed=packed)
         reference = export_original(original, data, folder, compressed.example, target=target)
+        shipped, check = export_into(compressed, data, folder, target=target, packed=packed)
         figures = measure(shipped, data, reference, seconds=seconds, goal=goal, expect=expect, progress=progress)
         findings = write_figures(compressed, original, data, check, figures, folder, command=command, names=names)
         warn(findings, progress)
