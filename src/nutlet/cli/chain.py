@@ -37,10 +37,9 @@ from nutlet.cli.common import (
     command_line,
     goal_of,
     judged_exit,
-    listed,
     loading,
-    numbers,
     print_found,
+    read_data,
     reported,
     short,
     show_result,
@@ -52,6 +51,7 @@ __all__ = ["check", "compress", "diagnose"]
 @app.command()
 @reported
 def check(
+    context: typer.Context,
     model: ModelSpec,
     data: DataSpec,
     recipe: Annotated[
@@ -79,21 +79,10 @@ def check(
     with loading():
         from nutlet.compression.check import check as ask
         from nutlet.compression.teacher import load_teacher
-        from nutlet.loading import load_data, load_model
+        from nutlet.loading import load_model
         from nutlet.progress import Progress
 
-    examples = load_data(
-        data,
-        test,
-        task=task,
-        label=label,
-        drop=listed(drop),
-        mean=numbers("--mean", mean),
-        std=numbers("--std", std),
-        calibration=calibration,
-        validation=validation,
-        seed=seed,
-    )
+    examples = read_data(context)
     found = ask(
         load_model(model, weights),
         examples,
@@ -111,6 +100,7 @@ def check(
 @app.command()
 @reported
 def compress(
+    context: typer.Context,
     model: ModelSpec,
     data: DataSpec,
     recipe: Annotated[Path, typer.Option("--recipe", "-r", help="YAML file with the steps; see `nutlet methods`.")],
@@ -145,7 +135,7 @@ def compress(
         from nutlet.compression.recipe import load_recipe
         from nutlet.compression.ship import refuse_other, ship
         from nutlet.compression.teacher import load_teacher
-        from nutlet.loading import load_data, load_model
+        from nutlet.loading import load_model
         from nutlet.locks import locked
         from nutlet.progress import Progress
 
@@ -157,19 +147,7 @@ def compress(
         if not replace:
             refuse_other(out, steps)
         original = load_model(model, weights)
-        examples = load_data(
-            data,
-            test,
-            task=task,
-            label=label,
-            drop=listed(drop),
-            mean=numbers("--mean", mean),
-            std=numbers("--std", std),
-            augment=augment,
-            calibration=calibration,
-            validation=validation,
-            seed=seed,
-        )
+        examples = read_data(context)
         result = run_chain(
             original, steps, examples, teacher=guide, seed=seed, workdir=out / "steps", expect=expect, progress=progress
         )
@@ -193,6 +171,7 @@ def compress(
 @app.command()
 @reported
 def diagnose(
+    context: typer.Context,
     model: ModelSpec,
     data: DataSpec,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder that `nutlet compress` wrote.")] = Path("out"),
@@ -221,24 +200,12 @@ def diagnose(
         from nutlet.compression.diagnose import diagnose as look_into
         from nutlet.compression.sanity import look, warn
         from nutlet.compression.teacher import load_teacher
-        from nutlet.loading import load_data, load_model
+        from nutlet.loading import load_model
         from nutlet.locks import locked
         from nutlet.progress import Progress
         from nutlet.report import write_diagnosis
 
-    data_of_run = load_data(
-        data,
-        test,
-        task=task,
-        label=label,
-        drop=listed(drop),
-        mean=numbers("--mean", mean),
-        std=numbers("--std", std),
-        augment=augment,
-        calibration=calibration,
-        validation=validation,
-        seed=seed,
-    )
+    data_of_run = read_data(context)
     original = load_model(model, weights)
     progress = Progress(quiet=quiet or as_json)
     warn(look(original, data_of_run, expect=expect), progress)

@@ -25,7 +25,8 @@ __all__ = [
     "AsJson", "Augmented", "Calibration", "DataSpec", "Drop", "EndpointConfig", "Expected", "Label", "MaxBytes",
     "MaxLoss", "Mean", "MinSpeedup", "ModelSpec", "Output", "Owned", "Quiet", "Replace", "Seconds", "Seed", "Std",
     "TaskName", "TeacherSpec", "TestSpec", "Unpacked", "Validation", "Weights", "app", "command_line", "counts",
-    "goal_of", "judged_exit", "listed", "loading", "numbers", "print_found", "reported", "short", "show", "show_result",
+    "goal_of", "judged_exit", "listed", "loading", "numbers", "print_found", "read_data", "reported", "short",
+    "show", "show_result",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -184,6 +185,22 @@ def short(spec: str) -> str:
 def command_line() -> str:
     """Return how this run was started, for a report, without the secrets that an address holds."""
     return without_secrets("nutlet " + shlex.join(sys.argv[1:]))
+
+
+def read_data(context: typer.Context) -> Any:
+    """Read and split the data that the options of a command name, as far as it has those options."""
+    from nutlet.loading import load_data
+
+    given = context.params
+    passed = ("task", "label", "augment", "calibration", "validation", "seed")
+    return load_data(
+        given["data"],
+        given["test"],
+        drop=listed(given["drop"]),
+        mean=numbers("--mean", given["mean"]),
+        std=numbers("--std", given["std"]),
+        **{name: given[name] for name in passed if name in given},
+    )
 
 
 def goal_of(max_loss: float | None, max_bytes: str, min_speedup: float | None) -> Any:

@@ -33,10 +33,9 @@ from nutlet.cli.common import (
     Weights,
     app,
     goal_of,
-    listed,
     loading,
-    numbers,
     print_found,
+    read_data,
     reported,
     short,
 )
@@ -78,7 +77,7 @@ def suggest(
     """Try several recipes for a goal, and name the smallest file that is shown to meet it."""
     with loading():
         from nutlet.compression.suggest import suggest as search
-        from nutlet.loading import load_data, load_model
+        from nutlet.loading import load_model
         from nutlet.locks import locked
         from nutlet.progress import Progress
 
@@ -89,19 +88,7 @@ def suggest(
         )
     progress = Progress(quiet=quiet or as_json)
     with locked(out, progress):
-        examples = load_data(
-            data,
-            test,
-            task=task,
-            label=label,
-            drop=listed(drop),
-            mean=numbers("--mean", mean),
-            std=numbers("--std", std),
-            augment=augment,
-            calibration=calibration,
-            validation=validation,
-            seed=seed,
-        )
+        examples = read_data(context)
         found = search(
             load_model(model, weights),
             examples,

@@ -28,6 +28,7 @@ from nutlet.cli.common import (
     loading,
     numbers,
     print_found,
+    read_data,
     reported,
     short,
 )
@@ -57,6 +58,7 @@ def _confirm(where: str, inputs: int, price: float, kept: int, *, yes: bool) -> 
 @app.command()
 @reported
 def audit(
+    context: typer.Context,
     file: Annotated[str, typer.Argument(help="The ONNX file to audit, or the address of an endpoint.")],
     data: DataSpec,
     against: Annotated[Path | None, typer.Option("--against", "-a", help="The original's ONNX file.")] = None,
@@ -115,7 +117,7 @@ def audit(
         from nutlet.auditing import Protocol, audit_files, read_attacks
         from nutlet.auditing.estimate import inputs_to_send
         from nutlet.compression.recipe import load_recipe
-        from nutlet.loading import load_data, load_inputs, load_model
+        from nutlet.loading import load_inputs, load_model
         from nutlet.locks import locked
         from nutlet.oracle import CachedSource, Disclosure, load_endpoint
         from nutlet.progress import Progress
@@ -135,17 +137,7 @@ def audit(
     )
     with locked(out, progress):
         centre, scale = numbers("--mean", mean), numbers("--std", std)
-        examples = load_data(
-            data,
-            test,
-            label=label,
-            drop=listed(drop),
-            mean=centre,
-            std=scale,
-            augment=augment,
-            validation=validation,
-            seed=seed,
-        )
+        examples = read_data(context)
         asked = None
         if transfer is not None:
             asked = load_inputs(transfer, columns=examples.columns, mean=centre, std=scale)

@@ -75,7 +75,8 @@ def ship(
         reference = export_original(original, data, folder, compressed.example, target=target)
         shipped, check = export_into(compressed, data, folder, target=target, packed=packed)
         figures = measure(shipped, data, reference, seconds=seconds, goal=goal, expect=expect, progress=progress)
-        findings = write_figures(compressed, original, data, check, figures, folder, command=command, names=names)
+        doubts = look(original, data)
+        findings = write_figures(compressed, doubts, data, check, figures, folder, command=command, names=names)
         warn(findings, progress)
     return figures, check
 
@@ -107,7 +108,7 @@ def _describe(form: Format, file: Path, data: Data) -> None:
 
 def write_figures(
     compressed: Compressed,
-    original: nn.Module,
+    doubts: Sequence[Finding],
     data: Data,
     check: Parity,
     figures: Measurement,
@@ -116,8 +117,12 @@ def write_figures(
     command: str = "",
     names: tuple[str, str] = ("", ""),
 ) -> list[Finding]:
-    """Write report and saved form of a file that was exported and measured; return what is doubtful about the run."""
-    findings = [*look(original, data), *figures.findings]
+    """Write report and saved form of a file that was exported and measured; return what is doubtful about the run.
+
+    Args:
+        doubts: about the original, see :func:`nutlet.compression.sanity.look`.
+    """
+    findings = [*doubts, *figures.findings]
     if (seen := _seen(compressed, data, figures)) is not None:
         findings.append(seen)
         compressed = compressed.noted(str(seen))

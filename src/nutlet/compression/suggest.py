@@ -17,6 +17,7 @@ from nutlet.compression.compressed import MANIFEST, Compressed
 from nutlet.compression.gate import Admitted, admit
 from nutlet.compression.pipeline import compress, step_folders
 from nutlet.compression.recipe import Recipe, dump_recipe, read_steps
+from nutlet.compression.sanity import look
 from nutlet.compression.ship import export_into, export_original, refuse_other, write_figures
 from nutlet.compression.stock import Propose, in_turn, stock_recipes
 from nutlet.compression.time_estimate import Stopwatch
@@ -232,12 +233,13 @@ def suggest(
             raise ConfigError(f"no recipe was left to measure ({why}); expected one: give more --minutes, or a recipe")
         original = export_original(model, data, folder, trial.example)
         figures = iter(measure_all(files, data, original, seconds=seconds, goal=goal, progress=progress))
+        doubts = look(model, data)
         candidates = []
         for candidate, result, shipped, check in made:
             if result is not None and shipped is not None and check is not None:
                 candidate = dataclasses.replace(candidate, measurement=(found := next(figures)))
                 write_figures(
-                    result, model, data, check, found, candidate.folder, command=candidate.command, names=names
+                    result, doubts, data, check, found, candidate.folder, command=candidate.command, names=names
                 )
             candidates.append(candidate)
         suggestion = Suggestion(goal, tuple(candidates))

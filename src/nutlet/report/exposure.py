@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 from nutlet.report.audited import best_clone, best_membership, last, ran, victims
-from nutlet.report.figures import exact, interval, percent, rate
+from nutlet.report.figures import estimated, exact, percent, rate
 
 __all__ = ["exposed", "exposure", "level_name", "reached", "summed_up"]
 
@@ -86,17 +87,15 @@ def level_name(text: str) -> str:
     >>> level_name("0.90")
     '90 %'
     """
-    try:
-        return rate(float(text))
-    except ValueError:
-        return text
+    share = _number(text)
+    return rate(share) if math.isfinite(share) else text
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return float("inf")
+        return math.inf
 
 
 def _two_digits(value: float) -> int:
@@ -137,7 +136,7 @@ def _without_asking(audit: dict[str, Any]) -> tuple[Grade, str] | None:
         return None
     value = alone["value"]
     grade: Grade = "high" if value >= 0.9 else "medium" if value >= 0.7 else "low"
-    return grade, f"the same thief who never asks agrees with it on {_share(alone)} of inputs"
+    return grade, f"the same thief who never asks agrees with it on {estimated(alone)} of inputs"
 
 
 def _members(audit: dict[str, Any]) -> tuple[Grade, str] | None:
@@ -185,11 +184,6 @@ def _start(audit: dict[str, Any]) -> tuple[Grade, str] | None:
     return grade, (
         f"with few labels a new task is learned to {percent(started[0])} from it, to {percent(nothing[0])} from nothing"
     )
-
-
-def _share(estimate: dict[str, Any]) -> str:
-    span = interval(estimate["low"], estimate["high"])
-    return f"{percent(estimate['value'])} ({span})" if span else percent(estimate["value"])
 
 
 _QUESTIONS: tuple[tuple[str, str, Callable[[dict[str, Any]], tuple[Grade, str] | None]], ...] = (

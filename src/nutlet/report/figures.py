@@ -13,6 +13,7 @@ __all__ = [
     "change",
     "clean",
     "count",
+    "estimated",
     "exact",
     "interval",
     "milliseconds",
@@ -126,6 +127,21 @@ def amount(value: float | None, unit: str, *, sign: bool = False) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.3g}"
+
+
+def estimated(estimate: dict[str, Any]) -> str:
+    """Return an estimate as a text, with its interval where it has one.
+
+    >>> estimated({"value": 0.5, "low": 0.4, "high": 0.6})
+    '50.00 % (40.00 to 60.00 %)'
+    >>> estimated({"value": 2.0, "low": None, "high": None, "unit": "h"})
+    '2 h'
+    """
+    if "unit" in estimate:
+        value, *ends = (amount(estimate[name], estimate["unit"]) for name in ("value", "low", "high"))
+        return value if estimate["low"] is None else f"{value} ({' to '.join(ends)})"
+    span = interval(estimate["low"], estimate["high"])
+    return f"{percent(estimate['value'])} ({span})" if span else percent(estimate["value"])
 
 
 def milliseconds(value: float | None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nutlet.report.audited import best_clone, best_membership, last, names, ran, strictest, task_of, victims
-from nutlet.report.figures import amount, exact, interval, percent, rate
+from nutlet.report.figures import amount, estimated, exact, percent, rate
 from nutlet.verdicts import Verdict, combined
 
 __all__ = ["ANALOGY", "VERSIONS", "findings"]
@@ -101,7 +101,7 @@ def _extraction(audit: dict[str, Any]) -> str | None:
     after, before = sides["after"], sides.get("before")
     assert after is not None
     best = f"the best of {len(clones)} attacks, {attack['name']}," if len(clones) > 1 else attack["name"]
-    agreement = _estimate(after["agreement"])
+    agreement = estimated(after["agreement"])
     alike = f"names the same class on {agreement} of inputs"
     if task_of(audit)["name"] != "classification":
         alike = f"agrees with it to {agreement} on inputs"
@@ -110,7 +110,7 @@ def _extraction(audit: dict[str, Any]) -> str | None:
     )
     baseline = after.get("baseline_agreement")
     text += f"; the same thief without an answer reaches {percent(baseline['value'])}" if baseline else ""
-    text += f"; of {files['before']} the copy reaches {_estimate(before['agreement'])}" if before else ""
+    text += f"; of {files['before']} the copy reaches {estimated(before['agreement'])}" if before else ""
     rest = _shares(audit, others)
     return f"{text}. {rest}" if rest else f"{text}."
 
@@ -125,10 +125,10 @@ def _membership(audit: dict[str, Any]) -> str | None:
     text = "was given too few candidates to speak of low false-positive rates"
     if found:
         level = rate(found["fpr"])
-        text = f"finds {_estimate(found['tpr'])} of the members, and guessing {level}, while {level} of the others are"
+        text = f"finds {estimated(found['tpr'])} of the members, and guessing {level}, while {level} of the others are"
         text += " wrongly named"
         old = [item for item in (sides.get("before") or {}).get("tpr_at") or [] if item["fpr"] == found["fpr"]]
-        text += f" (in {names(audit)['before']}: {_estimate(old[0]['tpr'])})" if old and old[0]["tpr"] else ""
+        text += f" (in {names(audit)['before']}: {estimated(old[0]['tpr'])})" if old and old[0]["tpr"] else ""
     if auc:
         blind = (audit["protocol"]["members"] or {}).get("blind_auc")
         more = f", without any model {blind['value']:.3f}" if blind else ""
@@ -150,9 +150,9 @@ def _stone(audit: dict[str, Any]) -> str | None:
     if point is None:
         return None
     wrong = point.get("agreement_where_wrong")
-    more = f", and repeats {_estimate(wrong)} of its mistakes," if wrong else ""
+    more = f", and repeats {estimated(wrong)} of its mistakes," if wrong else ""
     return (
-        f"A copy that agrees with the file on {_estimate(point['agreement'])} of inputs{more} can stand in for it "
+        f"A copy that agrees with the file on {estimated(point['agreement'])} of inputs{more} can stand in for it "
         "while further attacks are prepared unseen; how well those carry over was not measured."
     )
 
@@ -166,7 +166,7 @@ def _harm(audit: dict[str, Any]) -> str | None:
     text = f"The file is worth what it can do: its {task['metric']} on the evaluation examples is {reached}"
     attack = best_clone(audit)
     point = last(victims(audit, attack)["after"]) if attack else None
-    text += f"; that of the best copy by queries {_estimate(point['accuracy'])}" if point else ""
+    text += f"; that of the best copy by queries {estimated(point['accuracy'])}" if point else ""
     for claim in audit["claims"]:
         for row in claim["rows"] if claim["claim"] == "worth less to a thief" else ():
             if row["after"] is not None:
@@ -182,19 +182,11 @@ def _shares(audit: dict[str, Any], attacks: list[dict[str, Any]]) -> str | None:
         sides = victims(audit, attack)
         share, old = sides["after"].get("share"), (sides.get("before") or {}).get("share")
         if share:
-            text = f"{attack['name']} found {_estimate(share)} of what it looked for in {files['after']}"
-            parts.append(text + (f" ({files['before']}: {_estimate(old)})" if old else ""))
+            text = f"{attack['name']} found {estimated(share)} of what it looked for in {files['after']}"
+            parts.append(text + (f" ({files['before']}: {estimated(old)})" if old else ""))
         else:
             parts.append(f"{attack['name']} was run on {files['after']}, without a figure for how much it found")
     return f"{'; '.join(parts)}." if parts else None
-
-
-def _estimate(estimate: dict[str, Any]) -> str:
-    if "unit" in estimate:
-        value, *ends = (amount(estimate[name], estimate["unit"]) for name in ("value", "low", "high"))
-        return value if estimate["low"] is None else f"{value} ({' to '.join(ends)})"
-    span = interval(estimate["low"], estimate["high"])
-    return f"{percent(estimate['value'])} ({span})" if span else percent(estimate["value"])
 
 
 _KINDS = (
